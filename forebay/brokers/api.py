@@ -1,0 +1,251 @@
+"""
+What a broker driver implements, and all that the rest of the program may rely on.
+
+Batches in, one aligned result per message out. Settlement is data: the processor
+decides, and `Subscription.settle` is the one place that applies the decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol, runtime_checkable
+
+from forebay.errors import PublishError
+from forebay.message import Message
+
+Durability = Literal["unsynced", "journaled", "synced", "replicated"]
+
+DURABILITIES: tuple[Durability, ...] = ("unsynced", "journaled", "synced", "replicated")
+"""From the weakest to the strongest; compare by index."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PublishResult:
+    """What became of one message of a `publish` call. Exactly one of `durability` and `error` is set."""
+
+    message_id: str
+    durability: Durability | None = None
+    """How safe the message is now: what a 202 may promise."""
+    error: PublishError | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why one attempt at a message failed."""
+
+    reason: str
+    """For lists, logs and metrics: code, constraint and column, never row values."""
+    error_class: str
+    """Groups like with like: "CheckViolation", "expired", "idempotency-conflict"."""
+    destination: str = ""
+    """The sink that failed, by its `destination` name."""
+    detail: str = field(default="", repr=False)
+    """The destination's own text; it may hold row values, so it is stored and never logged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """How a message came to rest in a dead-letter queue. Travels with it on every broker."""
+
+    failure: Failure
+    queue: str
+    """Where it was given up, and where a redrive sends it back to."""
+    attempts: int
+    """Counted tries, the last one included."""
+    died_at: datetime
+    original_id: str | None = None
+    """The id it was sent with, when it rests here under another (`idempotency-conflict`)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Delivery:
+    """One message on loan to us. Every delivery is settled exactly once. Never changed in place."""
+
+    message: Message
+    queue: str
+    attempt: int
+    """1 for the first try; each `Retry` adds one, `Release` and crashes add none."""
+    receipt: object = field(repr=False, compare=False)
+    """Opaque; read only by the subscription that issued it."""
+    deferrals: int = 0
+    """How often it was handed back without counting, where the broker can tell."""
+    death: Death | None = None
+    """Set on what comes from a dead-letter queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done: forget the message."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Failed: deliver again after `delay` seconds with `attempt` one higher."""
+
+    delivery: Delivery
+    delay: float
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """
+    Give up: move the message to the queue's dead-letter queue, with the reason.
+
+    `new_id` is the id it gets there, when it must not keep its own.
+    """
+
+    delivery: Delivery
+    failure: Failure
+    new_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Not our turn: hand it back now, uncounted (shutdown, open breaker)."""
+
+    delivery: Delivery
+
+
+Settlement = Ack | Retry | DeadLetter | Release
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """Where drivers honestly differ. Contract tests and the table in docs/drivers.md read these."""
+
+    durability: Durability
+    """The best that a publish can reach as configured."""
+    ordering: Literal["none", "one_subscription", "by_key"]
+    """Publish order is kept never, with a single subscription, or per ordering key. Not for retries."""
+    bounded: bool
+    """Can refuse a publish with QueueFull."""
+    max_body_bytes: int
+    retry_delays: tuple[float, ...] | None
+    """Seconds; a delay is made of steps of these, never early. None: any delay is exact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """How much a queue holds. What the broker cannot tell is None, never guessed."""
+
+    waiting: int | None
+    """Ready to be received now."""
+    scheduled: int | None
+    """Waiting for their time: delayed, or between two attempts."""
+    in_hand: int | None
+    """On loan to a consumer."""
+    bytes: int | None
+    """Bodies of all of these together."""
+    oldest_age: float | None
+    """Seconds since the oldest of these was accepted."""
+
+
+class Publisher(Protocol):
+    async def publish(
+        self, queue: str, messages: Sequence[Message], *, timeout: float
+    ) -> list[PublishResult]:
+        """
+        Store messages durably; return one result per message, in the same order.
+
+        Per-message trouble is in the results, never raised, so half a batch can
+        succeed. After `timeout` seconds what is still unanswered is reported as
+        PublishUnconfirmed. Cancelling the call does not take the messages back.
+
+        Raises:
+            QueueNotFound: the queue was never declared; nothing was sent.
+            BrokerUnavailable: no connection; nothing was sent.
+            BrokerClosed: called after close().
+        """
+        ...
+
+
+class Subscription(Protocol):
+    async def receive(self, max_messages: int, max_wait: float) -> list[Delivery]:
+        """
+        Return as soon as `max_messages` are ready, or `max_wait` seconds have passed.
+
+        May return fewer than asked for, or none; never more, and never so many that
+        the unsettled exceed `prefetch`. Undecodable messages never get here: the
+        driver dead-letters them. Cancelling the call loses nothing.
+
+        Raises:
+            BrokerUnavailable: nothing was borrowed.
+        """
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        """
+        Apply settlements; return the deliveries that were no longer ours.
+
+        Copies made by Retry and DeadLetter are durable before the original is let
+        go, so a crash here duplicates and never loses. An Ack may be lost in a
+        crash: delivery is at least once.
+
+        Raises:
+            BrokerUnavailable: whatever was not applied will be delivered again.
+        """
+        ...
+
+
+@runtime_checkable
+class Broker(Publisher, Protocol):
+    """
+    One broker as one process sees it. Made by its driver's `open`, from a URL and settings.
+
+    One instance belongs to one event loop. Methods may be called concurrently.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def declare(self, queue: str) -> None:
+        """
+        Create the queue and its dead-letter queue. Idempotent.
+
+        Raises:
+            BrokerUnavailable: it may or may not have been created; call again.
+        """
+        ...
+
+    async def declared_queues(self) -> list[str] | None:
+        """The queues that exist, without their dead-letter queues; None where the broker cannot tell."""
+        ...
+
+    def subscribe(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
+        """
+        Lend messages of `queue`, at most `prefetch` unsettled at once.
+
+        `queue` may be a dead-letter queue. Leaving the context releases what is
+        unsettled, uncounted.
+
+        Raises:
+            QueueNotFound, BrokerUnavailable: on entering the context.
+        """
+        ...
+
+    async def depth(self, queue: str) -> Depth:
+        """
+        How much the queue holds; never takes a message off it to find out.
+
+        Raises:
+            QueueNotFound, BrokerUnavailable.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return if a publish would be taken now; raise BrokerUnavailable with the reason if not."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections, within a few seconds whatever the broker does. Idempotent."""
+        ...

@@ -1,0 +1,17 @@
+"""The `[broker]` table: one URL picks the driver, one table per driver tunes it."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from forebay.brokers.sqlite.settings import SQLiteSettings
+from forebay.section import Section
+
+
+class BrokerSettings(Section):
+    """Where messages wait."""
+
+    url: SecretStr | None = None
+    """sqlite:///path (memory:// for tests); the scheme picks the driver. No default but in `forebay dev`."""
+    sqlite: SQLiteSettings = SQLiteSettings()
+    """Tunes the embedded queue; ignored by other drivers."""

@@ -1,0 +1,160 @@
+"""
+How a message's metadata travels in broker headers, the body beside it untouched.
+
+The id, content type and time of acceptance use the broker's own properties where
+it has them; all else is text in headers named `forebay-*`, with a version, so that
+old and new releases work side by side during a rolling deploy. A reader takes any
+version: it uses the names it knows and passes on the rest. The producer's own
+headers travel under `forebay-meta-<name>`: an unknown `forebay-*` name of a later
+release cannot be mistaken for one of them.
+
+Times are integer microseconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from forebay.brokers.api import Death, Failure
+from forebay.errors import MessageDecodeError
+from forebay.message import Message
+
+VERSION = "1"
+
+V = "forebay-v"
+ID = "forebay-id"
+CONTENT_TYPE = "forebay-content-type"
+ACCEPTED_AT = "forebay-accepted-at"
+KEY = "forebay-key"
+NOT_BEFORE = "forebay-not-before"
+EXPIRES_AT = "forebay-expires-at"
+META = "forebay-meta-"
+ATTEMPT = "forebay-attempt"
+DEFERRALS = "forebay-deferrals"
+DEAD_REASON = "forebay-dead-reason"
+DEAD_CLASS = "forebay-dead-class"
+DEAD_DESTINATION = "forebay-dead-destination"
+DEAD_DETAIL = "forebay-dead-detail"
+DEAD_QUEUE = "forebay-dead-queue"
+DEAD_ATTEMPTS = "forebay-dead-attempts"
+DEAD_AT = "forebay-dead-at"
+DEAD_ORIGINAL_ID = "forebay-dead-original-id"
+
+MAX_DETAIL = 2_000
+"""Characters of a failure's detail that travel; headers must not outgrow the broker's frame."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(when: datetime) -> int:
+    """Microseconds since the epoch, exactly: a float would be off by one now and then."""
+    return (when - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A message with what its headers say about its way so far."""
+
+    message: Message
+    attempt: int
+    deferrals: int
+    death: Death | None
+
+
+def encode(
+    message: Message, *, attempt: int = 1, deferrals: int = 0, death: Death | None = None
+) -> dict[str, str]:
+    """All of it as headers; a driver leaves out what it keeps in properties or columns of its own."""
+    headers = {
+        V: VERSION,
+        ID: message.id,
+        CONTENT_TYPE: message.content_type,
+        ACCEPTED_AT: str(to_micros(message.accepted_at)),
+    }
+    if message.key is not None:
+        headers[KEY] = message.key
+    if message.not_before is not None:
+        headers[NOT_BEFORE] = str(to_micros(message.not_before))
+    if message.expires_at is not None:
+        headers[EXPIRES_AT] = str(to_micros(message.expires_at))
+    if attempt != 1:
+        headers[ATTEMPT] = str(attempt)
+    if deferrals:
+        headers[DEFERRALS] = str(deferrals)
+    for name, value in message.headers.items():
+        headers[META + name] = value
+    if death is not None:
+        headers |= encode_death(death)
+    return headers
+
+
+def encode_death(death: Death) -> dict[str, str]:
+    failure = death.failure
+    headers = {
+        DEAD_REASON: failure.reason,
+        DEAD_CLASS: failure.error_class,
+        DEAD_DESTINATION: failure.destination,
+        DEAD_QUEUE: death.queue,
+        DEAD_ATTEMPTS: str(death.attempts),
+        DEAD_AT: str(to_micros(death.died_at)),
+    }
+    if failure.detail:
+        headers[DEAD_DETAIL] = failure.detail[:MAX_DETAIL]
+    if death.original_id is not None:
+        headers[DEAD_ORIGINAL_ID] = death.original_id
+    return headers
+
+
+def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
+    """
+    The message that `encode` made these headers of.
+
+    Raises:
+        MessageDecodeError: a header is missing or does not hold what its name says.
+    """
+    try:
+        return Decoded(
+            message=Message(
+                id=headers[ID],
+                body=body,
+                accepted_at=from_micros(int(headers[ACCEPTED_AT])),
+                key=headers.get(KEY),
+                headers={n[len(META) :]: v for n, v in headers.items() if n.startswith(META)},
+                content_type=headers.get(CONTENT_TYPE, "application/octet-stream"),
+                not_before=_time(headers, NOT_BEFORE),
+                expires_at=_time(headers, EXPIRES_AT),
+            ),
+            attempt=int(headers.get(ATTEMPT, "1")),
+            deferrals=int(headers.get(DEFERRALS, "0")),
+            death=decode_death(headers),
+        )
+    except (KeyError, ValueError, OverflowError) as error:
+        raise MessageDecodeError(f"not a Forebay message: {error!r}") from error
+
+
+def decode_death(headers: Mapping[str, str]) -> Death | None:
+    if DEAD_AT not in headers:
+        return None
+    return Death(
+        failure=Failure(
+            reason=headers.get(DEAD_REASON, ""),
+            error_class=headers.get(DEAD_CLASS, ""),
+            destination=headers.get(DEAD_DESTINATION, ""),
+            detail=headers.get(DEAD_DETAIL, ""),
+        ),
+        queue=headers.get(DEAD_QUEUE, ""),
+        attempts=int(headers.get(DEAD_ATTEMPTS, "1")),
+        died_at=from_micros(int(headers[DEAD_AT])),
+        original_id=headers.get(DEAD_ORIGINAL_ID),
+    )
+
+
+def _time(headers: Mapping[str, str], name: str) -> datetime | None:
+    return from_micros(int(headers[name])) if name in headers else None

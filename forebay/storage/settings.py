@@ -1,0 +1,24 @@
+"""The `[database]` table."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from forebay.section import PositiveSeconds, Section
+
+
+class DatabaseSettings(Section):
+    """Where messages end up."""
+
+    url: SecretStr | None = None
+    """postgresql://user:password@host/name or sqlite:///path. No default but in `forebay dev`."""
+    payload: bool = True
+    """Keep a queryable JSON copy of each body that is JSON, beside the exact bytes."""
+    connect_timeout: PositiveSeconds = 5.0
+    """How long one attempt to connect may take."""
+    statement_timeout: PositiveSeconds = 30.0
+    """How long one statement may take before the server ends it."""
+    lock_timeout: PositiveSeconds = 5.0
+    """How long one statement may wait for a lock."""
+    pool_size: int = 4
+    """Connections kept per process."""

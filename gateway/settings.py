@@ -1,0 +1,46 @@
+"""The `[gateway]` table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from forebay.brokers.api import Durability
+from forebay.section import ByteCount, PositiveSeconds, Seconds, Section
+
+
+class GatewaySettings(Section):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    """Where to listen. Beyond loopback, authentication is required."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Where to listen; 0 picks a free port and prints it."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes that share the port. One per container and more replicas is the better default."""
+    insecure_no_auth: bool = False
+    """Listen beyond loopback without authentication: anyone who reaches the port may post."""
+    keys_file: Path | None = None
+    """API keys (hashes); re-read on change."""
+    max_body_bytes: ByteCount = 900_000
+    """Larger bodies are answered 413, before the rest is read."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 2_000
+    """Requests whose message is being read or published; above it 503 + Retry-After."""
+    max_in_flight_bytes: ByteCount = 32 * 2**20
+    """Body bytes of those requests together; above it 503 + Retry-After."""
+    request_timeout: PositiveSeconds = 5.0
+    """Every request is answered within this time after its body arrived."""
+    body_timeout: PositiveSeconds = 10.0
+    """The longest pause between two pieces of a body; then 408."""
+    min_durability: Durability = "journaled"
+    """The weakest durability that may be answered 202."""
+    keep_headers: tuple[str, ...] = ()
+    """Request headers kept with the message, besides Forebay-Meta-* and ce-*."""
+    idempotency_memory: Annotated[int, Field(ge=0)] = 100_000
+    """Idempotency keys whose replies one process remembers."""
+    drain_delay: Seconds = 0.0
+    """After SIGTERM: how long to go on serving while /readyz already says 503."""
+    shutdown_timeout: PositiveSeconds = 25.0
+    """After that: how long requests in flight may take before they are cut off."""
