@@ -1,0 +1,47 @@
+# `make help` lists what there is.
+#
+# Everything is installed into .venv, from this checkout. A stamp beside it says what
+# is installed already, so that a second run starts at once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ONLY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check soak bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/.installed ## start Forebay on 127.0.0.1:8080 (ARGS="--port 9000" goes to `forebay dev`)
+	@exec $(BIN)/python scripts/foreground.py $(BIN)/forebay dev $(ARGS)
+
+test: .venv/.installed-dev ## everything that CI runs: style, types, and every test, with the servers they need
+	@exec scripts/run-tests
+
+check: .venv/.installed-dev ## style, format, types and imports
+	@scripts/run-checks && exec $(BIN)/python -m pytest -q --no-header tests/architecture
+
+soak: .venv/.installed-dev ## the long tests: full real input, 20 power cuts (ONLY=flights, ONLY=power)
+	@scripts/install-servers
+	@exec $(BIN)/python -m tests.soak $(ONLY)
+
+bench: .venv/.installed-dev ## the benchmarks behind the README's figures (ONLY=ingest, drain, backlog, sink_write)
+	@scripts/install-servers wrk
+	@exec $(BIN)/python -m bench $(ONLY)
+
+clean: ## remove .venv and what the tools cache; keeps forebay-data
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+.venv/.made: scripts/make-venv
+	@PYTHON=$(PYTHON) scripts/make-venv
+
+.venv/.installed: .venv/.made pyproject.toml
+	@echo "Installing Forebay and what it needs into .venv (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[postgresql]'
+	@touch $@
+
+.venv/.installed-dev: .venv/.made pyproject.toml
+	@echo "Installing Forebay and what its tests need into .venv (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch .venv/.installed $@

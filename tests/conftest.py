@@ -1,0 +1,53 @@
+"""What every test may ask for: servers, marked by what they need, and a plain word about what did not run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.needs import missing_server
+from tests.servers.postgres import Postgres, PostgresNotInstalled
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of our own, shared by the session; a test that stops it starts it again."""
+    try:
+        # Without fsync: no test cuts the power of this server, and the disk is shared with the queue's.
+        server = Postgres(durable=False)
+    except PostgresNotInstalled as missing:
+        missing_server(str(missing))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The URL of an empty database that nobody else uses."""
+    return postgres.create_database()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests get the marker of what they use, so that `-m "not external"` and `-m "not system"` just work."""
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("external")
+        if HERE / "system" in item.path.parents:
+            item.add_marker("system")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason why something did not run."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.getreports("skipped"):
+        if isinstance(report.longrepr, tuple):
+            reasons[str(report.longrepr[2]).removeprefix("Skipped: ")] += 1
+    if reasons:
+        terminalreporter.section("not run here", sep="-")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count} x {reason}")
