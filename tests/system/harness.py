@@ -128,12 +128,15 @@ class Answer:
 
 
 def http(
-    method: str, url: str, body: bytes | None = None, *, timeout: float = 15.0, **headers: str
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout: float = 15.0,
 ) -> Answer:
-    """One request; header names are written with underscores."""
-    request = urllib.request.Request(url, data=body, method=method)
-    for name, value in headers.items():
-        request.add_header(name.replace("_", "-"), value)
+    """One request; an error status is an answer like any other."""
+    request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return Answer(response.status, dict(response.headers.items()), response.read())
