@@ -1,0 +1,32 @@
+-- wrk: one-message POSTs of a 500-byte JSON body; with KEYS=1 each with an idempotency key of its own.
+local keyed = os.getenv("KEYS") == "1"
+local run = os.getenv("RUN") or "run"
+
+local head = '{"order_id":12345,"customer":"a customer name","lines":[{"sku":"ABC-1","qty":2,"price":12.5}],"note":"'
+local tail = '"}'
+wrk.method = "POST"
+wrk.body = head .. string.rep("x", 500 - #head - #tail) .. tail
+wrk.headers["Content-Type"] = "application/json"
+
+local threads = 0
+function setup(thread)
+  thread:set("number", threads)
+  threads = threads + 1
+end
+
+if keyed then
+  local sent = 0
+  function request()
+    sent = sent + 1
+    wrk.headers["Idempotency-Key"] = run .. "-" .. number .. "-" .. sent
+    return wrk.format()
+  end
+end
+
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    '\nRESULT {"requests":%d,"seconds":%.6f,"refused":%d,"broken":%d,"p50_ms":%.3f,"p99_ms":%.3f}\n',
+    summary.requests, summary.duration / 1e6, e.status, e.connect + e.read + e.write + e.timeout,
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+end
