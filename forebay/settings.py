@@ -1,0 +1,301 @@
+"""
+The settings of a whole installation: one frozen tree, read once, strict about names.
+
+Order, the first that says something wins: flag > FOREBAY_* variable (`__` nests) > the
+file named by a FOREBAY_*_FILE variable > settings file (--config, $FOREBAY_CONFIG,
+./forebay.toml) > default. `[queue_defaults]` stands below every `[queues.<name>]`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+
+from consumers.settings import ConsumerSettings, QueueSettings
+from forebay.brokers.naming import check_queue_name
+from forebay.brokers.settings import BrokerSettings
+from forebay.errors import SettingsError
+from forebay.section import Section
+from forebay.settings_schema import example, is_path, is_setting, kind_of, leaf_settings, suggestion
+from forebay.settings_sources import Assignment, SettingPath, dotted, from_environment, from_toml
+from forebay.storage.settings import DatabaseSettings
+from gateway.settings import GatewaySettings
+
+DEFAULT_FILE = "forebay.toml"
+
+_HANDLER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class Settings(Section):
+    """Everything that can be set. Each process reads the parts that it needs."""
+
+    queue_names: tuple[str, ...] = ()
+    """Queues that exist with the defaults: "orders,clicks", or a list in TOML."""
+    queue_defaults: QueueSettings = QueueSettings()
+    """What every queue starts from."""
+    queues: dict[str, QueueSettings] = Field(default_factory=dict)
+    """One table per queue, `[queues.orders]`. Once loaded, those of `queue_names` are in it too."""
+    broker: BrokerSettings = BrokerSettings()
+    """Where messages wait."""
+    database: DatabaseSettings = DatabaseSettings()
+    """Where messages end up."""
+    gateway: GatewaySettings = GatewaySettings()
+    """The HTTP side."""
+    consumer: ConsumerSettings = ConsumerSettings()
+    """The consumers of one process."""
+
+    def queue(self, name: str) -> QueueSettings:
+        """The settings of one queue; of a queue that is not named anywhere, the defaults."""
+        return self.queues.get(name, self.queue_defaults)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A setting given on the command line. `value` None: not given."""
+
+    setting: str
+    """Dotted: "gateway.port"."""
+    flag: str
+    """As the user types it: "--port"."""
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    settings: Settings
+    provenance: Mapping[str, str]
+    """Where each value that is not a default came from, by the setting's dotted name."""
+    file: Path | None
+    """The settings file, if there is one."""
+
+
+def load(
+    config: Path | None = None,
+    flags: Iterable[Flag] = (),
+    *,
+    fallbacks: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Loaded:
+    """
+    Read all sources into one tree.
+
+    `fallbacks` are a command's own defaults, by dotted name: weaker than any source.
+
+    Raises:
+        SettingsError: one line per setting that is wrong, each with its place.
+    """
+    environ = os.environ if environ is None else environ
+    cwd = Path.cwd() if cwd is None else cwd
+    file = find_file(config, environ, cwd)
+    own = [_fallback(name, value, cwd) for name, value in (fallbacks or {}).items()]
+    from_file = from_toml(file) if file else []
+    from_env = from_environment(environ, _file_settings(), cwd)
+    from_flags = [_of_flag(flag, cwd) for flag in flags if flag.value is not None]
+
+    assignments = [*own, *from_file, *from_env, *from_flags]
+    _refuse_unknown(assignments)
+    values = {a.path: a for a in assignments}
+    _apply_queue_defaults(values)
+    settings = _build(values)
+    return Loaded(settings, {dotted(p): a.origin for p, a in values.items()}, file)
+
+
+def find_file(config: Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
+    """The settings file in use. One that somebody named must exist."""
+    named = config or (Path(environ["FOREBAY_CONFIG"]) if environ.get("FOREBAY_CONFIG") else None)
+    file = cwd / (named or DEFAULT_FILE)
+    if file.is_file():
+        return file
+    if named is None:
+        return None
+    by = "--config" if config else "FOREBAY_CONFIG"
+    raise SettingsError(f"{by} names {file}, which is not there; `forebay config init` writes a new one")
+
+
+def _fallback(name: str, value: object, cwd: Path) -> Assignment:
+    return Assignment(
+        path=tuple(name.split(".")), value=value, origin="default of this command", written=name, base=cwd
+    )
+
+
+def _of_flag(flag: Flag, cwd: Path) -> Assignment:
+    path = tuple(flag.setting.split("."))
+    return Assignment(path=path, value=flag.value, origin=f"flag {flag.flag}", written=flag.flag, base=cwd)
+
+
+def _file_settings() -> frozenset[str]:
+    """The settings that are themselves called something_file, such as gateway.keys_file."""
+    return frozenset(dotted(path) for path in leaf_settings(Settings) if path[-1].endswith("_file"))
+
+
+# ---- names
+
+
+def _refuse_unknown(assignments: Iterable[Assignment]) -> None:
+    wrong: list[str] = []
+    for a in assignments:
+        kind = kind_of(Settings, a.path)
+        if kind == "setting" or (kind == "table" and a.value == {}):
+            continue
+        # A variable names itself; a key of a file needs the place.
+        where = a.written if a.written in a.origin else f"{a.origin}: {a.written}"
+        if kind == "table":
+            wrong.append(f"{where} is a table of settings, not a value")
+        else:
+            wrong.append(f"unknown setting {where}{suggestion(Settings, a)}")
+    _raise(wrong)
+    for a in assignments:
+        if a.path[0] == "queues" and len(a.path) > 1:
+            _checked_name(a.path[1], a)
+
+
+def _checked_name(name: str, a: Assignment) -> str:
+    try:
+        return check_queue_name(name)
+    except SettingsError as error:
+        raise SettingsError(f"{error} ({a.origin})") from None
+
+
+# ---- queues
+
+
+def _queue_names(values: Mapping[SettingPath, Assignment]) -> list[str]:
+    """Every queue that is named, in `queue_names` or by a table of its own."""
+    names: list[str] = []
+    if (given := values.get(("queue_names",))) is not None:
+        if not isinstance(given.value, (str, list, tuple)) or not all(
+            isinstance(n, str) for n in given.value
+        ):
+            raise SettingsError(f'{given.origin}: queue_names must be names; queue_names = "orders,clicks"')
+        texts = given.value.split(",") if isinstance(given.value, str) else given.value
+        names = [_checked_name(text.strip(), given) for text in texts if text.strip()]
+    names += [path[1] for path in values if path[0] == "queues" and len(path) > 1]
+    return list(dict.fromkeys(names))
+
+
+def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
+    """Complete each queue with what `[queue_defaults]` says and it does not."""
+    names = _queue_names(values)
+    defaults = {path[1:]: a for path, a in values.items() if path[0] == "queue_defaults" and len(path) > 1}
+    _imply_python(defaults, {})
+    for name in names:
+        own = {path[2:]: a for path, a in values.items() if path[:2] == ("queues", name) and len(path) > 2}
+        _imply_python(own, defaults)
+        for path, a in (defaults | own).items():
+            values["queues", name, *path] = a
+    for path, a in defaults.items():
+        values["queue_defaults", *path] = a
+    # The tables themselves are no values, and every queue has one now.
+    for path in [p for p, a in values.items() if a.value == {}]:
+        del values[path]
+    for name in names:
+        if not any(path[:2] == ("queues", name) for path in values):
+            values["queues", name] = Assignment(
+                path=("queues", name), value={}, origin="queue_names", written=name, base=Path()
+            )
+
+
+def _imply_python(own: dict[SettingPath, Assignment], defaults: Mapping[SettingPath, Assignment]) -> None:
+    """A handler needs no `sink = "python"` beside it; a queue with another sink drops a default handler."""
+    handler, sink = own.get(("handler",)), own.get(("sink",))
+    if handler is not None:
+        if sink is not None and sink.value != "python":
+            raise SettingsError(
+                f'{handler.origin}: a handler needs sink = "python", but {sink.origin} sets'
+                f" sink = {sink.value!r}; remove one of the two"
+            )
+        if not isinstance(handler.value, str) or not _HANDLER.fullmatch(handler.value):
+            raise SettingsError(
+                f'{handler.origin}: handler {handler.value!r} is not "package.module:function";'
+                ' handler = "shop.orders:handle"'
+            )
+        own[("sink",)] = Assignment(
+            path=("sink",), value="python", origin=f"implied by the handler, {handler.origin}",
+            written="sink", base=handler.base,
+        )  # fmt: skip
+    elif sink is not None and sink.value == "python" and ("handler",) not in defaults:
+        raise SettingsError(f'{sink.origin}: sink = "python" needs a handler; handler = "shop.orders:handle"')
+    elif sink is not None and ("handler",) in defaults and sink.value != "python":
+        own[("handler",)] = Assignment(
+            path=("handler",), value=None, origin=sink.origin, written="handler", base=sink.base
+        )
+
+
+# ---- values
+
+
+def _build(values: Mapping[SettingPath, Assignment]) -> Settings:
+    tree: dict[str, Any] = {}
+    for path, a in values.items():
+        table = tree
+        for name in path[:-1]:
+            table = table.setdefault(name, {})
+        table[path[-1]] = _value(path, a)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        _raise([_line(e, values) for e in error.errors()])
+        raise
+
+
+def _value(path: SettingPath, a: Assignment) -> object:
+    value = a.value
+    if isinstance(value, str):
+        if path[-1] == "url":
+            return _absolute_url(value.strip(), a.base)
+        if is_path(Settings, path):
+            return a.base / value
+        if is_setting(Settings, path, tuple):
+            return tuple(text.strip() for text in value.split(",") if text.strip())
+    return value
+
+
+def _absolute_url(url: str, base: Path) -> str:
+    """`url`, with the path of a relative SQLite URL (three slashes) taken from `base`."""
+    m = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/?][^?]*)(\?.*)?", url)
+    if m is None or m[2].startswith(":memory:"):
+        return url
+    return f"{m[1]}{base / m[2]}{m[3] or ''}"
+
+
+def _line(error: Any, values: Mapping[SettingPath, Assignment]) -> str:
+    path: SettingPath = tuple(str(part) for part in error["loc"])
+    a = values.get(path) or values.get(path[:-1])
+    origin = a.origin if a else "default"
+    what = _what(error, "" if is_setting(Settings, path, SecretStr) else f"{error['input']!r} ")
+    return f"{origin}: {dotted(path)} {what}{example(Settings, path)}"
+
+
+def _what(error: Any, given: str) -> str:
+    kind, context = str(error["type"]), error.get("ctx", {})
+    bounds = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
+    if kind in bounds:
+        words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}[bounds[kind]]
+        return f"must be {words} {context[bounds[kind]]}, not {given.strip()}"
+    if kind.startswith("int"):
+        return f"must be a whole number, not {given.strip()}"
+    if kind.startswith("float"):
+        return f"must be a number, not {given.strip()}"
+    if kind.startswith("bool"):
+        return f"must be true or false, not {given.strip()}"
+    if kind == "literal_error":
+        return f"must be {context['expected']}, not {given.strip()}"
+    if kind == "value_error":
+        return f"is wrong: {context['error']}"
+    return f"{given}is wrong: {error['msg']}"
+
+
+def _raise(lines: list[str]) -> None:
+    if len(lines) == 1:
+        raise SettingsError(lines[0])
+    if lines:
+        raise SettingsError(
+            "\n".join([f"{len(lines)} settings are wrong:", *(f"  {line}" for line in lines)])
+        )

@@ -1,0 +1,190 @@
+"""Questions about a tree of settings sections: what is there, what was meant, how is it shown."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from forebay.settings_sources import Assignment, SettingPath, dotted, variable
+
+Root = type[BaseModel]
+
+ANY_QUEUE = "<name>"
+"""Stands for the name of a queue in the list of all settings."""
+
+
+def leaf_settings(model: Root, above: SettingPath = ()) -> Iterator[SettingPath]:
+    """Every setting, in the order of declaration."""
+    for path, _field in fields(model, above):
+        yield path
+
+
+def fields(model: Root, above: SettingPath = ()) -> Iterator[tuple[SettingPath, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        section, by_name = _section(field)
+        if section is None:
+            yield (*above, name), field
+        else:
+            yield from fields(section, (*above, name, ANY_QUEUE) if by_name else (*above, name))
+
+
+def _section(field: FieldInfo) -> tuple[Root | None, bool]:
+    """The section that a field holds, and whether it holds many by name."""
+    kind = field.annotation
+    if get_origin(kind) is dict:
+        return get_args(kind)[1], True
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind, False
+    return None, False
+
+
+def kind_of(model: Root, path: SettingPath) -> Literal["setting", "table", "unknown"]:
+    """What `path` names."""
+    field, section = _find(model, path)
+    if section is not None:
+        return "table"
+    return "setting" if field is not None else "unknown"
+
+
+def _find(model: Root, path: SettingPath) -> tuple[FieldInfo | None, Root | None]:
+    section: Root | None = model
+    field: FieldInfo | None = None
+    rest = list(path)
+    while rest:
+        if section is None or rest[0] not in section.model_fields:
+            return None, None
+        field = section.model_fields[rest.pop(0)]
+        section, by_name = _section(field)
+        if by_name and rest:
+            rest.pop(0)
+    return field, section
+
+
+def field_of(model: Root, path: SettingPath) -> FieldInfo:
+    field, _ = _find(model, path)
+    if field is None:
+        raise KeyError(dotted(path))
+    return field
+
+
+def is_setting(model: Root, path: SettingPath, kind: type) -> bool:
+    """Does `path` name a setting whose values are of this type (or None)?"""
+    field, _ = _find(model, path)
+    if field is None:
+        return False
+    return any((get_origin(k) or k) is kind for k in _alternatives(field.annotation))
+
+
+def is_path(model: Root, path: SettingPath) -> bool:
+    return is_setting(model, path, Path)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+# ---- suggestions
+
+
+def suggestion(model: Root, a: Assignment) -> str:
+    """What was probably meant by an unknown name, spelled as its source spells names."""
+    env = a.written.isupper() and "." not in a.written
+    queue = a.path[1] if a.path[0] == "queues" and len(a.path) > 1 else "orders"
+    paths = [tuple(queue if part == ANY_QUEUE else part for part in p) for p in leaf_settings(model)]
+    if not env:
+        paths += [p[:n] for p in list(paths) for n in range(1, len(p))]
+    spell = variable if env else dotted
+    names = {spell(path): path for path in paths}
+    # The exact last part in another place is likelier than a similar name in the same place.
+    same_leaf = [name for name, path in names.items() if path[-1] == a.path[-1]]
+    close = difflib.get_close_matches(
+        a.written, same_leaf or list(names), n=1, cutoff=0.4 if same_leaf else 0.7
+    )
+    if close:
+        return f"; did you mean {close[0]}?"
+    where = list(a.path[:-1])
+    while where and kind_of(model, tuple(where)) != "table":
+        where.pop()
+    _, section = _find(model, tuple(where)) if where else (None, model)
+    if section is None:
+        return ""
+    inside = f"in {dotted(tuple(where))} there are" if where else "there are"
+    return f"; {inside} {', '.join(section.model_fields)}"
+
+
+def example(model: Root, path: SettingPath) -> str:
+    """The setting with its default, as TOML, to show how one is written."""
+    field, section = _find(model, path)
+    if field is None or section is not None:
+        return ""
+    default = field.get_default(call_default_factory=True)
+    return f"; {dotted(path)} = {toml_value(default)}" if default is not None else ""
+
+
+# ---- showing values
+
+
+def toml_value(value: object) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int):
+        return str(value)
+    # A JSON string is a TOML basic string.
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def shown(value: object) -> object:
+    """A value as it may be printed: credentials masked."""
+    if isinstance(value, SecretStr):
+        return mask_url(value.get_secret_value())
+    return str(value) if isinstance(value, Path) else value
+
+
+def mask_url(url: str) -> str:
+    """`url` without what opens doors: the password, and query parameters that sound like one."""
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        return "***"
+    # The last @ before the path ends the credentials: a password may hold one, wrongly unescaped.
+    authority, slash, tail = rest.partition("/")
+    if "@" in tail.partition("?")[0] and ":" in authority and "@" not in authority:
+        # An unescaped slash in the password moved its end into what looks like the path.
+        return f"{scheme}://***"
+    user, at, host = authority.rpartition("@")
+    if at:
+        name, colon, _password = user.partition(":")
+        authority = f"{name}:***@{host}" if colon else f"{name}@{host}"
+    tail = re.sub(r"(?i)([?&][^=&]*(?:password|passwd|secret|token)[^=&]*=)[^&]*", r"\1***", tail)
+    return f"{scheme}://{authority}{slash}{tail}"
+
+
+def type_in_words(field: FieldInfo) -> str:
+    """How a setting's values are written, for the reference."""
+    metadata = [type(m).__name__ + getattr(getattr(m, "func", None), "__name__", "") for m in field.metadata]
+    if any("parse_duration" in m for m in metadata):
+        return "duration"
+    if any("parse_size" in m for m in metadata):
+        return "size"
+    words: list[str] = []
+    for kind in _alternatives(field.annotation):
+        if kind is NoneType:
+            continue
+        if get_origin(kind) is Literal:
+            words.append(" or ".join(f'"{v}"' for v in get_args(kind)))
+        else:
+            names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
+            words.append(names.get(get_origin(kind) or kind, "list" if get_origin(kind) is tuple else "URL"))
+    return ", ".join(words)
