@@ -1,0 +1,365 @@
+"""
+A small client for producers: every message is sent with an idempotency key, so that trying again is safe.
+
+    async with Client("http://127.0.0.1:8080") as client:
+        accepted = await client.send("orders", b'{"order": 1}', content_type="application/json")
+
+What may go wrong, and what to do about it:
+
+ClientError
+├── Refused           the gateway said no for good: sending the same message again changes nothing
+│   ├── Unauthorized  no API key, or one that may not send here (401, 403)
+│   └── QueueUnknown  the queue is not declared (404)
+└── GaveUp            every try until the deadline failed; send again with the same idempotency key
+    ├── Unreachable   the last try got no answer
+    └── Busy          the last answer was "not now" (429, 5xx)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from time import time
+from types import TracebackType
+from typing import Final
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+
+from forebay.errors import ForebayError
+from forebay.ids import new_id
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+
+_BASE = 0.1
+_CAP = 5.0
+# Answers that ask for another try. 500 is among them: a gateway with a bug is restarted or
+# replaced, and the idempotency key makes the extra try harmless.
+_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The gateway's promise: the message is stored, this safely."""
+
+    id: str
+    queue: str
+    durability: str
+    """replicated, synced, journaled or unsynced; see docs/drivers.md."""
+    duplicate: bool
+    """The gateway remembers having accepted this idempotency key before; there is still one message."""
+
+
+class ClientError(ForebayError):
+    """
+    A message was not accepted, as far as this client knows.
+
+    `status`, `type` and `detail` are the problem document's (status 0 and an empty type where
+    there was no answer). `maybe_stored` says that some try may have reached the queue: sent again
+    with `idempotency_key` it becomes one message, sent with a new key perhaps two.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        status: int = 0,
+        type: str = "",
+        idempotency_key: str = "",
+        maybe_stored: bool = False,
+    ) -> None:
+        super().__init__(f"{status}: {detail}" if status else detail)
+        self.status = status
+        self.type = type
+        self.detail = detail
+        self.idempotency_key = idempotency_key
+        self.maybe_stored = maybe_stored
+
+
+class Refused(ClientError):
+    """The gateway said no for good."""
+
+
+class Unauthorized(Refused):
+    """No API key, or one that may not send here."""
+
+
+class QueueUnknown(Refused):
+    """The queue is not declared."""
+
+
+class GaveUp(ClientError):
+    """Every try until the deadline failed."""
+
+
+class Unreachable(GaveUp):
+    """The last try got no answer."""
+
+
+class Busy(GaveUp):
+    """The last answer was "not now"."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """Why one try failed, and what the gateway said about the next one."""
+
+    error: type[ClientError]
+    detail: str
+    status: int = 0
+    problem: str = ""
+    retry_after: float = 0.0
+    maybe_stored: bool = False
+
+
+class Client:
+    """
+    Sends messages to one gateway, over at most `connections` connections.
+
+    `retry_for` is how long one message is tried in all, `timeout` how long one try may take, in
+    seconds. Belongs to one event loop; use it as an async context manager or call `close`.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        *,
+        retry_for: float = 60.0,
+        timeout: float = 15.0,
+        connections: int = 64,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._base = url.rstrip("/")
+        if not self._base.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is not a gateway's address; write http://host:port")
+        self._api_key = api_key
+        self._retry_for = retry_for
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._connections = connections
+        self._rng = rng or random.Random()
+        self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[str, str] = {}
+        self.retries = 0
+        """Tries beyond each message's first, so far."""
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Release the connections. Idempotent."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        idempotency_key: str | None = None,
+        ordering_key: str | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Accepted:
+        """
+        Send one message; return once the gateway has stored it.
+
+        Without an idempotency key a random one is made, so that tries of this call are one
+        message; give your own to make calls one message. `delay` is in seconds. `headers` stay
+        with the message (Forebay-Meta-<name>); consumers see them under lower-case names.
+
+        Raises:
+            Refused: at once, with nothing stored.
+            GaveUp: after `retry_for` seconds of trying.
+        """
+        key = idempotency_key or new_id()
+        sent_headers = {"Content-Type": content_type, "Idempotency-Key": key}
+        if ordering_key is not None:
+            sent_headers["Forebay-Ordering-Key"] = ordering_key
+        if delay is not None:
+            sent_headers["Forebay-Delay"] = str(delay)
+        if headers:
+            sent_headers |= {f"Forebay-Meta-{name}": value for name, value in headers.items()}
+
+        deadline = asyncio.get_running_loop().time() + self._retry_for
+        attempt = 0
+        maybe_stored = False
+        while True:
+            attempt += 1
+            outcome = await self._try(queue, body, sent_headers)
+            if isinstance(outcome, Accepted):
+                return outcome
+            maybe_stored |= outcome.maybe_stored
+            wait = self._wait(attempt, outcome.retry_after)
+            out_of_time = asyncio.get_running_loop().time() + wait > deadline
+            if issubclass(outcome.error, Refused) or out_of_time:
+                raise outcome.error(
+                    outcome.detail,
+                    status=outcome.status,
+                    type=outcome.problem,
+                    idempotency_key=key,
+                    maybe_stored=maybe_stored,
+                )
+            self.retries += 1
+            await asyncio.sleep(wait)
+
+    def _wait(self, attempt: int, retry_after: float) -> float:
+        """Seconds before the next try: full jitter on a doubling ceiling, on top of what was asked for."""
+        # On top, not instead: all who were refused in the same second must not come back in the same one.
+        return retry_after + self._rng.uniform(0.0, min(_CAP, _BASE * 2.0 ** min(attempt - 1, 30)))
+
+    async def _try(self, queue: str, body: bytes, headers: Mapping[str, str]) -> Accepted | _Trouble:
+        session = self._session or self._open()
+        url = self._urls.get(queue)
+        if url is None:
+            url = self._urls[queue] = f"{self._base}/v1/queues/{quote(queue, safe='')}/messages"
+        try:
+            async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                answer = await response.read()
+                if response.status == 202:
+                    return _accepted(answer)
+                return _trouble(response, answer)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return _Trouble(Unreachable, f"no connection to {self._base} ({error})")
+        except aiohttp.InvalidURL as error:
+            raise ValueError(f"{url!r} is not an address: {error}") from error
+        except TimeoutError:
+            return _Trouble(
+                Unreachable,
+                f"{self._base} did not answer within {self._timeout.total:g} s",
+                maybe_stored=True,
+            )
+        except (aiohttp.ClientError, ConnectionError, _Unreadable) as error:
+            # The request was on its way: the gateway may have stored the message and died before saying so.
+            return _Trouble(Unreachable, f"{self._base} broke off: {error or 'closed'}", maybe_stored=True)
+
+    def _open(self) -> aiohttp.ClientSession:
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else None
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections),
+            headers=headers,
+            timeout=self._timeout,
+            auto_decompress=False,
+        )
+        return self._session
+
+
+class SyncClient:
+    """`Client` for code without an event loop. Not for use inside one."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, api_key: str | None = None, *, retry_for: float = 60.0
+    ) -> None:
+        self._client = Client(url, api_key, retry_for=retry_for)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> SyncClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def send(
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        idempotency_key: str | None = None,
+        ordering_key: str | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Accepted:
+        """As `Client.send`; blocks until the message is accepted or given up."""
+        return self._runner.run(
+            self._client.send(
+                queue,
+                body,
+                content_type=content_type,
+                idempotency_key=idempotency_key,
+                ordering_key=ordering_key,
+                delay=delay,
+                headers=headers,
+            )
+        )
+
+    def close(self) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+
+class _Unreadable(Exception):
+    """A 202 without its promise: something between us and the gateway answered."""
+
+
+def _accepted(answer: bytes) -> Accepted:
+    try:
+        said = orjson.loads(answer)
+        return Accepted(
+            id=said["id"],
+            queue=said["queue"],
+            durability=said["durability"],
+            duplicate=said.get("duplicate", False),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Unreadable(f"a 202 that is not a gateway's: {answer[:100]!r}") from error
+
+
+def _trouble(response: aiohttp.ClientResponse, answer: bytes) -> _Trouble:
+    status = response.status
+    problem, detail = _problem(answer, response.reason or "")
+    match status:
+        case 401 | 403:
+            error: type[ClientError] = Unauthorized
+        case 404:
+            error = QueueUnknown
+        case _ if status in _AGAIN:
+            error = Busy
+        case _:
+            error = Refused
+    return _Trouble(
+        error,
+        detail,
+        status=status,
+        problem=problem,
+        retry_after=_retry_after(response.headers.get("Retry-After")),
+        # A proxy's 502 or 504 hides what the gateway did, and so does a crash in the middle (500).
+        maybe_stored=problem.endswith("outcome-unknown") or status in {500, 502, 504},
+    )
+
+
+def _problem(answer: bytes, reason: str) -> tuple[str, str]:
+    """The type and the text of a problem document (RFC 9457), or what comes nearest."""
+    try:
+        said = orjson.loads(answer)
+        return str(said.get("type", "")), str(said.get("detail") or said.get("title") or reason)
+    except (ValueError, AttributeError):
+        return "", answer[:200].decode("utf-8", "replace").strip() or reason
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds that a Retry-After header asks for, in either of its forms; 0 when it says nothing."""
+    if not value:
+        return 0.0
+    try:
+        seconds = float(value)
+        return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except ValueError:
+        return 0.0
