@@ -16,9 +16,9 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.report import Series, Target, cpu_seconds, interleave, ratio, record, versions
+from bench.report import Series, Target, interleave, ratio, record, versions
 from tests.servers.postgres import free_port
-from tests.system.harness import Process, Site, http
+from tests.system.harness import Process, Site, cpu_seconds, http
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 SECONDS = int(os.environ.get("SECONDS_PER_RUN", "5"))

@@ -26,34 +26,6 @@ RESULTS = Path(__file__).parent / "results"
 BELOW_TARGET = 3
 """Exit code of a benchmark that ran to its end and missed a target: measured, recorded, lost."""
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(pid: int) -> float:
-    """
-    CPU time, user and system, that a process and all its descendants have used.
-
-    Children that ended and were waited for are in their parent's figure.
-    """
-    total = 0.0
-    for process in [pid, *_descendants(pid)]:
-        try:
-            stat = Path(f"/proc/{process}/stat").read_text()
-        except FileNotFoundError:
-            continue
-        # The command's name is in brackets and may hold spaces; what we want is 12 fields behind it.
-        fields = stat.rpartition(")")[2].split()
-        total += sum(int(f) for f in fields[11:15]) / _TICKS
-    return total
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += [int(child), *_descendants(int(child))]
-    return found
-
 
 @dataclass
 class Series:

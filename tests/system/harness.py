@@ -28,6 +28,8 @@ from tests.servers.postgres import free_port
 
 T = TypeVar("T")
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
 FOREBAY = str(Path(sys.executable).with_name("forebay"))
 
 
@@ -114,6 +116,32 @@ class Process:
         return f"`{' '.join(self.command[:4])}` (pid {self.pid})"
 
 
+def cpu_seconds(pid: int) -> float:
+    """
+    CPU time, user and system, that a process and all its descendants have used.
+
+    Children that ended and were waited for are in their parent's figure.
+    """
+    total = 0.0
+    for process in [pid, *_descendants(pid)]:
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text()
+        except FileNotFoundError:
+            continue
+        # The command's name is in brackets and may hold spaces; what we want is 12 fields behind it.
+        fields = stat.rpartition(")")[2].split()
+        total += sum(int(f) for f in fields[11:15]) / _TICKS
+    return total
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += [int(child), *_descendants(int(child))]
+    return found
+
+
 @dataclass
 class Answer:
     """What an HTTP server answered."""
@@ -190,10 +218,14 @@ class Site:
         stdin: bytes | None = None,
         timeout: float = 120.0,
         env: Mapping[str, str] | None = None,
+        unset: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        """One command to its end, whatever its exit code."""
+        """One command to its end, whatever its exit code; without the settings named in `unset`."""
+        environment = {**self.env, **(env or {})}
+        for name in unset:
+            del environment[f"FOREBAY_{name}"]
         done = subprocess.run(
-            [FOREBAY, *args], env={**self.env, **(env or {})}, cwd=self.folder,
+            [FOREBAY, *args], env=environment, cwd=self.folder,
             input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True, timeout=timeout,
         )  # fmt: skip
@@ -232,6 +264,13 @@ class Site:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"http://127.0.0.1:{port or self.port}/v1/queues/{queue}/messages"
         return http("POST", url, body, {"Content-Type": "application/json", **named})
+
+    def queue(self, name: str) -> dict[str, Any]:
+        """What the gateway says about a queue."""
+        answer = http("GET", f"{self.url}/v1/queues/{name}")
+        assert answer.status == 200, answer
+        found: dict[str, Any] = answer.json
+        return found
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
         """What a PostgreSQL database of this site answers."""

@@ -23,10 +23,10 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forebay.brokers.factory import open_broker
 from pydantic import SecretStr
 
 from forebay.brokers.api import Ack
-from forebay.brokers.factory import open_broker
 from forebay.brokers.settings import BrokerSettings
 from tests.system.harness import Process, Site, until
 
