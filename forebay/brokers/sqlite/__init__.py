@@ -1,0 +1,1 @@
+"""The embedded queue. Import what you need from its modules; this one stays light for the settings."""

@@ -1,0 +1,100 @@
+"""From a URL to an open broker: the only place that names the drivers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from forebay.brokers.api import Broker
+from forebay.brokers.settings import BrokerSettings
+from forebay.errors import SettingsError
+
+ENTRY_POINTS = "forebay.brokers"
+
+EXAMPLES = """\
+  broker.url = "sqlite:///forebay-data/queue.db"    a file, relative to the current directory
+  broker.url = "sqlite:////var/lib/forebay/queue.db"  a file, by its absolute path
+  broker.url = "memory://"                          for tests: gone with the process"""
+
+_LATER = {"amqp": "RabbitMQ", "amqps": "RabbitMQ", "kafka": "Kafka"}
+
+Driver = Callable[[str, BrokerSettings], AbstractAsyncContextManager[Broker]]
+"""What an entry point of the group `forebay.brokers`, named as the URL's scheme, refers to."""
+
+
+def open_broker(settings: BrokerSettings, *, create: bool = True) -> AbstractAsyncContextManager[Broker]:
+    """
+    The broker that `settings.url` names; its connections live as long as the context.
+
+    Without `create` an embedded queue that does not exist is not made: for commands
+    that only read.
+
+    Raises:
+        SettingsError: there is no URL, or no driver reads it. Also on entering the
+            context, for what only the driver can find out.
+        BrokerUnavailable: on entering the context.
+    """
+    if settings.url is None:
+        raise SettingsError(f"broker.url is not set; write one of\n{EXAMPLES}")
+    url = settings.url.get_secret_value()
+    scheme = url.partition(":")[0].lower()
+    if scheme == "memory":
+        return _open_memory()
+    if scheme == "sqlite":
+        return _open_sqlite(sqlite_path(url), settings, create)
+    return _driver(scheme)(url, settings)
+
+
+def sqlite_path(url: str) -> Path:
+    """
+    The file that a `sqlite:` URL names: three slashes and a relative path, or four and an absolute one.
+
+    Raises:
+        SettingsError
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path)[1:]
+    if (
+        not url.lower().startswith("sqlite:///")
+        or parts.query
+        or parts.fragment
+        or path.strip("/") in ("", ":memory:")
+    ):
+        raise SettingsError(f"broker.url {url!r} names no file; write one of\n{EXAMPLES}")
+    return Path(path)
+
+
+def _driver(scheme: str) -> Driver:
+    for found in entry_points(group=ENTRY_POINTS, name=scheme):
+        driver: Driver = found.load()
+        return driver
+    if scheme in _LATER:
+        # Never the URL itself: it may hold a password.
+        raise SettingsError(
+            f"broker.url begins with {scheme}: the {_LATER[scheme]} driver is not part of this release;"
+            f" write one of\n{EXAMPLES}"
+        )
+    raise SettingsError(f"broker.url begins with {scheme!r}, which no driver reads; write one of\n{EXAMPLES}")
+
+
+@contextlib.asynccontextmanager
+async def _open_memory() -> AsyncIterator[Broker]:
+    from forebay.brokers.memory import MemoryBroker
+
+    broker = MemoryBroker()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+@contextlib.asynccontextmanager
+async def _open_sqlite(path: Path, settings: BrokerSettings, create: bool) -> AsyncIterator[Broker]:
+    from forebay.brokers.sqlite.broker import SQLiteBroker
+
+    async with SQLiteBroker.open(path, settings.sqlite, create=create) as broker:
+        yield broker

@@ -1,0 +1,377 @@
+"""
+The jobs of the consuming writer, applied under `synchronous = normal`.
+
+That skips the fsync, not the atomicity: a power cut may undo the last of these
+transactions, each as a whole and in order. A lost lease or ack means a
+redelivery, which at-least-once allows; a lost Retry or DeadLetter means that the
+message is where it was before. None of them can lose a message, because the copy
+and the removal are one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+import orjson
+
+from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.sqlite.publishing import FutureJob
+from forebay.brokers.sqlite.writer import Transaction
+from forebay.brokers.wire import decode_death, encode_death, from_micros
+from forebay.errors import BrokerError
+from forebay.message import Message
+
+_SELECT = (
+    "select s.due, s.seq, s.attempt, s.deferrals, s.death,"
+    " m.id, m.key, m.content_type, m.headers, m.accepted_at, m.not_before, m.expires_at, m.body"
+    " from slot s join message m on m.seq = s.seq "
+)
+TAKE_FRESH = _SELECT + "where s.queue = ? and s.due = 0 order by s.seq limit ?"
+TAKE_SCHEDULED = _SELECT + "where s.queue = ? and s.due > 0 and s.due <= ? order by s.due, s.seq limit ?"
+ANY_READY = "select 1 from slot where queue = ? and due <= ? limit 1"
+NEXT_DUE = "select due from slot where queue = ? and due > ? order by due limit 1"
+
+_LEND_FRESH = (
+    "insert into lease (owner, seq, attempt, deferrals, death) select ?, seq, attempt, deferrals, death"
+    " from slot where queue = ? and due = 0 and seq between ? and ?"
+)
+_CLEAR_FRESH = "delete from slot where queue = ? and due = 0 and seq between ? and ?"
+_LEND_SCHEDULED = (
+    "insert into lease (owner, seq, attempt, deferrals, death) select ?, seq, attempt, deferrals, death"
+    " from slot where queue = ? and due = ? and seq = ?"
+)
+_CLEAR_SCHEDULED = "delete from slot where queue = ? and due = ? and seq = ?"
+
+_HAND_BACK = (
+    "insert into slot (queue, due, seq, attempt, deferrals, death)"
+    " select ?, 0, seq, attempt, deferrals + 1, death from lease where owner = ?"
+)
+
+
+def microseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000)
+
+
+def add_owner(tx: Transaction, queue_id: int, process: str, lease: float) -> int:
+    tx.db.execute(
+        "insert into owner (queue, process, expires_at) values (?, ?, ?)",
+        (queue_id, process, tx.now + microseconds(lease)),
+    )
+    return tx.db.last_insert_rowid()
+
+
+def has_owner(tx: Transaction, owner: int) -> bool:
+    return tx.db.execute("select 1 from owner where id = ?", (owner,)).get is not None
+
+
+def remove_owner(tx: Transaction, queue_id: int, owner: int) -> int:
+    """Hand back what the owner holds, each to its old place; return how many."""
+    tx.db.execute(_HAND_BACK, (queue_id, owner))
+    returned = tx.db.changes()
+    tx.db.execute("delete from lease where owner = ?", (owner,))
+    tx.db.execute("delete from owner where id = ?", (owner,))
+    if returned:
+        tx.ring.add(queue_id)
+    return returned
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """The result of a Lease job."""
+
+    owner: int
+    """A new one if the leases of the old one had been given to others."""
+    deliveries: list[Delivery]
+    next_due: int | None
+    """When the first of the scheduled messages is due, in microseconds; asked when too few were ready."""
+
+
+class Lease:
+    """Lend up to `want` messages of one queue to an owner."""
+
+    weight = 0
+
+    def __init__(
+        self,
+        *,
+        queue_id: int,
+        queue: str,
+        owner: int,
+        want: int,
+        scheduled_share: int,
+        look_first: bool,
+        process: str,
+        lease: float,
+        take: Callable[[object], None],
+    ) -> None:
+        self.queue_id = queue_id
+        self.queue = queue
+        self.owner = owner
+        self.want = want
+        self.scheduled_share = scheduled_share
+        """How many of them may be scheduled ones while fresh ones wait: neither may starve the other."""
+        self.look_first = look_first
+        self.process = process
+        self.lease = lease
+        self.deliver = take
+
+    def unknown(self, error: BrokerError) -> object:
+        # If it was done, the leases end with this owner, whom the subscription replaces.
+        return error
+
+    def look(self, db: apsw.Connection, now: int) -> Lent | None:
+        """The answer if there is nothing to take, without the turn to write; else None."""
+        if not self.look_first or db.execute(ANY_READY, (self.queue_id, now)).get is not None:
+            return None
+        return Lent(self.owner, [], db.execute(NEXT_DUE, (self.queue_id, now)).get)
+
+    def apply(self, tx: Transaction) -> Lent:
+        if not has_owner(tx, self.owner):
+            self.owner = add_owner(tx, self.queue_id, self.process, self.lease)
+        db = tx.db
+        scheduled = db.execute(TAKE_SCHEDULED, (self.queue_id, tx.now, self.want)).fetchall()
+        kept_for_fresh = max(self.want - len(scheduled), self.want - self.scheduled_share)
+        fresh = db.execute(TAKE_FRESH, (self.queue_id, kept_for_fresh)).fetchall() if kept_for_fresh else []
+        del scheduled[self.want - len(fresh) :]
+        if scheduled:
+            places = [(self.queue_id, r[0], r[1]) for r in scheduled]
+            db.executemany(_LEND_SCHEDULED, [(self.owner, *p) for p in places])
+            db.executemany(_CLEAR_SCHEDULED, places)
+        if fresh:
+            span = (self.queue_id, fresh[0][1], fresh[-1][1])
+            db.execute(_LEND_FRESH, (self.owner, *span))
+            db.execute(_CLEAR_FRESH, span)
+        deliveries = [self._delivery(row) for row in scheduled]
+        deliveries += [self._delivery(row) for row in fresh]
+        next_due = None
+        if len(deliveries) < self.want:
+            next_due = db.execute(NEXT_DUE, (self.queue_id, tx.now)).get
+        return Lent(self.owner, deliveries, next_due)
+
+    def _delivery(self, row: tuple[Any, ...]) -> Delivery:
+        (
+            _,
+            seq,
+            attempt,
+            deferrals,
+            death,
+            id_,
+            key,
+            content_type,
+            headers,
+            accepted,
+            not_before,
+            expires,
+            body,
+        ) = row
+        return Delivery(
+            message=Message(
+                id=id_,
+                body=body,
+                accepted_at=from_micros(accepted),
+                key=key,
+                headers={} if headers is None else orjson.loads(headers),
+                content_type=content_type,
+                not_before=None if not_before is None else from_micros(not_before),
+                expires_at=None if expires is None else from_micros(expires),
+            ),
+            queue=self.queue,
+            attempt=attempt,
+            receipt=seq,
+            deferrals=deferrals,
+            death=None if death is None else decode_death(orjson.loads(death)),
+        )
+
+
+class Settle(FutureJob):
+    """
+    Apply settlements of what one owner holds.
+
+    The result is True, or False if nothing was applied because the owner is gone:
+    leases end with their owner, all of them or none.
+    """
+
+    __slots__ = ("dead_queue_id", "on_failure", "owner", "queue", "queue_id", "settlements")
+
+    def __init__(
+        self,
+        *,
+        queue_id: int,
+        queue: str,
+        dead_queue_id: int | None,
+        owner: int,
+        settlements: Sequence[Settlement],
+        on_failure: Callable[[Sequence[Settlement]], None],
+    ) -> None:
+        super().__init__()
+        self.queue_id = queue_id
+        self.queue = queue
+        self.dead_queue_id = dead_queue_id
+        self.owner = owner
+        self.settlements = settlements
+        self.on_failure = on_failure
+
+    def deliver(self, result: object) -> None:
+        if isinstance(result, BrokerError):
+            self.on_failure(self.settlements)
+        super().deliver(result)
+
+    def apply(self, tx: Transaction) -> bool:
+        if not has_owner(tx, self.owner):
+            return False
+        gone: list[Delivery] = []
+        back: list[tuple[object, ...]] = []
+        ended: list[tuple[int, int]] = []
+        renamed: list[tuple[str, int]] = []
+        buried = buried_bytes = 0
+        for s in self.settlements:
+            d = s.delivery
+            seq = d.receipt
+            assert isinstance(seq, int)
+            match s:
+                case Ack():
+                    gone.append(d)
+                    continue
+                case Retry(delay=delay):
+                    death = None if d.death is None else _death_text(d.death)
+                    due = tx.now + microseconds(delay) if delay > 0 else 0
+                    back.append((self.queue_id, due, seq, d.attempt + 1, d.deferrals, death))
+                case Release():
+                    death = None if d.death is None else _death_text(d.death)
+                    back.append((self.queue_id, 0, seq, d.attempt, d.deferrals + 1, death))
+                case DeadLetter(failure=failure, new_id=new_id):
+                    final = Death(
+                        failure=failure,
+                        queue=self.queue,
+                        attempts=d.attempt,
+                        died_at=from_micros(tx.now),
+                        original_id=None if new_id is None else d.message.id,
+                    )
+                    back.append((self.dead_queue_id, 0, seq, 1, 0, _death_text(final)))
+                    buried += 1
+                    buried_bytes += len(d.message.body)
+                    if new_id is not None:
+                        renamed.append((new_id, seq))
+            ended.append((self.owner, seq))
+        if gone:
+            self._forget(tx, gone)
+        if back:
+            tx.db.executemany("insert into slot values (?, ?, ?, ?, ?, ?)", back)
+            tx.db.executemany("delete from lease where owner = ? and seq = ?", ended)
+            tx.ring.update({row[0] for row in back})  # type: ignore[misc]  # queue ids, the first column
+        if renamed:
+            tx.db.executemany("update message set id = ? where seq = ?", renamed)
+        if buried:
+            assert self.dead_queue_id is not None
+            _count(tx, self.queue_id, -buried, -buried_bytes)
+            _count(tx, self.dead_queue_id, buried, buried_bytes)
+        return True
+
+    def _forget(self, tx: Transaction, gone: list[Delivery]) -> None:
+        seqs = orjson.dumps([d.receipt for d in gone]).decode()
+        tx.db.execute(
+            "delete from lease where owner = ? and seq in (select value from json_each(?))",
+            (self.owner, seqs),
+        )
+        tx.db.execute("delete from message where seq in (select value from json_each(?))", (seqs,))
+        _count(tx, self.queue_id, -len(gone), -sum([len(d.message.body) for d in gone]))
+
+
+def _count(tx: Transaction, queue_id: int, messages: int, size: int) -> None:
+    tx.db.execute(
+        "update queue set messages = messages + ?, bytes = bytes + ? where id = ?", (messages, size, queue_id)
+    )
+
+
+def _death_text(death: Death) -> str:
+    # A reason may quote half a surrogate pair; that must not keep the message from its rest.
+    notes = encode_death(death)
+    try:
+        return orjson.dumps(notes).decode()
+    except TypeError:
+        return orjson.dumps({k: v.encode("utf-8", "replace").decode() for k, v in notes.items()}).decode()
+
+
+class Enter(FutureJob):
+    """Register a subscription. The result is its owner id."""
+
+    __slots__ = ("lease", "process", "queue_id")
+
+    def __init__(self, queue_id: int, process: str, lease: float) -> None:
+        super().__init__()
+        self.queue_id = queue_id
+        self.process = process
+        self.lease = lease
+
+    def apply(self, tx: Transaction) -> int:
+        return add_owner(tx, self.queue_id, self.process, self.lease)
+
+
+class Leave(FutureJob):
+    """End a subscription: what it holds goes back, uncounted."""
+
+    __slots__ = ("owner", "queue_id")
+
+    def __init__(self, queue_id: int, owner: int) -> None:
+        super().__init__()
+        self.queue_id = queue_id
+        self.owner = owner
+
+    def apply(self, tx: Transaction) -> None:
+        remove_owner(tx, self.queue_id, self.owner)
+
+
+class Renew(FutureJob):
+    """Extend the leases of owners."""
+
+    __slots__ = ("lease", "owners")
+
+    def __init__(self, owners: Sequence[int], lease: float) -> None:
+        super().__init__()
+        self.owners = owners
+        self.lease = lease
+
+    def apply(self, tx: Transaction) -> None:
+        until = tx.now + microseconds(self.lease)
+        tx.db.executemany("update owner set expires_at = ? where id = ?", [(until, o) for o in self.owners])
+
+
+class Reap(FutureJob):
+    """
+    Take over what dead processes hold, and what was held for too long.
+
+    The result is the names of the dead processes.
+    """
+
+    __slots__ = ("is_dead", "own")
+
+    def __init__(self, own: Sequence[int], is_dead: Callable[[str], bool]) -> None:
+        super().__init__()
+        self.own = frozenset(own)
+        self.is_dead = is_dead
+
+    def candidates(self, db: apsw.Connection, now: int) -> tuple[list[tuple[int, int]], set[str]]:
+        """Owners (id, queue id) whose leases are to end, and which processes are dead."""
+        owners = [
+            o for o in db.execute("select id, queue, process, expires_at from owner") if o[0] not in self.own
+        ]
+        dead = {process for process in {o[2] for o in owners} if self.is_dead(process)}
+        return [(o[0], o[1]) for o in owners if o[2] in dead or o[3] < now], dead
+
+    def look(self, db: apsw.Connection, now: int) -> set[str] | None:
+        ended, dead = self.candidates(db, now)
+        return None if ended else dead
+
+    def apply(self, tx: Transaction) -> set[str]:
+        ended, dead = self.candidates(tx.db, tx.now)
+        for owner, queue_id in ended:
+            remove_owner(tx, queue_id, owner)
+        return dead
+
+
+def look(db: apsw.Connection, now: int, job: object) -> object | None:
+    """The answer to a job that turns out to need no write, else None."""
+    return job.look(db, now) if isinstance(job, Lease | Reap) else None

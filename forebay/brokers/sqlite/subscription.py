@@ -1,0 +1,256 @@
+"""What one subscription holds, and how it waits for more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from forebay.brokers.api import DeadLetter, Delivery, Release, Settlement
+from forebay.brokers.naming import is_dead_letter_queue
+from forebay.brokers.sqlite.consuming import Lease, Leave, Lent, Settle
+from forebay.brokers.sqlite.files import Doorbell
+from forebay.brokers.sqlite.writer import Writer
+from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable
+
+FALLBACK_POLL = 1.0
+"""Seconds after which an idle subscription looks again, should its bell not have been rung."""
+
+PATIENCE = 10.0
+"""Seconds to wait for a turn to write, where the caller named no deadline."""
+
+
+class SQLiteSubscription:
+    """
+    One subscription of one process. Made by `SQLiteBroker.subscribe`.
+
+    What has been lent but not handed out yet waits in `_ready`, so that a cancelled
+    `receive` loses nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        bell: Doorbell,
+        queue: str,
+        queue_id: int,
+        dead_queue_id: int | None,
+        owner: int,
+        prefetch: int,
+        process: str,
+        lease: float,
+        now: Callable[[], int],
+    ) -> None:
+        self.owner = owner
+        self._writer = writer
+        self._bell = bell
+        self._queue = queue
+        self._queue_id = queue_id
+        self._dead_queue_id = dead_queue_id
+        self._prefetch = prefetch
+        self._process = process
+        self._lease = lease
+        self._now = now
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[Delivery] = deque()
+        self._held: dict[int, Delivery] = {}
+        self._unapplied: list[Delivery] = []
+        self._news = asyncio.Event()
+        self._leasing = False
+        self._error: BrokerError | None = None
+        self._look_at = 0.0
+        """When to look for messages, by the monotonic clock; 0: at once, there may be more."""
+        self._odd = 0
+        self._listening = False
+        self._closed = False
+
+    # ---- receive
+
+    async def receive(self, max_messages: int, max_wait: float) -> list[Delivery]:
+        deadline = time.monotonic() + max_wait
+        looked = False
+        while True:
+            self._news.clear()
+            self._check_open()
+            target = min(max_messages, self._prefetch - len(self._held))
+            if len(self._ready) >= target > 0:
+                return self._hand_out(target)
+            now = time.monotonic()
+            if not self._leasing and self._error is not None:
+                error, self._error = self._error, None
+                if not self._ready:
+                    raise error
+                return self._hand_out(target)
+            if target > 0 and not self._leasing and (now >= self._look_at or not looked):
+                self._look(target - len(self._ready))
+                looked = True
+            until = deadline
+            if self._leasing:
+                # One look is always finished, even with no time to wait; but not for ever.
+                until = max(deadline, now + PATIENCE) if not self._ready else deadline
+            elif now >= deadline:
+                return self._hand_out(target)
+            elif target > 0:
+                until = min(deadline, self._look_at)
+                self._listen()
+            try:
+                async with asyncio.timeout(max(0.0, until - now)):
+                    await self._news.wait()
+            except TimeoutError:
+                if self._leasing and time.monotonic() >= deadline:
+                    if not self._ready:
+                        raise BrokerUnavailable(
+                            f"no turn to read queue {self._queue!r} within {PATIENCE:.0f} s:"
+                            " another process holds the queue file"
+                        ) from None
+                    return self._hand_out(target)
+
+    def _hand_out(self, target: int) -> list[Delivery]:
+        out = [self._ready.popleft() for _ in range(min(target, len(self._ready)))]
+        for d in out:
+            self._held[d.receipt] = d  # type: ignore[index]  # our receipts are the messages' numbers
+        return out
+
+    def _look(self, want: int) -> None:
+        # Rings from before the look are answered by it; later ones are not.
+        self._bell.silence()
+        self._odd ^= 1
+        self._leasing = True
+        look_first = self._look_at > 0
+        self._writer.put(
+            Lease(
+                queue_id=self._queue_id,
+                queue=self._queue,
+                owner=self.owner,
+                want=want,
+                scheduled_share=(want + self._odd) // 2,
+                look_first=look_first,
+                process=self._process,
+                lease=self._lease,
+                take=self._take,
+            )
+        )
+
+        self._wanted = want
+
+    def _take(self, result: object) -> None:
+        self._leasing = False
+        self._news.set()
+        if isinstance(result, BrokerError):
+            self._error = result
+            return
+        assert isinstance(result, Lent)
+        if result.owner != self.owner:
+            # Our leases ran out while nothing was heard of us: others have them now.
+            self.owner = result.owner
+            self._ready.clear()
+            self._held.clear()
+        if self._closed:
+            # Handed back with the owner, which leaves after this.
+            return
+        self._ready.extend(result.deliveries)
+        if len(result.deliveries) >= self._wanted:
+            self._look_at = 0.0
+            return
+        pause = FALLBACK_POLL
+        if result.next_due is not None:
+            # A millisecond late rather than a hair early.
+            pause = min(pause, max(0.0, (result.next_due - self._now()) / 1e6) + 0.001)
+        self._look_at = time.monotonic() + pause
+
+    def _listen(self) -> None:
+        if not self._listening:
+            self._listening = True
+            self._loop.add_reader(self._bell.fileno(), self._rung)
+
+    def _rung(self) -> None:
+        # Once per wait: a busy subscription must not be woken for every message.
+        self._stop_listening()
+        self._look_at = min(self._look_at, time.monotonic())
+        self._news.set()
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._loop.remove_reader(self._bell.fileno())
+
+    # ---- settle
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        self._check_open()
+        if is_dead_letter_queue(self._queue) and any(isinstance(s, DeadLetter) for s in settlements):
+            raise ValueError("what comes from a dead-letter queue cannot be dead-lettered again")
+        ours: list[Settlement] = []
+        stale: list[Delivery] = []
+        held = self._held
+        for s in settlements:
+            d = s.delivery
+            receipt = d.receipt
+            assert isinstance(receipt, int)
+            if held.get(receipt) is d:
+                del held[receipt]
+                ours.append(s)
+            else:
+                stale.append(d)
+        if not ours:
+            return stale
+        self._news.set()
+        job = self._settle_job(ours)
+        self._writer.put(job)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                applied = await job.future
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"no turn to settle in queue {self._queue!r} within {PATIENCE:.0f} s; it will be done when"
+                " the process that holds the queue file lets go"
+            ) from None
+        if not applied:
+            stale += [s.delivery for s in ours]
+        return stale
+
+    def _settle_job(self, settlements: Sequence[Settlement]) -> Settle:
+        return Settle(
+            queue_id=self._queue_id,
+            queue=self._queue,
+            dead_queue_id=self._dead_queue_id,
+            owner=self.owner,
+            settlements=settlements,
+            on_failure=self._keep_unapplied,
+        )
+
+    def _keep_unapplied(self, settlements: Sequence[Settlement]) -> None:
+        self._unapplied += [s.delivery for s in settlements]
+
+    def release_unapplied(self) -> None:
+        """Hand back what a failed settlement left on loan: its caller has let go of it."""
+        if self._unapplied and not self._closed:
+            deliveries, self._unapplied = self._unapplied, []
+            self._writer.put(self._settle_job([Release(d) for d in deliveries]))
+
+    # ---- close
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerClosed(f"the subscription to {self._queue!r} is closed")
+
+    def stop(self) -> None:
+        """Take no more; whoever waits in `receive` is told. What is held stays ours until `leave`."""
+        if not self._closed:
+            self._closed = True
+            self._stop_listening()
+            self._bell.close()
+            self._news.set()
+
+    async def leave(self, timeout: float) -> None:
+        """Hand back what is held, uncounted."""
+        job = Leave(self._queue_id, self.owner)
+        try:
+            self._writer.put(job)
+            async with asyncio.timeout(timeout):
+                await job.future
+        except (TimeoutError, BrokerError):
+            # Somebody else hands it back when the lease runs out or this process ends.
+            pass

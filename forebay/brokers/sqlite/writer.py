@@ -1,0 +1,369 @@
+"""
+A thread that writes to the queue file: everything that waits goes into one transaction.
+
+Nobody waits for company: an idle writer starts at once, and what arrives while it
+is busy (with the turn, with the disk) is the next batch. So batches grow with the
+load, and the cost of one fsync is shared by more messages just when it matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import apsw
+import structlog
+
+from forebay.brokers.sqlite.files import SideFiles, Turn
+from forebay.brokers.sqlite.schema import CHECKPOINT_BYTES, connect, one_row
+from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable
+
+log = structlog.get_logger()
+
+_MAX_WEIGHT = 8 * 2**20
+"""Bytes of bodies in one transaction, about: a burst must not make one huge one."""
+
+_IDLE = 2.0
+"""Seconds without work after which what the log holds is moved into the file."""
+
+_CHECKPOINT_STEP = CHECKPOINT_BYTES // 4
+
+
+class Job(Protocol):
+    """One request to a writer. `deliver` is called exactly once, on the event loop."""
+
+    @property
+    def weight(self) -> int:
+        """Bytes of bodies."""
+        ...
+
+    def apply(self, tx: Transaction) -> object:
+        """Do it, on the writer's thread. What it returns is delivered after the commit."""
+        ...
+
+    def deliver(self, result: object) -> None:
+        """Take the result, or the BrokerError."""
+        ...
+
+    def unknown(self, error: BrokerError) -> object:
+        """What to deliver when the commit failed so that it may have been done, or not."""
+        ...
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What a job may use while it is applied."""
+
+    db: apsw.Connection
+    now: int
+    """Microseconds since the epoch."""
+    ring: set[int] = field(default_factory=set)
+    """Ids of queues that have something to take after the commit."""
+
+
+class Writer:
+    """
+    One thread with one connection, started by the first job.
+
+    `full_disk` says what to deliver when the disk was full: certainly not done.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: SideFiles,
+        *,
+        synchronous: Literal["full", "normal"],
+        now: Callable[[], int],
+        peek: Callable[[apsw.Connection, int, Job], object | None] | None = None,
+        full_disk: Callable[[Job], object],
+        may_use_ballast: bool,
+    ) -> None:
+        self._files = files
+        self._synchronous = synchronous
+        self._now = now
+        self._peek = peek
+        self._full_disk = full_disk
+        self._may_use_ballast = may_use_ballast
+        self._loop = asyncio.get_running_loop()
+        self._mutex = threading.Lock()
+        self._inbox: list[Job] = []
+        self._stopping = False
+        # A bare lock as a bell that remembers one ring: held means silent. Cheaper
+        # than a Condition, and it is rung for every batch.
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._thread: threading.Thread | None = None
+        self._name = name
+        self._db: apsw.Connection | None = None
+        self._turn: Turn | None = None
+        self._wal_bytes = 0
+        self._checkpointed_at = 0
+        self._dirty = False
+
+    # ---- on the event loop
+
+    def put(self, job: Job) -> None:
+        with self._mutex:
+            if self._stopping:
+                raise BrokerClosed("this queue is closed")
+            self._inbox.append(job)
+        self._ring()
+        if self._thread is None:
+            # A daemon: another process that was stopped while it had the turn must
+            # not keep this one from exiting.
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+
+    def withdraw(self, job: Job) -> bool:
+        """Take back a job that was not begun; False if it was."""
+        with self._mutex:
+            try:
+                self._inbox.remove(job)
+            except ValueError:
+                return False
+        return True
+
+    async def stop(self, timeout: float) -> bool:
+        """Do what is waiting and end the thread; False if it did not end in time."""
+        with self._mutex:
+            self._stopping = True
+        if self._thread is None:
+            return True
+        self._ring()
+        await asyncio.to_thread(self._thread.join, timeout)
+        if not self._thread.is_alive():
+            return True
+        with self._mutex:
+            abandoned, self._inbox = self._inbox, []
+        for job in abandoned:
+            job.deliver(BrokerUnavailable("the queue was closed while another process had the turn to write"))
+        return False
+
+    def _ring(self) -> None:
+        if self._bell.locked():
+            try:
+                self._bell.release()
+            except RuntimeError:
+                # The other thread that rang was quicker.
+                pass
+
+    # ---- on the thread
+
+    def _run(self) -> None:
+        try:
+            self._turn = Turn(self._files.directory)
+            while True:
+                rung = self._bell.acquire(timeout=_IDLE if self._dirty else -1)
+                if not rung:
+                    self._while_idle()
+                    continue
+                while self._inbox:
+                    self._work()
+                if self._stopping:
+                    return
+        finally:
+            self._close_connection()
+            if self._turn is not None:
+                self._turn.close()
+
+    def _take(self) -> list[Job]:
+        with self._mutex:
+            jobs, weight = self._inbox, 0
+            for i, job in enumerate(jobs):
+                weight += job.weight
+                if weight > _MAX_WEIGHT and i > 0:
+                    self._inbox = jobs[i:]
+                    return jobs[:i]
+            self._inbox = []
+            return jobs
+
+    def _work(self) -> None:
+        assert self._turn is not None
+        jobs: list[Job] = []
+        outcomes: list[tuple[Job, object]] = []
+        ring: set[int] = set()
+        try:
+            if self._db is None:
+                self._db = self._connect()
+            if self._peek is not None:
+                jobs = self._answer_by_looking(self._db, outcomes)
+                if not jobs:
+                    return
+            with self._turn:
+                # Taken only now: what reaches its deadline while we wait for the
+                # turn can still be withdrawn, and then was certainly not stored.
+                jobs += self._take()
+                if jobs:
+                    ring = self._transaction(self._db, jobs, outcomes)
+                jobs = []
+                self._deliver(outcomes)
+                outcomes = []
+                self._checkpoint_when_large()
+            if ring:
+                self._files.bells.ring(ring)
+        except BrokerError as error:
+            outcomes += [(job, error) for job in (jobs or self._take())]
+        except (apsw.Error, OSError) as error:
+            log.warning("the queue file failed", path=str(self._files.database), error=str(error))
+            self._close_connection()
+            refusal = BrokerUnavailable(f"cannot write {self._files.database}: {error}")
+            outcomes += [(job, refusal) for job in (jobs or self._take())]
+        except Exception as error:
+            # A bug; those who wait must hear of it all the same.
+            log.exception("a queue writer failed")
+            self._close_connection()
+            outcomes += [(job, BrokerUnavailable(f"internal error: {error!r}")) for job in jobs]
+        finally:
+            self._deliver(outcomes)
+
+    def _answer_by_looking(self, db: apsw.Connection, outcomes: list[tuple[Job, object]]) -> list[Job]:
+        """Answer the jobs that need no write, without waiting for the turn; return the others."""
+        assert self._peek is not None
+        others: list[Job] = []
+        for job in self._take():
+            answer = self._peek(db, self._now(), job)
+            if answer is None:
+                others.append(job)
+            else:
+                outcomes.append((job, answer))
+        return others
+
+    def _transaction(
+        self, db: apsw.Connection, jobs: Sequence[Job], outcomes: list[tuple[Job, object]]
+    ) -> set[int]:
+        """Do the jobs in one transaction; return the queues to ring for."""
+        for last_try in (False, True):
+            tx = Transaction(db, self._now())
+            try:
+                self._heal(db)
+                db.execute("begin immediate")
+                results = [(job, job.apply(tx)) for job in jobs]
+            except apsw.FullError:
+                self._roll_back(db)
+                if not last_try and self._give_up_ballast():
+                    continue
+                outcomes += [(job, self._full_disk(job)) for job in jobs]
+                return set()
+            except BaseException:
+                self._roll_back(db)
+                raise
+            try:
+                db.execute("commit")
+            except apsw.FullError:
+                self._roll_back(db)
+                if not last_try and self._give_up_ballast():
+                    continue
+                outcomes += [(job, self._full_disk(job)) for job in jobs]
+                return set()
+            except apsw.Error as error:
+                # The kernel reports a failed fsync once and then forgets the pages;
+                # whether they are on the disk nobody can tell. Trying the fsync
+                # again would succeed and prove nothing.
+                log.error(
+                    "the disk failed while committing", path=str(self._files.database), error=str(error)
+                )
+                self._files.mark_suspect()
+                self._close_connection()
+                why = BrokerUnavailable(
+                    f"the disk failed while committing to {self._files.database}: {error}"
+                )
+                outcomes += [(job, job.unknown(why)) for job in jobs]
+                return set()
+            self._dirty = True
+            outcomes += results
+            return tx.ring
+        raise AssertionError("unreachable")
+
+    def _give_up_ballast(self) -> bool:
+        if not self._may_use_ballast or not self._files.ballast.release():
+            return False
+        log.warning(
+            "the disk is full; gave up the ballast to go on acknowledging", path=str(self._files.database)
+        )
+        return True
+
+    def _roll_back(self, db: apsw.Connection) -> None:
+        if db.in_transaction:
+            try:
+                db.execute("rollback")
+            except apsw.Error:
+                self._close_connection()
+
+    def _heal(self, db: apsw.Connection) -> None:
+        """After a failed fsync: copy the whole log into the file, which writes the pages anew."""
+        if not self._files.is_suspect():
+            return
+        busy, _, _ = one_row(db, "pragma wal_checkpoint(truncate)")
+        if busy:
+            raise BrokerUnavailable("the queue file is being rewritten after a failed fsync")
+        self._files.clear_suspect()
+        log.warning("rewrote the queue file after a failed fsync", path=str(self._files.database))
+
+    def _deliver(self, outcomes: list[tuple[Job, object]]) -> None:
+        if not outcomes:
+            return
+        try:
+            self._loop.call_soon_threadsafe(_deliver_all, list(outcomes))
+        except RuntimeError:
+            # The loop is closed: nobody waits any more.
+            pass
+        outcomes.clear()
+
+    # ---- connection and checkpoints
+
+    def _connect(self) -> apsw.Connection:
+        db = connect(self._files.database, synchronous=self._synchronous)
+        page_size = db.pragma("page_size")
+
+        def note_log_size(_db: apsw.Connection, _name: str, pages: int) -> int:
+            self._wal_bytes = pages * page_size
+            return 0
+
+        db.set_wal_hook(note_log_size)
+        return db
+
+    def _close_connection(self) -> None:
+        if self._db is not None:
+            db, self._db = self._db, None
+            try:
+                db.close(True)
+            except apsw.Error as error:
+                log.warning("closing the queue file failed", error=str(error))
+
+    def _checkpoint_when_large(self) -> None:
+        if self._wal_bytes < self._checkpointed_at:
+            self._checkpointed_at = 0  # the log began anew
+        if self._wal_bytes < max(CHECKPOINT_BYTES, self._checkpointed_at + _CHECKPOINT_STEP):
+            return
+        self._checkpoint()
+        # A reader may have kept us from finishing: not again after every commit.
+        self._checkpointed_at = self._wal_bytes
+
+    def _while_idle(self) -> None:
+        assert self._turn is not None
+        self._dirty = False
+        try:
+            with self._turn:
+                self._checkpoint()
+        except (apsw.Error, OSError) as error:
+            log.warning("moving the log into the queue file failed; tried again later", error=str(error))
+            self._close_connection()
+
+    def _checkpoint(self) -> None:
+        # Only with the turn: two checkpoints at once, or one beside a writer, would
+        # be correct but slow.
+        if self._db is not None:
+            try:
+                self._db.execute("pragma wal_checkpoint(passive)").fetchall()
+            except apsw.FullError:
+                # No room to grow the file: the log keeps what it has.
+                pass
+
+
+def _deliver_all(outcomes: list[tuple[Job, object]]) -> None:
+    for job, result in outcomes:
+        job.deliver(result)
