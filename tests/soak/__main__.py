@@ -1,0 +1,148 @@
+"""
+`make soak`: the long proofs, each with a dated row in bench/results.
+
+    make soak                  all of them
+    make soak ONLY=flights     336,776 flights through five killed consumers and 20 s without database,
+                               then again through five killed gateways
+    make soak ONLY=power       20 power cuts, and one without fsync that must lose
+
+Interrupted, it goes on at the step where it stopped: steps that are done are kept in
+.cache/soak until the whole run is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.report import Target, record, versions
+from tests import flights
+from tests.servers.postgres import Postgres
+from tests.system import flights_run
+from tests.system.harness import Site
+from tests.system.power import CannotCut, cut_power_once
+
+CACHE = flights.CACHE / "soak"
+CUTS = 20
+
+
+class Steps:
+    """The steps of one part; each done once, its result kept, until the part is recorded."""
+
+    def __init__(self, part: str) -> None:
+        self._file = CACHE / f"{part}.json"
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self.results: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    def step(self, name: str, do: Callable[[], dict[str, Any]]) -> None:
+        if name in self.results:
+            print(f"{name}: done before the interruption", file=sys.stderr)
+            return
+        print(f"{name} ...", file=sys.stderr)
+        self.results[name] = do()
+        print(f"{name}: {self.results[name]}", file=sys.stderr)
+        self._file.write_text(json.dumps(self.results))
+
+    def forget(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+
+def run_flights() -> int:
+    steps = Steps("flights")
+    steps.step("killed consumers", lambda: _flights(consumer_kills=5, gateway_kills=0, outage=20.0))
+    steps.step("killed gateways", lambda: _flights(consumer_kills=5, gateway_kills=5, outage=0.0))
+    targets = [
+        Target(f"{run}: {what}", result["verify"][what], 0, at_most=True)
+        for run, result in steps.results.items()
+        for what in ("lost", "duplicated", "altered", "dead")
+    ]
+    code = record("soak-flights", dict(steps.results), targets, versions("apsw", "psycopg"))
+    steps.forget()
+    return code
+
+
+def _flights(*, consumer_kills: int, gateway_kills: int, outage: float) -> dict[str, Any]:
+    with (
+        tempfile.TemporaryDirectory(prefix="forebay-soak-", ignore_cleanup_errors=True) as folder,
+        Postgres() as postgres,
+    ):
+        site = Site(Path(folder), postgres.create_database())
+        try:
+            site.migrate()
+            outcome = flights_run.run(
+                site, postgres, count=flights.COUNT, consumer_kills=consumer_kills,
+                gateway_kills=gateway_kills, outage=outage, within=3_600,
+            )  # fmt: skip
+        finally:
+            site.close()
+    flights_run.check(outcome)
+    return {
+        "flights": outcome.sent,
+        "consumers_killed": outcome.consumer_kills,
+        "gateways_killed": outcome.gateway_kills,
+        "seconds_without_database": outcome.outage_seconds,
+        "seconds": round(outcome.seconds, 1),
+        "rows_with_the_right_digest": (outcome.bodies & outcome.expected).total(),
+        "most_attempts": outcome.most_attempts,
+        "verify": {k: v for k, v in outcome.verify.items() if isinstance(v, int | float | str | bool)},
+    }
+
+
+def run_power() -> int:
+    steps = Steps("power")
+    for number in range(1, CUTS + 1):
+        after = random.Random(number).randint(20, 4_000)
+        steps.step(f"cut {number}", partial(_cut, after=after))
+    steps.step("without fsync", partial(_cut, after=2_000, weakened=True))
+    cuts = [result for name, result in steps.results.items() if name.startswith("cut ")]
+    control = steps.results["without fsync"]
+    figures = {
+        "cuts": len(cuts),
+        "promised": sum(cut["promised"] for cut in cuts),
+        "control_without_fsync": control,
+    }
+    targets = [
+        Target("lost", sum(cut["lost"] for cut in cuts), 0, at_most=True),
+        Target("altered", sum(cut["altered"] for cut in cuts), 0, at_most=True),
+        Target("lost by the control without fsync", control["lost"], 1, at_most=False),
+    ]
+    code = record("soak-power", figures, targets, versions("apsw"))
+    steps.forget()
+    return code
+
+
+def _cut(*, after: int, weakened: bool = False) -> dict[str, int]:
+    with tempfile.TemporaryDirectory(prefix="forebay-power-", ignore_cleanup_errors=True) as folder:
+        return asdict(cut_power_once(Path(folder) / "site", after=after, weakened=weakened))
+
+
+PARTS: dict[str, Callable[[], int]] = {"flights": run_flights, "power": run_power}
+
+
+def main(only: list[str]) -> int:
+    unknown = set(only) - set(PARTS)
+    if unknown:
+        print(f"no soak test {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    failed = []
+    for part in only or PARTS:
+        try:
+            if PARTS[part]() != 0:
+                failed.append(part)
+        except CannotCut as reason:
+            print(f"{part}: could not run: {reason}", file=sys.stderr)
+            failed.append(part)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
