@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError
 
@@ -262,7 +263,8 @@ def _absolute_url(url: str, base: Path) -> str:
     m = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/?][^?]*)(\?.*)?", url)
     if m is None or m[2].startswith(":memory:"):
         return url
-    return f"{m[1]}{base / m[2]}{m[3] or ''}"
+    # The path in the URL is percent-encoded already, the folder's is not.
+    return f"{m[1]}{quote(str(base))}/{m[2]}{m[3] or ''}"
 
 
 def _line(error: Any, values: Mapping[SettingPath, Assignment]) -> str:

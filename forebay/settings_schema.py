@@ -68,11 +68,9 @@ def _find(model: Root, path: SettingPath) -> tuple[FieldInfo | None, Root | None
     return field, section
 
 
-def field_of(model: Root, path: SettingPath) -> FieldInfo:
-    field, _ = _find(model, path)
-    if field is None:
-        raise KeyError(dotted(path))
-    return field
+def section_of(model: Root, path: SettingPath) -> Root | None:
+    """The section that `path` names; `<name>` or any other name stands for a queue."""
+    return _find(model, path)[1] if path else model
 
 
 def is_setting(model: Root, path: SettingPath, kind: type) -> bool:
@@ -151,6 +149,20 @@ def shown(value: object) -> object:
     if isinstance(value, SecretStr):
         return mask_url(value.get_secret_value())
     return str(value) if isinstance(value, Path) else value
+
+
+def shown_leaves(section: BaseModel, above: SettingPath = ()) -> Iterator[tuple[str, object]]:
+    """Every value of a tree by its dotted name, as it may be printed."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        path = (*above, name)
+        if isinstance(value, BaseModel):
+            yield from shown_leaves(value, path)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                yield from shown_leaves(inner, (*path, key))
+        else:
+            yield dotted(path), shown(value)
 
 
 def mask_url(url: str) -> str:

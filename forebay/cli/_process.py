@@ -1,0 +1,93 @@
+"""What the long-running commands share: signals, starting up, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from forebay.cli._exit import CommandError, ExitCode
+from forebay.cli._output import note
+from forebay.errors import ForebayError, SettingsError, SinkUnavailable
+
+if TYPE_CHECKING:
+    from forebay.storage.database import Database
+
+log = structlog.get_logger()
+
+
+def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """
+    Run `main` with an event that SIGTERM and Ctrl-C set; it returns when drained.
+
+    A second Ctrl-C or SIGTERM ends the process at once: what was not settled is
+    delivered again.
+    """
+
+    async def body() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def asked(number: int) -> None:
+            name = signal.Signals(number).name
+            if stop.is_set():
+                note(f"{name} again: stopping without draining")
+                os._exit(ExitCode.INTERRUPTED)
+            log.info("draining", signal=name)
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, asked, number)
+        await main(stop)
+
+    import uvloop
+
+    uvloop.run(body())
+
+
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """
+    Turn whatever keeps a process from starting into exit code 3, with its reason.
+
+    Settings keep their own code: they are the user's to correct, not the machine's.
+    """
+    try:
+        yield
+    except (SettingsError, CommandError):
+        raise
+    except (ForebayError, OSError) as error:
+        raise CommandError(f"{what} could not start: {error}", ExitCode.STARTUP_FAILED) from error
+
+
+async def until_reachable(
+    database: Database, check: Callable[[Database], object], stop: asyncio.Event
+) -> bool:
+    """
+    Run `check` against the database until it answers; False if `stop` came first.
+
+    A process that starts in an outage of the database waits for its end: exiting
+    would only add a supervisor's back-off to it. Whatever else `check` raises is raised.
+    """
+    wait = 0.5
+    while not stop.is_set():
+        try:
+            await asyncio.to_thread(check, database)
+            return True
+        except SinkUnavailable as error:
+            log.warning(
+                "database unreachable, trying again",
+                database=database.safe_url,
+                reason=str(error),
+                delay=wait,
+            )
+        try:
+            await asyncio.wait_for(stop.wait(), wait)
+        except TimeoutError:
+            wait = min(wait * 2, 10.0)
+    return False

@@ -1,0 +1,111 @@
+"""`forebay config init|show|check|docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forebay.cli._common import ConfigOption, JsonOption, load, load_to_read, run
+from forebay.cli._exit import CommandError, ExitCode
+from forebay.cli._output import emit, emit_json, emit_table, note
+
+if TYPE_CHECKING:
+    from forebay.settings import Loaded
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("forebay.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """
+    Write a settings file with comments, and a table for each queue seen so far.
+
+    Examples:
+      forebay config init
+      forebay config init /etc/forebay.toml
+
+    The queues are those of `forebay dev`'s embedded queue in ./forebay-data, or of
+    the broker that the settings name.
+    """
+    from forebay.settings_docs import starter_file
+
+    if file.exists() and not force:
+        raise CommandError(
+            f"{file} is there already; --force replaces it, or name another file", ExitCode.CONFLICT
+        )
+    queues = run(_queues_seen())
+    file.write_text(starter_file(queues), encoding="utf-8")
+    note(f"wrote {file}" + (f" with the queues {', '.join(queues)}" if queues else ""))
+
+
+async def _queues_seen() -> list[str]:
+    """The names that exist on the broker; none if there is no broker to ask."""
+    from forebay.cli._common import open_broker
+    from forebay.errors import ForebayError
+
+    settings = load_to_read(None).settings
+    names = list(settings.queues)
+    try:
+        if settings.broker.url is not None:
+            async with open_broker(settings) as broker:
+                names += await broker.declared_queues() or []
+    except ForebayError as error:
+        # A settings file is most wanted when nothing runs yet.
+        note(f"(queues of the broker not included: {error})")
+    return list(dict.fromkeys(names))
+
+
+def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """
+    Show every setting, its value and where that came from. Credentials are masked.
+
+    Examples:
+      forebay config show
+      forebay config show --json
+    """
+    loaded = load_to_read(config)
+    rows = _rows(loaded)
+    if as_json:
+        emit_json({name: {"value": value, "from": origin} for name, value, origin in rows})
+        return
+    from forebay.settings_schema import toml_value
+
+    note(f"settings file: {loaded.file or 'none'}")
+    emit_table(
+        ("setting", "value", "from"),
+        [(name, None if value is None else toml_value(value), origin) for name, value, origin in rows],
+    )
+
+
+def _rows(loaded: Loaded) -> list[tuple[str, object, str]]:
+    from forebay.settings_schema import shown_leaves
+
+    found = shown_leaves(loaded.settings)
+    return [(name, value, loaded.provenance.get(name, "default")) for name, value in found]
+
+
+def check(config: ConfigOption = None) -> None:
+    """
+    Check the settings; exit 2 and name file, line and column of what is wrong.
+
+    Examples:
+      forebay config check
+      forebay config check --config /etc/forebay.toml
+    """
+    loaded = load(config)
+    queues = len(loaded.settings.queues)
+    note(f"{loaded.file or 'settings'}: ok, {queues} queue{'' if queues == 1 else 's'}")
+
+
+def docs() -> None:
+    """
+    Print the reference of all settings as Markdown (docs/configuration.md).
+
+    Examples:
+      forebay config docs > docs/configuration.md
+    """
+    from forebay.settings_docs import reference
+
+    emit(reference().rstrip("\n"))

@@ -1,0 +1,99 @@
+"""`forebay consume`."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forebay.cli._common import (
+    BrokerUrlOption,
+    ConfigOption,
+    DatabaseUrlOption,
+    LogLevelOption,
+    VerboseOption,
+    load,
+    log_to_stderr,
+    require_url,
+)
+from forebay.cli._output import note
+
+if TYPE_CHECKING:
+    from forebay.settings import Settings
+
+
+def consume(
+    queues: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUEUE]...", help="Which queues; all if none is named.")
+    ] = None,
+    broker_url: BrokerUrlOption = None,
+    database_url: DatabaseUrlOption = None,
+    config: ConfigOption = None,
+    log_level: LogLevelOption = "info",
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Move messages from the queues to the database, or to your handlers.
+
+    Examples:
+      forebay consume
+      forebay consume orders clicks
+
+    Any number of these may run at once. While the database is away it stops pulling
+    and waits, also at its start; a schema that is behind or ahead of this release
+    ends it with exit code 3. SIGTERM finishes the batch in hand and exits with 0.
+    Handlers are found in the current folder and in the settings file's.
+    """
+    from forebay.cli._process import run_until_stopped, starting
+    from forebay.cli.gateway import require_queues
+    from forebay.settings import Flag
+    from forebay.wiring import broker_opener, find_handlers, make_database, make_supervisor
+
+    log_to_stderr(log_level, verbose)
+    loaded = load(
+        config,
+        [
+            Flag("broker.url", "--broker-url", broker_url),
+            Flag("database.url", "--database-url", database_url),
+        ],
+    )
+    settings = loaded.settings
+    require_url(settings, "broker", "database")
+    require_queues(settings)
+    names = _chosen(settings, queues or [])
+    find_handlers(*([loaded.file.resolve().parent] if loaded.file else []), Path.cwd())
+
+    async def main(stop: asyncio.Event) -> None:
+        from forebay.cli._process import until_reachable
+        from forebay.storage.schema import require_current
+
+        database = make_database(settings)
+        try:
+            if not await until_reachable(database, require_current, stop):
+                return
+            async with broker_opener(settings)() as broker:
+                supervisor = make_supervisor(settings, broker, database)
+                for name in names:
+                    await broker.declare(name)
+                    supervisor.add(name, settings.queue(name))
+                note(f"consuming {', '.join(names)}")
+                await supervisor.run(stop)
+        finally:
+            database.dispose()
+
+    with starting("the consumer"):
+        run_until_stopped(main)
+
+
+def _chosen(settings: Settings, names: list[str]) -> list[str]:
+    from forebay.errors import SettingsError
+
+    for name in names:
+        if name not in settings.queues:
+            close = difflib.get_close_matches(name, settings.queues, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(settings.queues)}"
+            raise SettingsError(f"queue {name!r} is not named in the settings{hint}")
+    return list(dict.fromkeys(names)) or list(settings.queues)

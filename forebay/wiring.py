@@ -1,0 +1,169 @@
+"""
+The one place that joins the parts: settings in, gateway and consumers out.
+
+Parts never look for each other; what they need is made here and handed to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from forebay.errors import BrokerUnavailable
+from forebay.settings import Flag, Settings, load
+from forebay.settings_sources import variable
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from consumers.supervisor import Supervisor
+    from forebay.brokers.api import Broker
+    from forebay.storage.database import Database
+    from gateway.app import Gateway
+
+log = structlog.get_logger()
+
+BrokerOpener = Callable[[], AbstractAsyncContextManager["Broker"]]
+
+EMBEDDED = ("sqlite:", "memory:")
+
+LOG_LEVEL_VARIABLE = "_FOREBAY_LOG_LEVEL"
+"""How a worker process learns of --log-level. Not a setting: it belongs to one start."""
+
+
+def broker_opener(settings: Settings) -> BrokerOpener:
+    """How to open the broker, waiting for one that is somewhere else and not there yet."""
+    from forebay.brokers.factory import open_broker
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Broker]:
+        url = settings.broker.url.get_secret_value() if settings.broker.url else ""
+        wait = 0.5
+        while True:
+            manager = open_broker(settings.broker)
+            try:
+                broker = await manager.__aenter__()
+                break
+            except BrokerUnavailable as error:
+                # A file of ours that cannot be opened will not mend itself. A server will: when all
+                # starts at once it comes up after us, and exiting would only add a supervisor's
+                # back-off to the outage.
+                if url.startswith(EMBEDDED):
+                    raise
+                log.warning("broker unreachable, trying again", reason=str(error), delay=round(wait, 1))
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(wait * 2, 15.0)
+        try:
+            yield broker
+        except BaseException:
+            if not await manager.__aexit__(*sys.exc_info()):
+                raise
+        else:
+            await manager.__aexit__(None, None, None)
+
+    return opened
+
+
+def shared(broker: Broker) -> BrokerOpener:
+    """A broker that somebody else opened and will close."""
+
+    @asynccontextmanager
+    async def lent() -> AsyncIterator[Broker]:
+        yield broker
+
+    return lent
+
+
+def make_database(settings: Settings) -> Database:
+    """The database of the settings, not yet connected. Its URL must be set."""
+    from forebay.storage.database import Database
+
+    if settings.database.url is None:
+        raise ValueError("database.url is not set")
+    return Database(settings.database.url.get_secret_value(), settings.database)
+
+
+def make_gateway(
+    settings: Settings,
+    *,
+    broker: BrokerOpener | None = None,
+    queues: Iterable[str] = (),
+    on_declared: Callable[[str], None] | None = None,
+    registry: CollectorRegistry | None = None,
+) -> Gateway:
+    """
+    The HTTP side. `queues` come on top of those of the settings.
+
+    With `on_declared` any valid queue name is declared on first use.
+    """
+    from gateway.app import create_app
+    from gateway.queues import QueueRegistry
+
+    return create_app(
+        broker=broker or broker_opener(settings),
+        settings=settings.gateway,
+        queues=QueueRegistry(
+            dict.fromkeys([*settings.queues, *queues]),
+            declare_on_first_use=on_declared is not None,
+            on_declared=on_declared,
+        ),
+        database=(lambda: make_database(settings)) if settings.database.url else None,
+        registry=registry,
+    )
+
+
+def gateway_app() -> Gateway:
+    """The gateway of one worker process; flags reach it as variables (see `to_environment`)."""
+    from forebay import telemetry
+
+    telemetry.configure(os.environ.get(LOG_LEVEL_VARIABLE, "info"))
+    return make_gateway(load().settings)
+
+
+def to_environment(flags: Iterable[Flag], config: Path | None, log_level: str) -> None:
+    """Put what the command line said where worker processes, which read the settings again, find it."""
+    for flag in flags:
+        if flag.value is not None:
+            os.environ[variable(tuple(flag.setting.split(".")))] = str(flag.value)
+    if config is not None:
+        os.environ["FOREBAY_CONFIG"] = str(config)
+    os.environ[LOG_LEVEL_VARIABLE] = log_level
+
+
+def make_supervisor(
+    settings: Settings,
+    broker: Broker,
+    database: Database | None,
+    *,
+    registry: CollectorRegistry | None = None,
+) -> Supervisor:
+    """The consumers of this process; add queues to it."""
+    from consumers.sinks.factory import make_sink
+    from consumers.supervisor import Supervisor
+
+    return Supervisor(
+        broker,
+        settings.consumer,
+        database=database,
+        make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database),
+        registry=registry,
+    )
+
+
+def find_handlers(*folders: Path) -> None:
+    """
+    Let handlers be imported from these folders, as `python -m` would from its own.
+
+    The installed command's own folder is the one on Python's path, never the project's.
+    """
+    for folder in folders:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
