@@ -36,8 +36,8 @@ class BreakerSettings(Section):
 class QueueSettings(Section):
     """One queue. `[queue_defaults]` has the same fields and applies to all."""
 
-    sink: Literal["database", "python"] = "database"
-    """Where messages end up."""
+    sink: str = "database"
+    """Where messages end up: "database", "python" (your handler), or the name of an installed sink."""
     handler: str | None = None
     """Your function, as "package.module:function"; implies sink = "python"."""
     batch_size: Annotated[int, Field(ge=1)] = 500
