@@ -1,0 +1,196 @@
+"""The HTTP application: the hot endpoint before FastAPI's router, problems for every error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from forebay import __version__
+from forebay.brokers.api import DURABILITIES, Broker
+from forebay.errors import SettingsError
+from gateway import endpoint, openapi, pages
+from gateway.answer import Answer
+from gateway.endpoint import MessagesEndpoint
+from gateway.health import Health
+from gateway.ingest import Ingest
+from gateway.metrics import GatewayMetrics
+from gateway.problems import (
+    HTTP_ERROR,
+    INTERNAL,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    NOT_READY,
+    UNPROCESSABLE,
+    problem,
+)
+from gateway.queues import QueueRegistry
+from gateway.routes import Parts, make_router, to_response
+from gateway.settings import GatewaySettings
+from gateway.status import StatusLookup
+
+if TYPE_CHECKING:
+    from forebay.storage.database import Database
+
+log = structlog.get_logger()
+
+
+class Gateway(FastAPI):
+    """FastAPI with one endpoint in front of its router, and a truthful answer when all else fails."""
+
+    parts: Parts | None = None
+    """Set while the lifespan runs."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            if self.parts is not None and endpoint.matches(scope["path"]):
+                await self.parts.endpoint(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+        except Exception:
+            log.exception("request failed unexpectedly", method=scope["method"], path=scope["path"][:200])
+            if not scope.get(_ANSWERED):
+                await _send(problem(INTERNAL, INTERNAL.advice), send)
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.complete(super().openapi())
+        return self.openapi_schema
+
+    def drain(self) -> None:
+        """From now on /readyz says 503; requests are still served."""
+        if self.parts is not None:
+            self.parts.health.draining = True
+
+
+def create_app(
+    *,
+    broker: Callable[[], AbstractAsyncContextManager[Broker]],
+    settings: GatewaySettings,
+    queues: QueueRegistry,
+    database: Callable[[], Database] | None = None,
+    registry: CollectorRegistry | None = None,
+) -> Gateway:
+    """
+    The application; its lifespan opens the broker, declares the queues, and closes the broker.
+
+    Without `database` the status route answers 503 `status-unavailable`. The
+    lifespan raises SettingsError for settings this broker cannot satisfy, and
+    BrokerUnavailable.
+    """
+    registry = registry or CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        assert isinstance(app, Gateway)
+        async with broker() as opened:
+            _check_durability(opened, settings)
+            await queues.declare_all(opened)
+            health = Health(opened.ping)
+            ingest = Ingest(opened, settings, metrics=metrics, health=health)
+            app.parts = Parts(
+                broker=opened,
+                endpoint=MessagesEndpoint(ingest, queues, opened, body_timeout=settings.body_timeout),
+                health=health,
+                ingest=ingest,
+                status=StatusLookup(database, ingest.recent),
+            )
+            try:
+                yield
+            finally:
+                health.draining = True
+                await ingest.close()
+                app.parts.status.close()
+                app.parts = None
+
+    app = Gateway(
+        title="Forebay",
+        version=__version__,
+        summary="A durable queue between HTTP producers and a slow or dead database",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={
+            HTTPException: _http_error,
+            RequestValidationError: _validation_error,
+            _NotStarted: _not_started,
+            Exception: _internal,
+        },
+    )
+
+    def parts() -> Parts:
+        if app.parts is None:
+            raise _NotStarted
+        return app.parts
+
+    app.include_router(make_router(parts, queues, metrics, registry))
+    app.mount(pages.ASSETS, StaticFiles(directory=pages.assets_directory()))
+    return app
+
+
+_ANSWERED = "forebay.answered"
+"""In a scope: FastAPI answered the failure, before it raised it on for us to log."""
+
+
+class _NotStarted(Exception):
+    """A request came before the lifespan began or after it ended."""
+
+
+def _check_durability(broker: Broker, settings: GatewaySettings) -> None:
+    reached = broker.capabilities.durability
+    if DURABILITIES.index(reached) < DURABILITIES.index(settings.min_durability):
+        raise SettingsError(
+            f"gateway.min_durability is {settings.min_durability!r}, but this broker reaches only"
+            f' {reached!r}; choose another broker.url, or set gateway.min_durability = "{reached}"'
+            f" (FOREBAY_GATEWAY__MIN_DURABILITY={reached})"
+        )
+
+
+async def _send(answer: Answer, send: Send) -> None:
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(error.status_code, HTTP_ERROR)
+    headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in (error.headers or {}).items()]
+    return to_response(
+        problem(
+            kind,
+            kind.advice if kind is not HTTP_ERROR else str(error.detail),
+            status=error.status_code,
+            title=None if kind is not HTTP_ERROR else str(error.detail),
+            headers=headers,
+        )
+    )
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # Without the values: they are the client's, and this text may be logged by it.
+    found = [{"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
+    return to_response(problem(UNPROCESSABLE, UNPROCESSABLE.advice, errors=found))
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    request.scope[_ANSWERED] = True
+    return to_response(problem(INTERNAL, INTERNAL.advice))
+
+
+async def _not_started(request: Request, error: Exception) -> Response:
+    return to_response(problem(NOT_READY, NOT_READY.advice))

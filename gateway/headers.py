@@ -1,0 +1,312 @@
+"""The request headers that mean something to us, read in one pass over what the server parsed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from forebay.brokers.api import DURABILITIES, Durability
+from forebay.errors import SettingsError
+from forebay.section import parse_duration
+from gateway.answer import Answer, RawHeaders
+from gateway.problems import HEADERS_TOO_LARGE, INVALID_HEADER, INVALID_REQUEST, Kind, problem
+
+MAX_KEPT_HEADERS = 64
+MAX_KEPT_BYTES = 16 * 2**10
+"""Names and values together; every broker can carry this much beside a body."""
+
+MAX_AHEAD = timedelta(days=366)
+"""How far in the future a message may be due, or expire."""
+
+MAX_KEY = 255
+
+_VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
+_META_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_MEDIA_TYPE = re.compile(r"[\x20-\x7e\t]{1,255}")
+_CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+_SECRET = re.compile(
+    r"authorization|cookie2?|set-cookie2?|proxy-.*|.*signature.*|x-api-key|.*-secret|.*-token"
+)
+
+
+class Refused(Exception):
+    """A header cannot be accepted; `answer` is what the client gets."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+def invalid(header: str, detail: str, kind: Kind = INVALID_HEADER) -> Refused:
+    return Refused(problem(kind, f"{header}: {detail}", header=header))
+
+
+class Meta:
+    """What a request's headers say, as far as we read them."""
+
+    __slots__ = (
+        "content_length",
+        "content_type",
+        "delay",
+        "deliver_at",
+        "durability",
+        "idempotency_key",
+        "kept",
+        "ordering_key",
+        "ttl",
+    )
+
+    def __init__(self) -> None:
+        self.content_length: int | None = None
+        self.content_type = "application/octet-stream"
+        self.delay: float | None = None
+        self.deliver_at: datetime | None = None
+        self.durability: Durability | None = None
+        self.idempotency_key: str | None = None
+        self.kept: dict[str, str] = {}
+        self.ordering_key: str | None = None
+        self.ttl: float | None = None
+
+
+def is_secret(name: str) -> bool:
+    """Whether a header of this name may hold a credential or a signature; such are never kept."""
+    return _SECRET.fullmatch(name) is not None
+
+
+class HeaderReader:
+    """
+    Reads requests' headers; `keep` names the ones kept besides ours, ce-* and the trace context.
+
+    Raises:
+        SettingsError: `keep` names a header that may hold a credential.
+    """
+
+    def __init__(self, keep: Iterable[str] = ()) -> None:
+        names = [name.strip().lower() for name in keep]
+        for name in names:
+            if is_secret(name) or name.startswith("forebay-"):
+                raise SettingsError(
+                    f"gateway.keep_headers names {name!r}, which is never kept:"
+                    " credentials, cookies and signatures stay out of the queue"
+                )
+        self._keep = frozenset(n.encode() for n in (*names, "traceparent", "tracestate"))
+        self._known = self._keep | _CONTROL.keys()
+
+    def read(self, headers: RawHeaders) -> Meta:
+        """
+        The meaning of these headers.
+
+        Raises:
+            Refused: with the answer that names the header and shows a right one.
+        """
+        meta = Meta()
+        known = self._known
+        seen: set[bytes] | None = None
+        for name, value in headers:
+            if name == b"content-type":
+                meta.content_type = _content_type(value)
+            elif name == b"content-length":
+                meta.content_length = _content_length(value)
+            elif name in known:
+                if name in self._keep:
+                    _keep(meta, name, value)
+                    continue
+                if name != b"prefer":
+                    if seen is None:
+                        seen = set()
+                    if name in seen:
+                        raise invalid(_shown(name), "sent more than once; send it once")
+                    seen.add(name)
+                _CONTROL[name](meta, value)
+            elif name.startswith(b"ce-"):
+                _keep(meta, name, value)
+            elif name.startswith(b"forebay-"):
+                _forebay(meta, name, value)
+        if seen is not None:
+            _check_times(meta)
+        if meta.kept:
+            _check_kept(meta.kept)
+        return meta
+
+
+def _shown(name: bytes) -> str:
+    return "-".join(part.capitalize() for part in name.decode("latin-1").split("-")).replace("Ttl", "TTL")
+
+
+def _text(name: bytes, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise invalid(_shown(name), "the value is not UTF-8 text") from None
+
+
+def _content_type(value: bytes) -> str:
+    text = value.decode("latin-1").strip()
+    if not text:
+        return "application/octet-stream"
+    if not _MEDIA_TYPE.fullmatch(text):
+        raise invalid("Content-Type", "at most 255 ASCII characters, like: application/json")
+    return text
+
+
+def _content_length(value: bytes) -> int:
+    # The server's parser refuses these before us; another server's may not.
+    if not _CONTENT_LENGTH.fullmatch(value):
+        raise invalid("Content-Length", "not a number of bytes, like: 512", INVALID_REQUEST)
+    return int(value)
+
+
+def _idempotency_key(meta: Meta, value: bytes) -> None:
+    """
+    Take the bare form and the draft's quoted form as the same key.
+
+    The draft standard writes the key as a structured-field string ("abc"); most
+    clients send it bare. Were they different keys, a client library's upgrade
+    between a request and its retry would double the message.
+    """
+    text = value.decode("latin-1").strip()
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = re.sub(r"\\([\"\\])", r"\1", text[1:-1])
+    if not _VISIBLE.fullmatch(text):
+        raise invalid(
+            "Idempotency-Key", "1 to 255 visible ASCII characters without spaces, like: order-1234-created"
+        )
+    meta.idempotency_key = text
+
+
+def _ordering_key(meta: Meta, value: bytes) -> None:
+    text = _text(b"forebay-ordering-key", value).strip()
+    if not 1 <= len(text.encode()) <= MAX_KEY:
+        raise invalid("Forebay-Ordering-Key", f"1 to {MAX_KEY} bytes of text, like: customer-42")
+    meta.ordering_key = text
+
+
+def _duration(header: str, value: bytes) -> float:
+    text = value.decode("latin-1")
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = None
+    if not isinstance(seconds, float) or not 0 <= seconds <= MAX_AHEAD.total_seconds():
+        raise invalid(header, "seconds or a duration up to 366 days, like: 30 or 30s or 15m")
+    return seconds
+
+
+def _delay(meta: Meta, value: bytes) -> None:
+    meta.delay = _duration("Forebay-Delay", value)
+
+
+def _ttl(meta: Meta, value: bytes) -> None:
+    meta.ttl = _duration("Forebay-TTL", value)
+    if meta.ttl == 0:
+        raise invalid("Forebay-TTL", "must be above zero, like: 30 or 15m")
+
+
+_RFC3339 = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)  # fromisoformat alone takes week dates and times without a zone, too
+
+
+def _deliver_at(meta: Meta, value: bytes) -> None:
+    text = value.decode("latin-1").strip().upper()
+    try:
+        if not _RFC3339.fullmatch(text):
+            raise ValueError
+        # Six digits of a second is all a datetime holds.
+        meta.deliver_at = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise invalid(
+            "Forebay-Deliver-At", "a time with its zone (RFC 3339), like: 2027-01-31T08:00:00Z"
+        ) from None
+
+
+def _prefer(meta: Meta, value: bytes) -> None:
+    for preference in value.decode("latin-1").split(","):
+        name, _, wanted = preference.partition(";")[0].partition("=")
+        if name.strip().lower() != "durability":
+            continue  # preferences nobody knows are ignored (RFC 7240)
+        level = wanted.strip().strip('"').lower()
+        if level not in DURABILITIES:
+            raise invalid(
+                "Prefer", f"durability is one of {', '.join(DURABILITIES)}, like: durability=synced"
+            )
+        meta.durability = DURABILITIES[DURABILITIES.index(level)]
+
+
+def _forebay(meta: Meta, name: bytes, value: bytes) -> None:
+    if not name.startswith(b"forebay-meta-"):
+        raise invalid(
+            _shown(name),
+            "no such header; there are Forebay-Ordering-Key, Forebay-Delay, Forebay-Deliver-At,"
+            " Forebay-TTL and Forebay-Meta-<Name>",
+        )
+    own = name[len(b"forebay-meta-") :]
+    text = own.decode("latin-1")
+    if not _META_NAME.fullmatch(text):
+        raise invalid(
+            _shown(name), "a name of 1 to 100 characters is missing, like: Forebay-Meta-Source: shop"
+        )
+    if is_secret(text):
+        raise invalid(_shown(name), "credentials, cookies and signatures are not kept with a message")
+    _keep(meta, own, value)
+
+
+def _keep(meta: Meta, name: bytes, value: bytes) -> None:
+    text = name.decode("latin-1")
+    if is_secret(text):
+        return
+    kept = _text(name, value)
+    before = meta.kept.get(text)
+    # Repeated fields are one list (RFC 9110, section 5.3).
+    meta.kept[text] = kept if before is None else f"{before}, {kept}"
+
+
+def _check_kept(kept: dict[str, str]) -> None:
+    size = sum(len(n) + len(v.encode()) for n, v in kept.items())
+    if len(kept) > MAX_KEPT_HEADERS or size > MAX_KEPT_BYTES:
+        raise Refused(
+            problem(
+                HEADERS_TOO_LARGE,
+                f"{len(kept)} headers of {size} bytes would be kept with the message;"
+                f" at most {MAX_KEPT_HEADERS} of {MAX_KEPT_BYTES} bytes together are",
+                limit=MAX_KEPT_BYTES,
+            )
+        )
+
+
+def _check_times(meta: Meta) -> None:
+    if meta.delay is not None and meta.deliver_at is not None:
+        raise invalid("Forebay-Deliver-At", "sent together with Forebay-Delay; send one of them")
+
+
+_CONTROL = {
+    b"idempotency-key": _idempotency_key,
+    b"forebay-ordering-key": _ordering_key,
+    b"forebay-delay": _delay,
+    b"forebay-deliver-at": _deliver_at,
+    b"forebay-ttl": _ttl,
+    b"prefer": _prefer,
+}
+
+
+def due_times(meta: Meta, now: datetime) -> tuple[datetime | None, datetime | None]:
+    """
+    When the message may be delivered, and when it expires.
+
+    Raises:
+        Refused: it would expire before it is due, or is due in too far a future.
+    """
+    not_before = meta.deliver_at
+    if meta.delay is not None:
+        not_before = now + timedelta(seconds=meta.delay)
+    if not_before is not None:
+        if not_before > now + MAX_AHEAD:
+            raise invalid("Forebay-Deliver-At", "more than 366 days ahead; the furthest is a year from now")
+        if not_before <= now:
+            not_before = None
+    expires_at = None if meta.ttl is None else now + timedelta(seconds=meta.ttl)
+    if expires_at is not None and not_before is not None and expires_at <= not_before:
+        raise invalid("Forebay-TTL", "the message would expire before it is due; the TTL counts from now")
+    return not_before, expires_at

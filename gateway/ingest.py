@@ -1,0 +1,365 @@
+"""
+Every decision about accepting a message, apart from the server that carries it.
+
+A shell (the ASGI endpoint) takes a request through `admit`, reads the body within
+what `admit` and `grow` allow, and hands it to `accept` with a function that gets the
+answer. All of it is synchronous and runs on the event loop; nothing here knows
+HTTP beyond header pairs and answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from forebay.brokers.api import DURABILITIES, Broker, Durability, PublishResult
+from forebay.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    MessageTooLarge,
+    PublishUnconfirmed,
+    QueueFull,
+    QueueNotFound,
+)
+from forebay.ids import id_from_key, new_id
+from forebay.message import Message
+from gateway.admission import Admission
+from gateway.answer import AcceptedAnswers, Answer, RawHeaders
+from gateway.group_commit import GroupCommit
+from gateway.headers import HeaderReader, Meta, Refused, due_times
+from gateway.health import Health
+from gateway.idempotency import IdempotencyMemory, Known, Verdict, fingerprint
+from gateway.metrics import GatewayMetrics
+from gateway.problems import (
+    BODY_TOO_LARGE,
+    DURABILITY_UNAVAILABLE,
+    IDEMPOTENCY_CONFLICT,
+    NOT_SENT,
+    OUTCOME_UNKNOWN,
+    OVERLOADED,
+    broker_problem,
+    problem,
+)
+from gateway.recent import RecentIds
+from gateway.settings import GatewaySettings
+
+log = structlog.get_logger()
+
+Respond = Callable[[Answer], None]
+
+NO_TENANT = ""
+"""The tenant of ids made of idempotency keys while there are no API keys."""
+
+_RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABILITIES)}
+
+
+class Ticket:
+    """One request in work, from its headers to its answer."""
+
+    __slots__ = ("answered", "deadline", "inside", "message", "meta", "queue", "reserved", "respond")
+
+    message: Message
+    respond: Respond
+    deadline: float
+
+    def __init__(self, queue: str, meta: Meta, reserved: int) -> None:
+        self.queue = queue
+        self.meta = meta
+        self.reserved = reserved
+        """Body bytes counted for it."""
+        self.answered = False
+        self.inside = True
+        """It still counts as in work."""
+
+
+class Ingest:
+    """Admission, idempotency and group commit around one broker."""
+
+    def __init__(
+        self, broker: Broker, settings: GatewaySettings, *, metrics: GatewayMetrics, health: Health
+    ) -> None:
+        self._capability = broker.capabilities.durability
+        self.max_body_bytes = min(settings.max_body_bytes, broker.capabilities.max_body_bytes)
+        self._least = _RANK[settings.min_durability]
+        self._reader = HeaderReader(settings.keep_headers)
+        self._admission = Admission(settings.max_in_flight, settings.max_in_flight_bytes)
+        self._memory: IdempotencyMemory[Ticket] = IdempotencyMemory(settings.idempotency_memory)
+        self._answers = AcceptedAnswers()
+        self._metrics = metrics
+        self._health = health
+        self._failing_since: float | None = None
+        self.recent = RecentIds()
+        self._commit: GroupCommit[Ticket] = GroupCommit(
+            broker, timeout=settings.request_timeout, settled=self._settled, expired=self._expired
+        )
+
+    # ---- what a shell calls
+
+    def admit(self, queue: str, headers: RawHeaders) -> Ticket | Answer:
+        """A place for the request, before anything of its body is read; or why not."""
+        try:
+            meta = self._reader.read(headers)
+        except Refused as refused:
+            return self.refused(refused.answer)
+        size = meta.content_length or 0
+        if size > self.max_body_bytes:
+            return self.refused(self._too_large(f"The body is {size} bytes"))
+        asked = meta.durability
+        if asked is not None and _RANK[asked] > _RANK[self._capability]:
+            return self.refused(
+                problem(
+                    DURABILITY_UNAVAILABLE,
+                    f"Prefer: durability={asked} was asked for; this gateway's broker reaches"
+                    f" {self._capability!r}. Nothing was stored.",
+                    durability=self._capability,
+                )
+            )
+        if not self._admission.enter(size):
+            return self.refused(self._overloaded())
+        return Ticket(queue, meta, size)
+
+    def grow(self, ticket: Ticket, received: int) -> Answer | None:
+        """Account for a body of which `received` bytes are here; an answer if that is too many."""
+        if received > self.max_body_bytes:
+            self.abandon(ticket)
+            return self.refused(self._too_large("The body is larger"))
+        more = received - ticket.reserved
+        if more > 0:
+            if not self._admission.grow(more):
+                self.abandon(ticket)
+                return self.refused(self._overloaded())
+            ticket.reserved = received
+        return None
+
+    def abandon(self, ticket: Ticket) -> None:
+        """The body will not come: forget the request. Does nothing to one that left already."""
+        if ticket.inside:
+            ticket.inside = False
+            self._admission.leave(ticket.reserved)
+
+    def refuse(self, ticket: Ticket, answer: Answer) -> Answer:
+        """Give the request's place back, with this answer."""
+        self.abandon(ticket)
+        return self.refused(answer)
+
+    def accept(self, ticket: Ticket, body: bytes, respond: Respond) -> None:
+        """
+        Publish the message; `respond` gets the answer, exactly once, within the request's time.
+
+        It may be called before this returns. That the client went away meanwhile
+        changes nothing: what was handed in is published.
+        """
+        ticket.respond = respond
+        meta = ticket.meta
+        now = datetime.now(UTC)
+        not_before = expires_at = None
+        if meta.delay is not None or meta.deliver_at is not None or meta.ttl is not None:
+            try:
+                not_before, expires_at = due_times(meta, now)
+            except Refused as refused:
+                respond(self.refuse(ticket, refused.answer))
+                return
+        key = meta.idempotency_key
+        message = ticket.message = Message(
+            id=new_id() if key is None else id_from_key(NO_TENANT, ticket.queue, key),
+            body=body,
+            accepted_at=now,
+            key=meta.ordering_key,
+            headers=meta.kept,
+            content_type=meta.content_type,
+            not_before=not_before,
+            expires_at=expires_at,
+        )
+        if key is None:
+            self._commit.add(ticket.queue, ticket)
+        else:
+            self._accept_keyed(ticket, message)
+
+    def unknown(self, ticket: Ticket) -> Answer:
+        """The answer for a request whose outcome can no longer be waited for."""
+        ticket.answered = True
+        self._count(ticket.queue, OUTCOME_UNKNOWN.name)
+        return problem(
+            OUTCOME_UNKNOWN,
+            "The broker did not confirm the message in time; it may or may not be stored."
+            " Send it again with the same Idempotency-Key, or look the id up first.",
+            id=ticket.message.id,
+            queue=ticket.queue,
+        )
+
+    async def close(self) -> None:
+        """Wait until everything handed in has its outcome; the requests' deadlines bound this."""
+        await self._commit.close()
+
+    # ---- idempotency
+
+    def _accept_keyed(self, ticket: Ticket, message: Message) -> None:
+        digest = fingerprint(message.body, message.content_type, message.key)
+        verdict = self._memory.claim(message.id, digest, ticket)
+        if verdict is Verdict.NEW:
+            self._commit.add(ticket.queue, ticket)
+        elif verdict is Verdict.TWIN:
+            message.body = b""  # the first one's is published; hold no second copy
+            self._commit.watch(ticket)
+        elif isinstance(verdict, Known):
+            self._answer_accepted(ticket, verdict.durability, duplicate=True)
+            self.abandon(ticket)
+        else:
+            self._answer(
+                ticket,
+                problem(
+                    IDEMPOTENCY_CONFLICT,
+                    f"This Idempotency-Key was already used for another message to queue {ticket.queue!r};"
+                    " that message is not touched, and this one was not stored.",
+                    id=message.id,
+                    queue=ticket.queue,
+                ),
+            )
+            self.abandon(ticket)
+
+    # ---- outcomes, called by the group commit
+
+    def _settled(
+        self,
+        queue: str,
+        tickets: list[Ticket],
+        outcomes: Sequence[PublishResult | BrokerError],
+        seconds: float,
+    ) -> None:
+        size = accepted = 0
+        trouble: BrokerError | None = None
+        for ticket, outcome in zip(tickets, outcomes, strict=True):
+            message = ticket.message
+            self.abandon(ticket)
+            keyed = ticket.meta.idempotency_key is not None
+            durability = outcome.durability if isinstance(outcome, PublishResult) else None
+            if durability is not None:
+                accepted += 1
+                size += len(message.body)
+                self.recent.add(message.id, queue, message.accepted_at)
+                twins = self._memory.confirm(message.id, durability) if keyed else ()
+                if not ticket.answered:
+                    self._answer_accepted(ticket, durability, duplicate=False)
+                for twin in twins:
+                    self.abandon(twin)
+                    if not twin.answered:
+                        self._answer_accepted(twin, durability, duplicate=True)
+            else:
+                error = outcome.error if isinstance(outcome, PublishResult) else outcome
+                assert error is not None, "a result has a durability or an error"
+                if not isinstance(error, MessageTooLarge):
+                    trouble = error
+                twins = self._memory.release(message.id) if keyed else ()
+                for waiting in (ticket, *twins):
+                    self.abandon(waiting)
+                    if not waiting.answered:
+                        self._answer(waiting, broker_problem(error, message_id=message.id, queue=queue))
+        self._metrics.body_bytes.labels(queue).inc(size)
+        self._metrics.publish_seconds.labels(queue).observe(seconds)
+        self._metrics.publish_messages.labels(queue).observe(len(tickets))
+        self._metrics.in_flight.set(self._admission.count)
+        self._metrics.in_flight_bytes.set(self._admission.size)
+        self._note(queue, accepted, trouble, seconds)
+
+    def _note(self, queue: str, accepted: int, trouble: BrokerError | None, seconds: float) -> None:
+        """Tell readiness, and the log once when trouble begins and once when it is over."""
+        if trouble is not None:
+            if isinstance(trouble, QueueNotFound):
+                log.error("a declared queue is gone from the broker", queue=queue)
+                return
+            self._health.failed(str(trouble))
+            if self._failing_since is None:
+                self._failing_since = self._health.now()
+                expected = isinstance(trouble, (BrokerUnavailable, PublishUnconfirmed, QueueFull))
+                (log.warning if expected else log.error)(
+                    "publishes fail; clients get 503",
+                    queue=queue,
+                    error=f"{type(trouble).__name__}: {trouble}",
+                    seconds=round(seconds, 3),
+                )
+        elif accepted:
+            self._health.published()
+            if self._failing_since is not None:
+                log.info(
+                    "publishes succeed again",
+                    queue=queue,
+                    after=round(self._health.now() - self._failing_since, 1),
+                )
+                self._failing_since = None
+
+    def _expired(self, ticket: Ticket, sent: bool) -> None:
+        if sent:
+            # Counted in until its publish ends: the message is still in memory. A
+            # twin holds nothing.
+            if not ticket.message.body:
+                self.abandon(ticket)
+            ticket.respond(self.unknown(ticket))
+            return
+        twins: list[Ticket] = []
+        if ticket.meta.idempotency_key is not None:
+            twins = self._memory.release(ticket.message.id)
+        answer = problem(
+            NOT_SENT,
+            "The message waited for its turn until the request's deadline and was certainly not stored.",
+            queue=ticket.queue,
+            id=ticket.message.id,
+        )
+        self._health.failed("messages waited for their turn until their deadline")
+        for waiting in (ticket, *twins):
+            self.abandon(waiting)
+            if not waiting.answered:
+                self._answer(waiting, answer)
+
+    # ---- answers
+
+    def _answer_accepted(self, ticket: Ticket, durability: Durability, *, duplicate: bool) -> None:
+        asked = ticket.meta.durability
+        wanted = self._least if asked is None else max(self._least, _RANK[asked])
+        if _RANK[durability] < wanted:
+            self._answer(
+                ticket,
+                problem(
+                    DURABILITY_UNAVAILABLE,
+                    f"The message is stored, but only {durability!r};"
+                    f" {DURABILITIES[wanted]!r} was asked for.",
+                    durability=durability,
+                    id=ticket.message.id,
+                    queue=ticket.queue,
+                ),
+            )
+            return
+        ticket.answered = True
+        self._count(ticket.queue, "duplicate" if duplicate else "accepted")
+        ticket.respond(
+            self._answers.make(ticket.queue, ticket.message.id, durability, duplicate=duplicate, asked=asked)
+        )
+
+    def _answer(self, ticket: Ticket, answer: Answer) -> None:
+        ticket.answered = True
+        self._count(ticket.queue, answer.problem)
+        ticket.respond(answer)
+
+    def _count(self, queue: str, outcome: str) -> None:
+        self._metrics.messages.labels(queue, outcome).inc()
+
+    def refused(self, answer: Answer) -> Answer:
+        """Count a request that no message was made of; returns the answer."""
+        self._metrics.refused.labels(answer.problem).inc()
+        return answer
+
+    def _too_large(self, what: str) -> Answer:
+        return problem(
+            BODY_TOO_LARGE,
+            f"{what}; at most {self.max_body_bytes} are taken. Nothing was stored.",
+            limit=self.max_body_bytes,
+        )
+
+    def _overloaded(self) -> Answer:
+        admission = self._admission
+        return problem(
+            OVERLOADED,
+            f"{admission.count} messages of {admission.size} bytes are in work;"
+            f" at most {admission.max_count} of {admission.max_size} bytes are held. Nothing was stored.",
+        )

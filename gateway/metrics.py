@@ -1,0 +1,122 @@
+"""What the gateway counts. With several workers, /metrics is the sum over all of them."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+"""Where workers keep their figures; prometheus_client reads this name when it is imported."""
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_MESSAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class GatewayMetrics:
+    """Labels are declared queues and names from our own tables, so that clients cannot make up new ones."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.messages = Counter(
+            "forebay_gateway_messages_total",
+            "Messages by what became of them: accepted, duplicate, or the name of the problem answered.",
+            ["queue", "outcome"],
+            registry=registry,
+        )
+        self.body_bytes = Counter(
+            "forebay_gateway_body_bytes_total", "Bytes of accepted bodies.", ["queue"], registry=registry
+        )
+        self.refused = Counter(
+            "forebay_gateway_refused_total",
+            "Requests answered with a problem before a message was made of them, by problem.",
+            ["problem"],
+            registry=registry,
+        )
+        self.publish_seconds = Histogram(
+            "forebay_gateway_publish_seconds",
+            "How long one publish took, which all messages in it waited for.",
+            ["queue"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.publish_messages = Histogram(
+            "forebay_gateway_publish_messages",
+            "How many messages shared one publish.",
+            ["queue"],
+            buckets=_MESSAGES,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "forebay_gateway_in_flight",
+            "Requests in work, as of the last publish.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.in_flight_bytes = Gauge(
+            "forebay_gateway_in_flight_bytes",
+            "Body bytes held for requests in work, as of the last publish.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.ready = Gauge(
+            "forebay_gateway_ready",
+            "1 if the last readiness check found that messages can be accepted durably.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+
+
+def render(registry: CollectorRegistry) -> bytes:
+    """The text of /metrics: of this process, or summed over all workers."""
+    directory = os.environ.get(MULTIPROCESS_DIR)
+    if directory is None:
+        return generate_latest(registry)
+    with _locked(directory, fcntl.LOCK_SH):
+        merged = CollectorRegistry()
+        MultiProcessCollector(merged, path=directory)  # type: ignore[no-untyped-call]  # theirs has no types
+        return generate_latest(merged)
+
+
+def wipe(directory: str) -> None:
+    """Forget the figures of an earlier run; they would be added to ours."""
+    for name in glob.glob(os.path.join(directory, "*.db")):
+        os.remove(name)
+
+
+def reap(directory: str, pid: int) -> None:
+    """
+    Fold a dead worker's counters into one file, so that sums never shrink and files do not pile up.
+
+    Gauges of the living are simply dropped.
+    """
+    with _locked(directory, fcntl.LOCK_EX):
+        mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]  # theirs has no types
+        for kind in ("counter", "histogram"):
+            dead = os.path.join(directory, f"{kind}_{pid}.db")
+            if os.path.exists(dead):
+                _fold(dead, os.path.join(directory, f"{kind}_0.db"))
+                os.remove(dead)
+
+
+def _fold(source: str, target: str) -> None:
+    total = MmapedDict(target)  # type: ignore[no-untyped-call]  # theirs has no types
+    try:
+        for key, value, _, _ in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]
+            before, _ = total.read_value(key)  # type: ignore[no-untyped-call]
+            total.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+    finally:
+        total.close()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _locked(directory: str, how: int) -> Iterator[None]:
+    with Path(directory, "lock").open("a") as file:
+        fcntl.flock(file, how)
+        yield

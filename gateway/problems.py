@@ -1,0 +1,288 @@
+"""
+Every error a client can get, as RFC 9457 problem documents.
+
+One table names them all; `type` points at a page that this gateway serves itself
+(`/problems/<name>`). Our own trouble is a 5xx with Retry-After, never a 4xx: a
+client library that gives up on 4xx must not drop a message because of us.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+
+from forebay import errors
+from gateway.answer import Answer
+
+CONTENT_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One sort of problem: what stays the same each time it happens."""
+
+    name: str
+    status: int
+    title: str
+    advice: str
+    """For the page: what it means and what to do about it."""
+    retryable: bool = False
+    """The same request may work later."""
+
+    @property
+    def type(self) -> str:
+        return f"/problems/{self.name}"
+
+
+INVALID_REQUEST = Kind(
+    name="invalid-request",
+    status=400,
+    title="The request is not valid",
+    advice="The detail says what is wrong with it. Sending the same request again gives the same answer.",
+)
+INVALID_HEADER = Kind(
+    name="invalid-header",
+    status=400,
+    title="A request header is not valid",
+    advice="The member “header” names it; the detail has an example. Nothing was stored.",
+)
+INVALID_QUEUE_NAME = Kind(
+    name="invalid-queue-name",
+    status=400,
+    title="No queue can have this name",
+    advice="Queue names are lower-case letters, digits and hyphens, at most 63,"
+    " starting with a letter or digit.",
+)
+NOT_FOUND = Kind(
+    name="not-found",
+    status=404,
+    title="There is nothing at this address",
+    advice="The addresses that exist are listed at /docs.",
+)
+QUEUE_NOT_FOUND = Kind(
+    name="queue-not-found",
+    status=404,
+    title="The queue is not declared",
+    advice="Add it to queue_names in forebay.toml, or to FOREBAY_QUEUE_NAMES, and restart."
+    " A queue that nobody declared has no consumer: messages sent there would wait for ever.",
+)
+NOT_SEEN_YET = Kind(
+    name="not-seen-yet",
+    status=404,
+    title="Nothing is known about this message yet",
+    advice="Either it was never accepted, or it was accepted by another gateway and still waits in the"
+    " queue: the database hears of a message when a consumer stores it. Ask again later.",
+    retryable=True,
+)
+METHOD_NOT_ALLOWED = Kind(
+    name="method-not-allowed",
+    status=405,
+    title="This address does not take this method",
+    advice="The Allow header lists the methods it takes.",
+)
+BODY_TIMEOUT = Kind(
+    name="body-timeout",
+    status=408,
+    title="The body did not arrive in time",
+    advice="The connection stalled in the middle of the body. Nothing was stored; send the request again.",
+    retryable=True,
+)
+BODY_TOO_LARGE = Kind(
+    name="body-too-large",
+    status=413,
+    title="The body is too large",
+    advice="The member “limit” is the largest body taken, in bytes. Store large content elsewhere and"
+    " send a reference, or raise gateway.max_body_bytes and the broker's own limit.",
+)
+IDEMPOTENCY_CONFLICT = Kind(
+    name="idempotency-conflict",
+    status=422,
+    title="The idempotency key was used for another message",
+    advice="An idempotency key names one message: the same key may only be sent again with the same body,"
+    " content type and ordering key. Use a new key for a new message.",
+)
+UNPROCESSABLE = Kind(
+    name="unprocessable",
+    status=422,
+    title="The request does not fit what this address expects",
+    advice="The member “errors” lists what does not fit. Sending it unchanged gives the same answer.",
+)
+HEADERS_TOO_LARGE = Kind(
+    name="headers-too-large",
+    status=431,
+    title="The request's headers are too large",
+    advice="Headers kept with a message are limited in number and size, so that every broker can carry"
+    " them. Move the data into the body.",
+)
+INTERNAL = Kind(
+    name="internal",
+    status=500,
+    title="The gateway failed",
+    advice="A bug on our side; its traceback is in the gateway's log. It is not known whether a message was"
+    " stored: send it again with the same Idempotency-Key.",
+    retryable=True,
+)
+OVERLOADED = Kind(
+    name="overloaded",
+    status=503,
+    title="Too many requests are in work",
+    advice="The gateway holds as many messages in memory as it may (gateway.max_in_flight,"
+    " gateway.max_in_flight_bytes). Nothing was stored; send it again after Retry-After.",
+    retryable=True,
+)
+BROKER_UNAVAILABLE = Kind(
+    name="broker-unavailable",
+    status=503,
+    title="The queue cannot be reached",
+    advice="Nothing was stored; send the message again after Retry-After.",
+    retryable=True,
+)
+NOT_SENT = Kind(
+    name="not-sent",
+    status=503,
+    title="The message was not sent in time",
+    advice="It waited for its turn until the request's deadline (gateway.request_timeout) and was certainly"
+    " not stored; send it again after Retry-After.",
+    retryable=True,
+)
+QUEUE_FULL = Kind(
+    name="queue-full",
+    status=503,
+    title="The queue is full",
+    advice="The queue, or the disk under it, is at its limit: its consumers are behind. Nothing was stored;"
+    " send the message again after Retry-After.",
+    retryable=True,
+)
+PUBLISH_REFUSED = Kind(
+    name="publish-refused",
+    status=503,
+    title="The broker refused the message",
+    advice="It is certainly not stored. The gateway's log has the broker's reason.",
+    retryable=True,
+)
+OUTCOME_UNKNOWN = Kind(
+    name="outcome-unknown",
+    status=503,
+    title="It is not known whether the message was stored",
+    advice="The broker did not answer in time and may or may not have the message. Send it again with the"
+    " same Idempotency-Key: it takes effect once. Without a key, look up the member “id” at"
+    " /v1/messages/{id} before sending again.",
+    retryable=True,
+)
+DURABILITY_UNAVAILABLE = Kind(
+    name="durability-unavailable",
+    status=503,
+    title="The durability asked for cannot be reached",
+    advice="The member “durability” is what the queue reaches now. Ask for less with the Prefer header,"
+    " or repair the broker. When the answer has an “id”, the message is stored, only less safely.",
+    retryable=True,
+)
+STATUS_UNAVAILABLE = Kind(
+    name="status-unavailable",
+    status=503,
+    title="The message's state cannot be looked up",
+    advice="The database is not configured here or does not answer. Accepting messages is not touched by it.",
+    retryable=True,
+)
+NOT_READY = Kind(
+    name="not-ready",
+    status=503,
+    title="The gateway is starting or stopping",
+    advice="Send the request again after Retry-After; another gateway, or this one restarted, will take it.",
+    retryable=True,
+)
+HTTP_ERROR = Kind(
+    name="http-error",
+    status=400,
+    title="The request was refused",
+    advice="The status says why.",
+)
+
+KINDS: dict[str, Kind] = {k.name: k for k in list(globals().values()) if isinstance(k, Kind)}
+"""All of them, by name: what the pages list and what metrics may use as a label."""
+
+BROKER_ERRORS: dict[type[errors.BrokerError], Kind] = {
+    errors.BrokerError: INTERNAL,
+    errors.BrokerUnavailable: BROKER_UNAVAILABLE,
+    errors.BrokerClosed: NOT_READY,
+    errors.QueueNotFound: QUEUE_NOT_FOUND,
+    errors.MessageDecodeError: INTERNAL,
+    errors.PublishError: OUTCOME_UNKNOWN,
+    errors.PublishRejected: PUBLISH_REFUSED,
+    errors.MessageTooLarge: BODY_TOO_LARGE,
+    errors.QueueFull: QUEUE_FULL,
+    errors.PublishUnconfirmed: OUTCOME_UNKNOWN,
+}
+
+
+def kind_of(error: errors.BrokerError) -> Kind:
+    """The problem a broker's error is to a client; the nearest base class in the table decides."""
+    return next(BROKER_ERRORS[c] for c in type(error).__mro__ if c in BROKER_ERRORS)
+
+
+def retry_after() -> int:
+    """Seconds to wait, spread so that the clients of one failure do not all come back at once."""
+    return random.randint(1, 3)
+
+
+def problem(
+    kind: Kind,
+    detail: str,
+    *,
+    status: int | None = None,
+    title: str | None = None,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    **members: object,
+) -> Answer:
+    """
+    The answer for one problem; `members` are added to the document, None left out.
+
+    `status` and `title` replace the kind's only for what frameworks make by themselves.
+    """
+    code = status or kind.status
+    document: dict[str, object] = {
+        "type": kind.type,
+        "title": title or kind.title,
+        "status": code,
+        "detail": detail,
+        "retryable": kind.retryable,
+    }
+    document |= {name: value for name, value in members.items() if value is not None}
+    body = orjson.dumps(document)
+    fields = [
+        (b"content-type", CONTENT_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
+    if code in (429, 503) or kind is NOT_SEEN_YET:
+        fields.append((b"retry-after", str(retry_after()).encode()))
+    return Answer(status=code, headers=fields, body=body, problem=kind.name)
+
+
+def broker_problem(
+    error: errors.BrokerError, *, message_id: str | None = None, queue: str | None = None
+) -> Answer:
+    """The answer for a broker's error. The text of errors that are ours stays in the log."""
+    kind = kind_of(error)
+    if isinstance(error, errors.MessageTooLarge):
+        return problem(kind, str(error), limit=error.limit, id=message_id)
+    if isinstance(error, errors.QueueNotFound):
+        return queue_not_found(error.queue)
+    detail = kind.title if queue is None else f"{kind.title}: {queue!r}"
+    return problem(kind, f"{detail}. {kind.advice}", id=message_id, queue=queue)
+
+
+def queue_not_found(queue: str, *, nearest: str | None = None) -> Answer:
+    """404 with the two lines of settings that would declare it."""
+    guess = f" Did you mean {nearest!r}?" if nearest else ""
+    return problem(
+        QUEUE_NOT_FOUND,
+        f"Queue {queue!r} is not declared.{guess} To declare it, add it to forebay.toml:\n"
+        f'queue_names = "{queue}"\n'
+        f"or to the environment:\nFOREBAY_QUEUE_NAMES={queue}\n"
+        "beside the queues that are there, and restart the gateway and the consumers.",
+        queue=queue,
+    )

@@ -1,0 +1,116 @@
+"""Uvicorn's HTTP protocol, with answers in our form and an end to what it would let go on for ever."""
+
+from __future__ import annotations
+
+import httptools
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
+
+log = structlog.get_logger()
+
+MAX_HEAD = 64 * 2**10
+"""Bytes of request line and headers; uvicorn itself sets no limit."""
+MAX_DISCARDED = 8 * 2**20
+LINGER = 5.0
+"""
+How much of a body, and for how many seconds, is read and thrown away after an early answer.
+
+Closing at once would be simpler, but a client that is still sending would find the
+connection reset and never see the 413.
+"""
+
+
+class Protocol(HttpToolsProtocol):
+    """
+    What uvicorn answers by itself becomes a problem document, and every connection ends.
+
+    A connection on which no request is in work, be it new, in the middle of its
+    headers or of a body that was answered early, is closed after the keep-alive
+    time without a byte.
+    """
+
+    _head = 0
+    _in_head = False
+    _discarded = 0
+    _discarding_since = 0.0
+    _broken = False
+
+    def connection_made(self, transport: object) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]  # asyncio says BaseTransport
+        self._rest()
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # no upgrade is offered; the request is served as it is
+        except httptools.HttpParserError:
+            self._refuse(
+                INVALID_REQUEST, "This is not a valid HTTP/1.1 request: a header or the framing of the body."
+            )
+            return
+        if self._in_head:
+            self._head += len(data)
+            if self._head > MAX_HEAD:
+                self._refuse(HEADERS_TOO_LARGE, f"The headers are larger than {MAX_HEAD} bytes.")
+                return
+        cycle = self.cycle
+        if (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
+            self._rest()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle.response_complete:
+            self._discard(len(body))
+        else:
+            super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(INVALID_REQUEST, msg)
+
+    def _rest(self) -> None:
+        if not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _discard(self, size: int) -> None:
+        now = self.loop.time()
+        if not self._discarded:
+            self._discarding_since = now
+        self._discarded += size
+        if self._discarded > MAX_DISCARDED or now - self._discarding_since > LINGER:
+            self.transport.close()
+
+    def _refuse(self, kind: Kind, detail: str) -> None:
+        """Answer what never became a request, and end the connection."""
+        self._broken = True
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            # The request before is whole and in work; an answer now would be taken for
+            # its answer. Let it have its own, and close after it.
+            cycle.keep_alive = False
+            self.pipeline.clear()
+            return
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()
+            return
+        answer = problem(kind, detail)
+        head = [STATUS_LINE[answer.status]]
+        for name, value in (*self.server_state.default_headers, *answer.headers, (b"connection", b"close")):
+            head += [name, b": ", value, b"\r\n"]
+        self.transport.write(b"".join([*head, b"\r\n", answer.body]))
+        self.transport.close()

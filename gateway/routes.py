@@ -1,0 +1,191 @@
+"""The routes that FastAPI serves: everything that need not be as cheap as sending a message."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from forebay.brokers.api import Broker
+from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
+from forebay.errors import BrokerError, BrokerUnavailable
+from gateway import pages
+from gateway.answer import Answer
+from gateway.endpoint import MessagesEndpoint
+from gateway.health import Check, Health
+from gateway.ingest import Ingest
+from gateway.metrics import GatewayMetrics, render
+from gateway.openapi import problem_responses
+from gateway.problems import (
+    INVALID_QUEUE_NAME,
+    KINDS,
+    NOT_FOUND,
+    broker_problem,
+    problem,
+    queue_not_found,
+    retry_after,
+)
+from gateway.queues import QueueRegistry
+from gateway.status import StatusLookup
+
+DEPTH_TIMEOUT = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What lives from the lifespan's start to its end."""
+
+    broker: Broker
+    endpoint: MessagesEndpoint
+    health: Health
+    ingest: Ingest
+    status: StatusLookup
+
+
+class QueueDepth(BaseModel):
+    """What the broker cannot tell is null."""
+
+    name: str
+    waiting: int | None
+    scheduled: int | None
+    in_hand: int | None
+    bytes: int | None
+    oldest_age: float | None
+
+
+class QueueList(BaseModel):
+    queues: list[QueueDepth]
+
+
+class MessageState(BaseModel):
+    """What is known; members that do not apply are left out."""
+
+    id: str
+    state: str
+    queue: str
+
+
+def to_response(answer: Answer) -> Response:
+    response = Response(answer.body, answer.status)
+    response.raw_headers = list(answer.headers)
+    return response
+
+
+def make_router(
+    parts: Callable[[], Parts], queues: QueueRegistry, metrics: GatewayMetrics, registry: CollectorRegistry
+) -> APIRouter:
+    """`parts` raises while the lifespan has not started; all routes but /livez need it."""
+    router = APIRouter()
+
+    @router.get(
+        "/v1/queues",
+        response_model=QueueList,
+        tags=["queues"],
+        summary="All queues, with how much each holds",
+        responses=problem_responses(s503="The broker cannot be reached."),
+    )
+    async def list_queues() -> Response:
+        try:
+            depths = await asyncio.gather(*(_depth(parts().broker, name) for name in queues.names))
+        except BrokerError as error:
+            return to_response(broker_problem(error))
+        return JSONResponse({"queues": depths})
+
+    @router.get(
+        "/v1/queues/{queue}",
+        response_model=QueueDepth,
+        tags=["queues"],
+        summary="How much one queue holds",
+        responses=problem_responses(
+            s400="No queue can have this name.",
+            s404="The queue is not declared.",
+            s503="The broker cannot be reached.",
+        ),
+    )
+    async def show_queue(queue: Annotated[str, Path(examples=["orders"])]) -> Response:
+        if not QUEUE_NAME.fullmatch(queue):
+            return to_response(problem(INVALID_QUEUE_NAME, f"A queue name is made of {QUEUE_NAME_RULE}"))
+        if queue not in queues:
+            return to_response(queue_not_found(queue, nearest=queues.nearest(queue)))
+        try:
+            return JSONResponse(await _depth(parts().broker, queue))
+        except BrokerError as error:
+            return to_response(broker_problem(error, queue=queue))
+
+    @router.get(
+        "/v1/messages/{message_id}",
+        response_model=MessageState,
+        tags=["messages"],
+        summary="What became of a message",
+        responses=problem_responses(
+            s400="Not a message id.",
+            s404="Nothing is known of it yet.",
+            s503="The database cannot be asked.",
+        ),
+    )
+    async def show_message(message_id: str) -> Response:
+        return to_response(await parts().status.answer(message_id))
+
+    @router.get("/livez", tags=["health"], summary="The process answers")
+    async def livez() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get(
+        "/readyz",
+        tags=["health"],
+        summary="Messages can be accepted durably",
+        responses={503: {"description": "They cannot; `?verbose` says why."}},
+    )
+    async def readyz(
+        verbose: Annotated[str | None, Query(description="Present: list every check.")] = None,
+    ) -> Response:
+        checks = await parts().health.checks()
+        ready = all(check.ok for check in checks)
+        metrics.ready.set(ready)
+        document: dict[str, Any] = {"status": "ready" if ready else "not ready"}
+        if verbose is not None:
+            document["checks"] = [_shown(check) for check in checks]
+        headers = {} if ready else {"retry-after": str(retry_after())}
+        return JSONResponse(document, 200 if ready else 503, headers)
+
+    @router.get("/metrics", include_in_schema=False)
+    async def show_metrics() -> Response:
+        text = await asyncio.to_thread(render, registry)
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return pages.docs_page()
+
+    @router.get("/problems", include_in_schema=False)
+    async def problems() -> HTMLResponse:
+        return HTMLResponse(pages.problems_page())
+
+    @router.get("/problems/{name}", include_in_schema=False)
+    async def show_problem(name: str) -> Response:
+        if name not in KINDS:
+            return to_response(problem(NOT_FOUND, "There is no such problem; /problems lists them."))
+        return HTMLResponse(pages.problem_page(KINDS[name]))
+
+    return router
+
+
+async def _depth(broker: Broker, name: str) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(DEPTH_TIMEOUT):
+            depth = await broker.depth(name)
+    except TimeoutError:
+        raise BrokerUnavailable("no answer in time") from None
+    return {"name": name, **dataclasses.asdict(depth)}
+
+
+def _shown(check: Check) -> dict[str, Any]:
+    age = None if check.age is None else round(check.age, 3)
+    return {"name": check.name, "ok": check.ok, "detail": check.detail, "age": age}
