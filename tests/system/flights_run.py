@@ -103,7 +103,9 @@ def run(
         *([_Event(int(count * 0.45), stop_database)] if outage else []),
     ]
     stored.sort(key=lambda event: event.at)
-    accepted = [_Event(at, kill_gateway) for at in fractions(count, [0.15, 0.4, 0.65, 0.75, 0.85][:gateway_kills])]
+    accepted = [
+        _Event(at, kill_gateway) for at in fractions(count, [0.15, 0.4, 0.65, 0.75, 0.85][:gateway_kills])
+    ]
 
     def step() -> bool:
         for events, figure in ((stored, site.stored), (accepted, lambda: _lines(sent))):

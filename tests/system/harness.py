@@ -90,7 +90,14 @@ class Process:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self} is still running after {within:g} s:\n{self.tail()}") from None
 
-    def until(self, condition: Callable[[], T], *, within: float = 30.0, what: str = "the condition") -> T:
+    def until(
+        self,
+        condition: Callable[[], T],
+        *,
+        within: float = 30.0,
+        what: str = "the condition",
+        every: float = 0.02,
+    ) -> T:
         """Wait for a condition while this process runs; its end fails the wait."""
 
         def alive() -> T:
@@ -100,7 +107,7 @@ class Process:
             return value
 
         try:
-            return until(alive, within=within, what=what)
+            return until(alive, within=within, what=what, every=every)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self} said:\n{self.tail()}") from None
 

@@ -27,7 +27,7 @@ def test_one_bad_row_among_a_thousand(site: Site, postgres: Postgres) -> None:
     assert done.returncode == 0, done.stderr
     log_began = postgres.log.stat().st_size
     database = psycopg.conninfo.conninfo_to_dict(site.database_url)["dbname"]
-    site.sql(f"alter database \"{database}\" set log_statement = 'mod'")
+    site.sql(f"alter database \"{database}\" set log_statement = 'all'")
 
     consumer = site.consumer("orders")
 
