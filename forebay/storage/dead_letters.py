@@ -1,0 +1,352 @@
+"""The dead-letter store: given-up messages with their reason, to be read, sent back or discarded."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from forebay import ids
+from forebay.brokers.api import Death, Delivery, Failure
+from forebay.storage.database import Database
+from forebay.storage.rows import clean, clean_headers
+from forebay.storage.tables import dead_letters as table
+from forebay.storage.tables import messages, processed_messages
+
+DeadLetterStatus = Literal["dead", "redriving", "resolved", "discarded"]
+
+OPEN: tuple[DeadLetterStatus, ...] = ("dead", "redriving")
+"""Those whose message has not reached its destination, and may yet."""
+
+_CHUNK = 500
+"""Rows per statement, far below every database's limit of parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterRecord:
+    """One message that one destination did not take."""
+
+    id: str
+    destination: str
+    queue: str
+    key: str | None
+    content_type: str
+    headers: dict[str, str]
+    body: bytes = field(repr=False)
+    """Empty in lists, unless they were asked for bodies."""
+    accepted_at: datetime
+    attempts: int
+    reason: str
+    error_class: str
+    fingerprint: str
+    """The same for dead letters of the same cause; see `fingerprint_of`."""
+    detail: str = field(repr=False)
+    """The destination's own words; they may hold row values."""
+    died_at: datetime
+    status: DeadLetterStatus
+    original_id: str | None
+    """The id it was sent with, when it rests here under another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterFilter:
+    """Which dead letters. What is None does not matter."""
+
+    queue: str | None = None
+    status: DeadLetterStatus | None = None
+    error_class: str | None = None
+    fingerprint: str | None = None
+    ids: Collection[str] | None = None
+    """Also finds those that were sent with one of these ids."""
+    died_before: datetime | None = None
+    died_after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterGroup:
+    """Dead letters of one cause."""
+
+    fingerprint: str
+    error_class: str
+    destination: str
+    reason: str
+    """Of one of them."""
+    count: int
+    first_died_at: datetime
+    last_died_at: datetime
+
+
+# Inside the class below `list` is a method.
+Records = list[DeadLetterRecord]
+Groups = list[DeadLetterGroup]
+
+_REDIED = (
+    "attempts", "reason", "error_class", "fingerprint", "detail", "died_at", "status", "changed_at",
+)  # fmt: skip
+"""What a later death of the same message changes in its record."""
+
+_VARYING = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # UUIDs
+    r"|\b[0-9a-f]{16,}\b|0x[0-9a-f]+"  # digests, addresses
+    r"|'[^']*'|\"[^\"]*\""  # quoted values
+    r"|\b\d+(?:[.:,-]\d+)*\b",  # numbers, times, versions
+    re.IGNORECASE,
+)
+
+
+def fingerprint_of(error_class: str, destination: str, reason: str) -> str:
+    """
+    Equal for dead letters that one repair would cure.
+
+    Ids, numbers and quoted values in the reason are left out: with them every
+    message would be a group of its own.
+    """
+    what = "\x00".join((error_class, destination, _VARYING.sub("#", reason)))
+    return hashlib.sha256(what.encode(errors="replace")).hexdigest()[:16]
+
+
+class DeadLetterStore:
+    """The `dead_letters` table of one database. Raises SinkUnavailable and its like for all trouble."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # Both have the same ON CONFLICT; SQLAlchemy has no common word for it.
+        self._insert = postgresql.insert if database.dialect == "postgresql" else sqlite.insert
+
+    def archive(self, deliveries: Sequence[Delivery]) -> None:
+        """
+        Store deliveries from a dead-letter queue, in one transaction.
+
+        The same death archived twice is one record, whatever an operator did to it
+        meanwhile; a later death of the same message opens its record again. Another
+        body under an id that is here already gets an id of its own, so that neither is
+        lost. A dead letter that has been stored or handled after all is
+        `resolved` at once.
+        """
+        records = [_record(d) for d in deliveries]
+        with self._database.begin() as connection:
+            # One after the other: of the same id twice, the second must see the first.
+            # Dead letters are few; where they are many, the budget stops the queue.
+            for record in records:
+                self._archive(connection, record)
+
+    def _archive(self, connection: sa.Connection, record: DeadLetterRecord) -> None:
+        found = connection.execute(
+            sa.select(table.c.body).where(table.c.id == record.id, table.c.destination == record.destination)
+        ).one_or_none()
+        arrived = _arrived(connection, record)
+        if arrived == "other bytes" or (found is not None and bytes(found.body) != record.body):
+            original = record.original_id or record.id
+            record = replace(record, id=ids.conflict_id(record.id, record.body), original_id=original)
+        elif arrived == "same bytes":
+            record = replace(record, status="resolved")
+        row = {c: getattr(record, c) for c in _COLUMNS} | {"changed_at": datetime.now(UTC)}
+        insert = self._insert(table).values(row)
+        connection.execute(
+            insert.on_conflict_do_update(
+                index_elements=["id", "destination"],
+                set_={c: insert.excluded[c] for c in _REDIED},
+                where=table.c.died_at < insert.excluded.died_at,
+            )
+        )
+
+    def count(self, which: DeadLetterFilter) -> int:
+        with self._database.read() as connection:
+            query = sa.select(sa.func.count()).select_from(table).where(*_conditions(which))
+            return int(connection.execute(query).scalar_one())
+
+    def list(
+        self,
+        which: DeadLetterFilter,
+        *,
+        limit: int,
+        after: DeadLetterRecord | None = None,
+        bodies: bool = False,
+        newest_first: bool = False,
+    ) -> Records:
+        """
+        A page of at most `limit`, ordered by the time of death.
+
+        `after` is the last record of the page before. Records that change between two
+        pages do not move: nothing is skipped or seen twice.
+        """
+        order = (table.c.died_at, table.c.id, table.c.destination)
+        query = sa.select(*_selected(bodies)).where(*_conditions(which)).limit(limit)
+        if after is not None:
+            seen = sa.tuple_(
+                sa.literal(after.died_at, table.c.died_at.type),
+                sa.literal(after.id, table.c.id.type),
+                sa.literal(after.destination, table.c.destination.type),
+            )
+            query = query.where(sa.tuple_(*order) < seen if newest_first else sa.tuple_(*order) > seen)
+        query = query.order_by(*(c.desc() if newest_first else c.asc() for c in order))
+        with self._database.read() as connection:
+            return [_from_row(row) for row in connection.execute(query).mappings()]
+
+    def get(self, id: str) -> Records:
+        """All records of a message, one per destination, with bodies; also those it has under other ids."""
+        return self.list(DeadLetterFilter(ids=[id]), limit=1000, bodies=True)
+
+    def mark(
+        self,
+        records: Sequence[DeadLetterRecord],
+        *,
+        status: DeadLetterStatus,
+        expected: DeadLetterStatus | Collection[DeadLetterStatus],
+    ) -> int:
+        """Give `records` a new status where they still have an `expected` one; return how many that were."""
+        return len(self.take(records, status=status, expected=expected))
+
+    def take(
+        self,
+        records: Sequence[DeadLetterRecord],
+        *,
+        status: DeadLetterStatus,
+        expected: DeadLetterStatus | Collection[DeadLetterStatus],
+    ) -> Records:
+        """As `mark`; return the records that were changed. Two that take the same records share them out."""
+        before = [expected] if isinstance(expected, str) else list(expected)
+        taken: set[tuple[str, str]] = set()
+        ordered = sorted(records, key=lambda r: (r.id, r.destination))
+        with self._database.begin() as connection:
+            for start in range(0, len(ordered), _CHUNK):
+                chunk = ordered[start : start + _CHUNK]
+                update = (
+                    sa.update(table)
+                    .where(
+                        sa.or_(
+                            *(
+                                sa.and_(table.c.id == r.id, table.c.destination == r.destination)
+                                for r in chunk
+                            )
+                        ),
+                        table.c.status.in_(before),
+                    )
+                    .values(status=status, changed_at=datetime.now(UTC))
+                    .returning(table.c.id, table.c.destination)
+                )
+                taken |= {(row.id, row.destination) for row in connection.execute(update)}
+        return [replace(r, status=status) for r in records if (r.id, r.destination) in taken]
+
+    def groups(self, which: DeadLetterFilter) -> Groups:
+        """One line per cause, the most frequent first."""
+        query = (
+            sa.select(
+                table.c.fingerprint,
+                table.c.error_class,
+                table.c.destination,
+                sa.func.min(table.c.reason).label("reason"),
+                sa.func.count().label("count"),
+                sa.func.min(table.c.died_at).label("first_died_at"),
+                sa.func.max(table.c.died_at).label("last_died_at"),
+            )
+            .where(*_conditions(which))
+            .group_by(table.c.fingerprint, table.c.error_class, table.c.destination)
+            .order_by(sa.desc("count"), table.c.fingerprint)
+        )
+        with self._database.read() as connection:
+            return [DeadLetterGroup(**row) for row in connection.execute(query).mappings()]
+
+
+def resolve(connection: sa.Connection, destination: str, bodies: Mapping[str, bytes]) -> None:
+    """
+    Mark open dead letters for `destination` resolved: they have arrived after all.
+
+    `bodies` are by id. A dead letter with one of these ids and other bytes stays open.
+    """
+    if not bodies or not connection.execute(_ANY_OPEN).scalar_one():
+        return
+    ids = sorted(bodies)
+    for start in range(0, len(ids), _CHUNK):
+        mine = sa.and_(
+            table.c.id.in_(ids[start : start + _CHUNK]),
+            table.c.destination == destination,
+            table.c.status.in_(OPEN),
+        )
+        opened = connection.execute(sa.select(table.c.id, table.c.body).where(mine))
+        arrived = [row.id for row in opened if bytes(row.body) == bodies[row.id]]
+        connection.execute(
+            sa.update(table)
+            .where(mine, table.c.id.in_(arrived))
+            .values(status="resolved", changed_at=datetime.now(UTC))
+        )
+
+
+_ANY_OPEN = sa.select(sa.exists(sa.select(sa.literal(1)).where(table.c.status.in_(OPEN))))
+
+_COLUMNS = tuple(c.name for c in table.columns if c.name != "changed_at")
+
+
+def _record(delivery: Delivery) -> DeadLetterRecord:
+    message = delivery.message
+    death = delivery.death or Death(
+        # Another program put it there, by hand perhaps.
+        failure=Failure(reason="no reason was recorded", error_class="unknown"),
+        queue=delivery.queue.removesuffix(".dead"),
+        attempts=delivery.attempt,
+        died_at=message.accepted_at,
+    )
+    failure = death.failure
+    return DeadLetterRecord(
+        id=message.id,
+        destination=clean(failure.destination)[:200],
+        queue=clean(death.queue)[:80],
+        key=None if message.key is None else clean(message.key),
+        content_type=clean(message.content_type),
+        headers=clean_headers(message.headers),
+        body=message.body,
+        accepted_at=message.accepted_at,
+        attempts=death.attempts,
+        reason=clean(failure.reason),
+        error_class=clean(failure.error_class)[:200],
+        fingerprint=fingerprint_of(failure.error_class, failure.destination, failure.reason),
+        detail=clean(failure.detail),
+        died_at=death.died_at,
+        status="dead",
+        original_id=death.original_id,
+    )
+
+
+def _arrived(
+    connection: sa.Connection, record: DeadLetterRecord
+) -> Literal["same bytes", "other bytes", None]:
+    """Has the message been stored or handled after all, or another one under its id."""
+    m, p = messages.c, processed_messages.c
+    same = connection.execute(sa.select(m.body == record.body).where(m.id == record.id)).scalar_one_or_none()
+    if same is None:
+        digest = connection.execute(
+            sa.select(p.digest).where(p.id == record.id, p.destination == record.destination)
+        ).scalar_one_or_none()
+        if digest is None:
+            return None
+        same = bytes(digest) == hashlib.sha256(record.body).digest()
+    return "same bytes" if same else "other bytes"
+
+
+def _conditions(which: DeadLetterFilter) -> list[sa.ColumnElement[bool]]:
+    found: list[sa.ColumnElement[bool]] = []
+    for name in ("queue", "status", "error_class", "fingerprint"):
+        value = getattr(which, name)
+        if value is not None:
+            found.append(table.c[name] == value)
+    if which.ids is not None:
+        found.append(sa.or_(table.c.id.in_(which.ids), table.c.original_id.in_(which.ids)))
+    if which.died_before is not None:
+        found.append(table.c.died_at < which.died_before)
+    if which.died_after is not None:
+        found.append(table.c.died_at > which.died_after)
+    return found
+
+
+def _selected(bodies: bool) -> list[sa.ColumnElement[Any]]:
+    return [table.c[c] for c in _COLUMNS if bodies or c != "body"]
+
+
+def _from_row(row: sa.RowMapping) -> DeadLetterRecord:
+    return DeadLetterRecord(**({"body": b""} | dict(row)))

@@ -1,0 +1,110 @@
+"""
+Columns of a batch as PostgreSQL's binary arrays.
+
+The driver's own array dumper looks up an adapter for every element; here a column
+costs about 0.1 µs per row. The format is that of `array_recv` in PostgreSQL's
+source (src/backend/utils/adt/arrayfuncs.c): dimensions, has-null flag, element
+type, length and lower bound, then each element with its length before it, -1 for
+NULL.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from psycopg import adapt, pq
+
+_HEADER = struct.Struct(">iiIii")
+_LENGTH = struct.Struct(">i")
+_NULL = _LENGTH.pack(-1)
+_LENGTHS = [_LENGTH.pack(n) for n in range(4096)]
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+_UUID, _TEXT, _JSONB, _BYTEA, _TIMESTAMPTZ, _INT4 = 2950, 25, 3802, 17, 1184, 23
+
+
+class BinaryArray(bytes):
+    """A parameter that is already in the server's format; write a cast beside its placeholder."""
+
+
+class BinaryArrayDumper(adapt.Dumper):
+    # No type: the cast in the statement decides.
+    oid = 0
+    format = pq.Format.BINARY
+
+    def dump(self, obj: BinaryArray) -> BinaryArray:
+        return obj
+
+
+def _array(oid: int, count: int, elements: bytes, nulls: bool = False) -> BinaryArray:
+    return BinaryArray(_HEADER.pack(1, nulls, oid, count, 1) + elements)
+
+
+def _length(n: int) -> bytes:
+    return _LENGTHS[n] if n < 4096 else _LENGTH.pack(n)
+
+
+def uuids(ids: Sequence[str]) -> BinaryArray:
+    """
+    Ids in canonical form.
+
+    Raises:
+        ValueError: one of them is not a UUID with hyphens.
+    """
+    if any(len(i) != 36 for i in ids):
+        raise ValueError("not a UUID in canonical form")
+    # One conversion for all: the length before each id is part of the hexadecimal text.
+    elements = bytes.fromhex("00000010" + "00000010".join(ids).replace("-", "")) if ids else b""
+    if len(elements) != 20 * len(ids):
+        raise ValueError("not a UUID in canonical form")
+    return _array(_UUID, len(ids), elements)
+
+
+def _variable(oid: int, values: Sequence[bytes | None]) -> BinaryArray:
+    first = values[0]
+    if values.count(first) == len(values):  # one queue, one content type, no keys: the usual case
+        one = _NULL if first is None else _length(len(first)) + first
+        return _array(oid, len(values), one * len(values), first is None)
+    parts: list[bytes] = []
+    add = parts.append
+    nulls = False
+    for value in values:
+        if value is None:
+            nulls = True
+            add(_NULL)
+        else:
+            n = len(value)
+            add(_LENGTHS[n] if n < 4096 else _LENGTH.pack(n))
+            add(value)
+    return _array(oid, len(values), b"".join(parts), nulls)
+
+
+def texts(values: Sequence[bytes | None]) -> BinaryArray:
+    """UTF-8 without NUL."""
+    return _variable(_TEXT, values)
+
+
+def byteas(values: Sequence[bytes]) -> BinaryArray:
+    return _variable(_BYTEA, values)
+
+
+def jsonbs(values: Sequence[bytes | None]) -> BinaryArray:
+    """JSON texts."""
+    # jsonb's binary format is a version byte and the text.
+    return _variable(_JSONB, [None if v is None else b"\x01" + v for v in values])
+
+
+def timestamps(values: Sequence[datetime]) -> BinaryArray:
+    """Timezone-aware datetimes."""
+    numbers: list[int] = []
+    for value in values:
+        since = value - _EPOCH
+        numbers.append(8)
+        numbers.append((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+    return _array(_TIMESTAMPTZ, len(values), struct.pack(">" + "iq" * len(values), *numbers))
+
+
+def integers(values: Sequence[int]) -> BinaryArray:
+    return _variable(_INT4, [_LENGTH.pack(v) for v in values])

@@ -1,0 +1,110 @@
+"""
+The tables, as every supported database can hold them.
+
+Times are UTC. On PostgreSQL ids are `uuid`, JSON is `jsonb`; on SQLite both are
+text, and times are text that sorts ("2026-01-31 12:00:00.000000").
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeEngine
+
+metadata = sa.MetaData()
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """A timezone-aware datetime, kept in UTC to the microsecond."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.TIMESTAMP(timezone=True))
+        if dialect.name == "mysql":
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(sa.DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _id() -> TypeEngine[str]:
+    # Text with hyphens where there is no uuid type: what a person searches for is what is stored.
+    return sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite", "mysql", "mariadb")
+
+
+def _json() -> TypeEngine[Any]:
+    return sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+
+
+def _bytes() -> TypeEngine[bytes]:
+    return sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+
+
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column("id", _id(), primary_key=True),
+    sa.Column("queue", sa.String(80), nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("headers", _json(), nullable=False),
+    sa.Column("payload", _json()),
+    sa.Column("body", _bytes(), nullable=False),
+    sa.Column("accepted_at", UtcTime, nullable=False),
+    sa.Column("stored_at", UtcTime, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    # "The latest of a queue", and pruning by age.
+    sa.Index("messages_queue_stored_at", "queue", "stored_at"),
+)
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("id", _id(), primary_key=True),
+    sa.Column("destination", sa.String(200), primary_key=True),
+    sa.Column("queue", sa.String(80), nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("headers", _json(), nullable=False),
+    sa.Column("body", _bytes(), nullable=False),
+    sa.Column("accepted_at", UtcTime, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("error_class", sa.String(200), nullable=False),
+    sa.Column("fingerprint", sa.String(32), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("died_at", UtcTime, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("changed_at", UtcTime, nullable=False),
+    sa.Column("original_id", _id()),
+    # Also answers "is any of them open?" in a moment, which every batch asks.
+    sa.Index("dead_letters_status_died_at", "status", "died_at"),
+    sa.Index("dead_letters_fingerprint", "fingerprint", "died_at"),
+    sa.Index("dead_letters_original_id", "original_id"),
+)
+
+processed_messages = sa.Table(
+    "processed_messages",
+    metadata,
+    sa.Column("destination", sa.String(200), primary_key=True),
+    sa.Column("id", _id(), primary_key=True),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("processed_at", UtcTime, nullable=False),
+    sa.Index("processed_messages_id", "id"),
+    sa.Index("processed_messages_processed_at", "processed_at"),
+)
