@@ -146,9 +146,11 @@ def progress(text: str, total: int | None) -> Iterator[Progress]:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person reads them: 0.3 s, 42 s, 5 min, 3.2 h, 12 d."""
+    """Seconds as a person reads them: 20 ms, 0.3 s, 42 s, 5 min, 3.2 h, 12 d."""
     if seconds is None:
         return "–"
+    if 0 < seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s".replace(".0 s", " s")
     if seconds < 120:

@@ -38,7 +38,7 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
             if stop.is_set():
                 note(f"{name} again: stopping without draining")
                 os._exit(ExitCode.INTERRUPTED)
-            log.info("draining", signal=name)
+            log.info("stopping; finishing what is in hand", signal=name)
             stop.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):

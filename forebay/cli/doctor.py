@@ -1,0 +1,226 @@
+"""`forebay doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import resource
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from forebay.cli._common import (
+    ConfigOption,
+    JsonOption,
+    load_to_read,
+    open_broker,
+    open_database,
+    run,
+    sqlite_file,
+)
+from forebay.cli._exit import CommandError, ExitCode
+from forebay.cli._output import emit, emit_json, size
+from forebay.errors import ForebayError
+
+if TYPE_CHECKING:
+    from forebay.settings import Loaded, Settings
+
+SAFE_SQLITE = (3, 51, 3)
+"""Older ones may corrupt a file in WAL mode when one process resets the log as another checkpoints it."""
+
+TIMEOUT = 15.0
+"""How long broker or database may take to answer before that is the finding."""
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    verdict: Verdict
+    text: str
+    fix: str = ""
+
+
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """
+    Check this installation: each line says ok, warn or fail, and what to do about it.
+
+    Examples:
+      forebay doctor
+      forebay doctor --json
+
+    Exit code 1 if anything fails. It reads only, and creates nothing.
+    """
+    loaded = load_to_read(config)
+    findings = run(_examine(loaded))
+    worst = "fail" if any(f.verdict == "fail" for f in findings) else "ok"
+    if as_json:
+        emit_json({"verdict": worst, "findings": [asdict(f) for f in findings]})
+    else:
+        for f in findings:
+            emit(f"{f.verdict:<5} {f.check:<14} {f.text}")
+            if f.fix:
+                emit(f"{'':<20} -> {f.fix}")
+    failed = sum(f.verdict == "fail" for f in findings)
+    if failed:
+        raise CommandError(f"{failed} of {len(findings)} checks failed", ExitCode.FAILED)
+
+
+async def _examine(loaded: Loaded) -> list[Finding]:
+    settings = loaded.settings
+    findings = [*_versions(), *_settings(loaded), *_handlers(settings)]
+    findings += await _broker(settings)
+    findings += await asyncio.to_thread(_reported, "database", lambda: list(_database(settings)))
+    return [*findings, *_disks(settings), *_files(settings)]
+
+
+def _reported(check: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
+    """What `examine` finds; an error of ours is a finding too."""
+    try:
+        return examine()
+    except ForebayError as error:
+        return [Finding(check, "fail", str(error).splitlines()[0])]
+
+
+def _versions() -> Iterator[Finding]:
+    import apsw
+
+    from forebay import __version__
+
+    yield Finding(
+        "forebay", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"
+    )
+    version = apsw.sqlite_lib_version()
+    if tuple(int(part) for part in version.split(".")) >= SAFE_SQLITE:
+        yield Finding(
+            "sqlite", "ok", f"{version} for the embedded queue, {sqlite3.sqlite_version} for a database file"
+        )
+    else:
+        safe = ".".join(map(str, SAFE_SQLITE))
+        yield Finding(
+            "sqlite", "fail", f"{version}: may corrupt the embedded queue (fixed in {safe})",
+            "pip install --upgrade apsw",
+        )  # fmt: skip
+
+
+def _settings(loaded: Loaded) -> Iterator[Finding]:
+    names = list(loaded.settings.queues)
+    yield Finding("settings", "ok", f"{loaded.file or 'no file'}; {len(loaded.provenance)} values set")
+    if not names:
+        yield Finding(
+            "queues", "warn", "none is named, so `forebay gateway` would accept nothing (`forebay dev` does)",
+            'queue_names = "orders" in forebay.toml, or FOREBAY_QUEUE_NAMES=orders',
+        )  # fmt: skip
+
+
+def _handlers(settings: Settings) -> Iterator[Finding]:
+    from consumers.handlers import load_handler
+
+    for name, queue in settings.queues.items():
+        if queue.handler is None:
+            continue
+        handler = queue.handler
+        try:
+            load_handler(handler)
+        except Exception as error:
+            # Also what the module itself raises while it is imported.
+            yield Finding(
+                f"handler {name}", "fail", f"{handler}: {error}", "correct it, then run doctor again"
+            )
+        else:
+            yield Finding(f"handler {name}", "ok", handler)
+
+
+async def _broker(settings: Settings) -> list[Finding]:
+    from forebay.settings_schema import shown
+
+    url = shown(settings.broker.url)
+    if url is None:
+        return [Finding("broker", "fail", "broker.url is not set", "FOREBAY_BROKER__URL, or `forebay dev`")]
+    try:
+        async with asyncio.timeout(TIMEOUT), open_broker(settings) as broker:
+            await broker.ping()
+            best = broker.capabilities
+            queues = await broker.declared_queues()
+    except TimeoutError:
+        return [Finding("broker", "fail", f"{url}: no answer within {TIMEOUT:g} s", "is it running?")]
+    except ForebayError as error:
+        return [Finding("broker", "fail", str(error).splitlines()[0])]
+    known = "" if queues is None else f"; queues: {', '.join(queues) or 'none yet'}"
+    findings = [Finding("broker", "ok", f"{url} takes messages{known}")]
+    meaning = {
+        "replicated": "a 202 means: a majority of the broker's nodes has it",
+        "synced": "a 202 means: it is on one disk, and survives a power cut",
+        "journaled": "a 202 means: it is on the gateway's own disk",
+        "unsynced": "a 202 means: it is in the broker's memory; a power cut may lose it",
+    }[best.durability]
+    if best.durability == "unsynced":
+        fix = "use a broker that syncs to disk"
+        findings.append(Finding("durability", "warn", f"{best.durability}: {meaning}", fix))
+    else:
+        findings.append(Finding("durability", "ok", f"{best.durability}: {meaning}"))
+    taken, most = settings.gateway.max_body_bytes, best.max_body_bytes
+    if taken > most:
+        text = f"the gateway takes {size(taken)}, the broker {size(most)}: what is between is answered 413"
+        findings.append(Finding("body size", "warn", text, f"gateway.max_body_bytes = {most}"))
+    return findings
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    from forebay.storage.queries import table_sizes
+    from forebay.storage.schema import schema_state
+
+    if settings.database.url is None:
+        fix = "FOREBAY_DATABASE__URL, or `forebay dev`"
+        yield Finding("database", "fail", "database.url is not set", fix)
+        return
+    database = open_database(settings)
+    try:
+        database.ping()
+        yield Finding("database", "ok", f"{database.safe_url} answers")
+        state = schema_state(database)
+        fix = {
+            "empty": "forebay migrate",
+            "behind": "forebay migrate",
+            "ahead": "install the newer release that made it, or point database.url elsewhere",
+        }.get(state, "")
+        yield Finding("schema", "ok" if state == "current" else "fail", f"{state}", fix)
+        if state == "current":
+            for table in table_sizes(database):
+                about = "" if table.exact else "about "
+                on_disk = "" if table.bytes is None else f", {size(table.bytes)}"
+                text = f"{about}{table.rows:,} rows{on_disk}, {table.rows_last_day:,} of them in the last day"
+                yield Finding("table", "ok", f"{table.name}: {text}")
+    finally:
+        database.dispose()
+
+
+def _disks(settings: Settings) -> Iterator[Finding]:
+    least = settings.broker.sqlite.min_free_bytes
+    for what, secret in (("queue", settings.broker.url), ("database", settings.database.url)):
+        file = sqlite_file(secret.get_secret_value()) if secret else None
+        if file is None:
+            continue
+        folder = next(p for p in file.resolve().parents if p.exists())
+        disk = shutil.disk_usage(folder)
+        text = f"{size(disk.free)} of {size(disk.total)} free under the {what} ({folder})"
+        # The embedded queue refuses publishes below this; the database has no such brake.
+        floor = min(least, disk.total // 20)
+        verdict: Verdict = "fail" if disk.free < floor else "warn" if disk.free < 2 * floor else "ok"
+        fix = "" if verdict == "ok" else f"free some space: below {size(floor)} the queue refuses messages"
+        yield Finding("disk", verdict, text, fix)
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A connection each, and something for the queue, the pool and the log.
+    wanted = settings.gateway.max_in_flight + 200
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        text = f"{soft} allowed; {settings.gateway.max_in_flight} requests in flight need {wanted}"
+        fix = f"ulimit -n {wanted * 2}, or LimitNOFILE={wanted * 2} in the systemd unit"
+        yield Finding("open files", "warn", text, fix)
+    else:
+        yield Finding("open files", "ok", f"{soft} allowed")

@@ -1,0 +1,92 @@
+"""`forebay explain QUEUE`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forebay.cli._common import ConfigOption, JsonOption, load_to_read
+from forebay.cli._exit import CommandError, ExitCode
+from forebay.cli._output import duration, emit, emit_json, emit_table
+
+if TYPE_CHECKING:
+    from consumers.settings import QueueSettings
+
+
+def explain(
+    queue: Annotated[str, typer.Argument(help="The queue's name.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Say in words what happens to the messages of one queue, with its retry schedule.
+
+    Examples:
+      forebay explain orders
+      forebay explain orders --json
+    """
+    from consumers.retry import ExponentialBackoff
+
+    loaded = load_to_read(config)
+    settings = loaded.settings
+    # `forebay dev` takes any name; elsewhere a name that is nowhere in the settings is a slip.
+    if queue not in settings.queues and settings.queues:
+        near = difflib.get_close_matches(queue, settings.queues, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings.queues)}"
+        raise CommandError(f"queue {queue!r} is not named in the settings; {hint}", ExitCode.NOT_FOUND)
+    of_queue = settings.queue(queue)
+    steps = ExponentialBackoff.of(of_queue.retry).schedule()
+    if as_json:
+        emit_json({
+            "queue": queue,
+            "settings": of_queue.model_dump(mode="json"),
+            "retry_schedule": [asdict(step) for step in steps],
+            "longest_life": steps[-1].latest if steps else 0.0,
+        })  # fmt: skip
+        return
+    for line in _words(queue, of_queue, lease=settings.broker.sqlite.lease):
+        emit(line)
+    if steps:
+        emit()
+        emit_table(
+            ("failed attempt", "waits up to", "next attempt at the latest"),
+            [(s.attempt, duration(s.longest_delay), f"{duration(s.latest)} after the first") for s in steps],
+        )
+        emit(
+            f"\nA message that fails every time is given up {duration(steps[-1].latest)} after its first"
+            f" attempt at the latest, on average after half of that."
+        )
+
+
+def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
+    where = (
+        f"are handed to {q.handler}, in the transaction of their once-only record"
+        if q.handler
+        else "are stored in the table `messages`"
+    )
+    tries = q.retry.max_attempts
+    order = (
+        "Messages with the same ordering key are handled in order; the others are not held up by them."
+        if q.order == "key"
+        else "No order is promised."
+    )
+    return [
+        f"Messages of {queue!r} {where}.",
+        f"Up to {q.batch_size} are taken at once; a lone one waits {duration(q.max_wait)} for company."
+        f" {q.concurrency} batch{'es' if q.concurrency > 1 else ''} at a time in each process. {order}",
+        f"On loan to a consumer that dies, a message is taken by another within {duration(lease)}.",
+        f"When the destination is down: {q.breaker.failure_threshold} failed calls in a row stop the pulling;"
+        f" it is tried again after {duration(q.breaker.recovery_time)}, then less and less often, at least"
+        f" every {duration(q.breaker.max_recovery_time)}. That costs no attempt.",
+        "A message that is refused for good becomes a dead letter at once."
+        + (
+            " One that fails for another reason does so at its first failure."
+            if tries == 1
+            else f" One that fails for another reason is tried {tries} times, and from its second failure on"
+            f" given up when it is older than {duration(q.retry.max_age)}."
+        ),
+        f"Dead letters rest in {queue}.dead and are archived in the table `dead_letters`.",
+    ]
