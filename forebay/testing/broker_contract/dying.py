@@ -1,0 +1,145 @@
+"""Dead letters: they keep what they were, say why they rest, and can be sent back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from forebay.brokers.api import Ack, Broker, DeadLetter, Failure, Release, Retry
+from forebay.brokers.naming import dead_letter_queue
+from forebay.ids import new_id
+from forebay.testing.broker_contract.harness import (
+    FAILURE,
+    BrokerHarness,
+    ContractTests,
+    collect,
+    drain,
+    ids,
+    message,
+    messages,
+    publish,
+)
+
+
+async def kill_one(
+    broker: Broker, queue: str, within: float, failure: Failure, rename: str | None = None
+) -> None:
+    async with broker.subscribe(queue, prefetch=1) as subscription:
+        [delivery] = await subscription.receive(1, within)
+        assert await subscription.settle([DeadLetter(delivery, failure, rename)]) == []
+
+
+class DeadLetterContract(ContractTests):
+    async def test_a_dead_letter_keeps_everything_and_says_why(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        sent = message(b"\x00poison", key="k", headers={"a": "\u00fc"}, content_type="text/plain")
+        await publish(broker, queue, [sent])
+        async with broker.subscribe(queue, prefetch=1) as subscription:
+            [delivery] = await subscription.receive(1, harness.patience)
+            await subscription.settle([Retry(delivery, 0, FAILURE)])
+            [delivery] = await subscription.receive(1, harness.latest(0, broker.capabilities) + 1)
+            before = datetime.now(UTC)
+            await subscription.settle([DeadLetter(delivery, FAILURE)])
+
+        [dead] = await drain(broker, dead_letter_queue(queue), 1, harness.patience)
+
+        assert dead.message == sent
+        assert (dead.queue, dead.attempt) == (dead_letter_queue(queue), 1)
+        death = dead.death
+        assert death is not None
+        assert death.failure == FAILURE
+        assert (death.queue, death.attempts, death.original_id) == (queue, 2, None)
+        tolerance = timedelta(seconds=1)
+        assert before - tolerance <= death.died_at <= datetime.now(UTC) + tolerance
+
+    async def test_a_dead_letter_can_rest_under_a_new_id(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        sent = message(b"other bytes")
+        await publish(broker, queue, [sent])
+        renamed = new_id()
+        await kill_one(broker, queue, harness.patience, FAILURE, renamed)
+
+        [dead] = await drain(broker, dead_letter_queue(queue), 1, harness.patience)
+
+        assert (dead.message.id, dead.message.body) == (renamed, sent.body)
+        assert dead.death is not None
+        assert dead.death.original_id == sent.id
+
+    async def test_a_dead_letter_left_unsettled_keeps_its_death(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        await publish(broker, queue, [message()])
+        await kill_one(broker, queue, harness.patience, FAILURE)
+        within = harness.latest(0, broker.capabilities) + harness.patience
+        dead = dead_letter_queue(queue)
+        async with broker.subscribe(dead, prefetch=1) as subscription:
+            [first] = await subscription.receive(1, within)
+            await subscription.settle([Release(first)])
+            [second] = await subscription.receive(1, within)
+            await subscription.settle([Retry(second, 0, FAILURE)])
+        async with broker.subscribe(dead, prefetch=1) as subscription:
+            [third] = await subscription.receive(1, within)
+        assert first.death == second.death == third.death
+        assert third.death is not None
+        assert third.attempt == 2
+
+    async def test_a_very_long_detail_does_not_keep_a_message_from_its_rest(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        await publish(broker, queue, [message()])
+        failure = Failure(reason="r", error_class="E", detail="x" * 100_000)
+        await kill_one(broker, queue, harness.patience, failure)
+        [dead] = await drain(broker, dead_letter_queue(queue), 1, harness.patience)
+        assert dead.death is not None
+        assert dead.death.failure.detail.startswith("xxxx")
+
+    async def test_dead_letters_do_not_come_back_by_themselves(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        sent = messages(2)
+        await publish(broker, queue, sent)
+        async with broker.subscribe(queue, prefetch=10) as subscription:
+            got = await collect(subscription, 2, harness.patience)
+            await subscription.settle([DeadLetter(got[0], FAILURE), Ack(got[1])])
+            assert await subscription.receive(1, 0.3) == []
+
+    async def test_a_dead_letter_can_be_sent_back(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        sent = message(b"mended")
+        await publish(broker, queue, [sent])
+        await kill_one(broker, queue, harness.patience, FAILURE)
+        async with broker.subscribe(dead_letter_queue(queue), prefetch=1) as subscription:
+            [dead] = await subscription.receive(1, harness.patience)
+            assert dead.death is not None
+            await publish(broker, dead.death.queue, [dead.message])
+            await subscription.settle([Ack(dead)])
+
+        [back] = await drain(broker, queue, 1, harness.patience)
+
+        assert (ids([back]), back.attempt, back.death) == ([sent.id], 1, None)
+
+    async def test_a_dead_letter_cannot_die_again(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        """It has nowhere to go; whoever asks for that has a bug, and the message stays."""
+        await publish(broker, queue, [message()])
+        await kill_one(broker, queue, harness.patience, FAILURE)
+        async with broker.subscribe(dead_letter_queue(queue), prefetch=1) as subscription:
+            [dead] = await subscription.receive(1, harness.patience)
+            with pytest.raises(ValueError, match="dead"):
+                await subscription.settle([DeadLetter(dead, FAILURE)])
+            assert await subscription.settle([Ack(dead)]) == []
+
+    async def test_depth_counts_what_has_died_in_the_dead_letter_queue(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        await publish(broker, queue, [message(b"12345")])
+        await kill_one(broker, queue, harness.patience, FAILURE)
+        here, there = await broker.depth(queue), await broker.depth(dead_letter_queue(queue))
+        assert here.waiting in (0, None)
+        assert there.waiting in (1, None)
+        assert there.bytes in (5, None)
