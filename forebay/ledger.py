@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -78,9 +78,9 @@ class Record:
     unreadable: list[int] = field(default_factory=list)
     """Numbers of the lines that are none: a sender killed in the middle of one leaves it torn."""
 
-    @property
-    def queues(self) -> list[str]:
-        return sorted({sent.queue for sent in self.sent})
+    queues: list[str] = field(default_factory=list)
+    shared: dict[str, set[str]] = field(default_factory=dict)
+    """See `shared_ids`."""
 
 
 def read_record(lines: Iterable[bytes]) -> Record:
@@ -99,20 +99,37 @@ def read_record(lines: Iterable[bytes]) -> Record:
         if sent not in seen:
             seen.add(sent)
             record.sent.append(sent)
+    record.queues = sorted(queues.values())
+    record.shared = shared_ids(record.sent)
     return record
 
 
+def shared_ids(sent: Iterable[Sent]) -> dict[str, set[str]]:
+    """The ids under which several bodies were recorded, with the digests of these."""
+    first: dict[str, str] = {}
+    shared: dict[str, set[str]] = {}
+    for message in sent:
+        if first.setdefault(message.id, message.digest) != message.digest:
+            shared.setdefault(message.id, {first[message.id]}).add(message.digest)
+    return shared
+
+
 class Place(Protocol):
-    """Where one copy of a message was found; `forebay.storage.queries.StoredDigest` is one."""
+    """Where one copy of a message was found; `forebay.storage.queries.StoredDigest` is one. Hashable."""
 
     @property
-    def where(self) -> str:
-        """stored, done, dead, redriving or discarded."""
+    def id(self) -> str:
+        """The id it has there, which for a conflict's dead letter is not the one it was sent with."""
         ...
 
     @property
-    def sha256(self) -> str | None:
-        """Of its body, in hexadecimal; None where the body is not kept."""
+    def where(self) -> str:
+        """stored, done, dead or discarded."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its body, in hexadecimal."""
         ...
 
     @property
@@ -189,37 +206,35 @@ class Accountant:
     and open among the dead letters, from where a redrive would send it once more.
     """
 
-    def __init__(self, sent: Iterable[Sent], *, held: int | None) -> None:
+    def __init__(self, shared: Mapping[str, Set[str]], *, held: int | None) -> None:
+        """`shared` is the whole record's `shared_ids`; `held` see `Ledger`."""
         self.ledger = Ledger(held=held)
-        bodies: dict[str, set[str]] = {}
-        for message in sent:
-            bodies.setdefault(message.id, set()).add(message.digest)
-        self._shared = {id: digests for id, digests in bodies.items() if len(digests) > 1}
+        self._shared = shared
 
     def elsewhere(self, batch: Iterable[Sent], places: Mapping[str, Sequence[Place]]) -> list[str]:
         """The conflict ids worth asking for, once the places of the batch's own ids are known."""
         return [m.conflict_id for m in batch if self._may_have_moved(m, places)]
 
     def _may_have_moved(self, message: Sent, places: Mapping[str, Sequence[Place]]) -> bool:
-        return message.id in self._shared or not any(_is(p, message) for p in places.get(message.id, ()))
+        if message.id in self._shared:
+            return True
+        return not any(p.id == message.id and p.digest == message.digest for p in places.get(message.id, ()))
 
     def add(self, batch: Iterable[Sent], places: Mapping[str, Sequence[Place]]) -> None:
-        """Count a batch. `places` has every copy found under its ids and those of `elsewhere`."""
+        """Count a batch. `places` has what was found for its ids and for those of `elsewhere`."""
         for message in batch:
-            self._count(message, places)
+            found = list(places.get(message.id, ()))
+            if self._may_have_moved(message, places):
+                found += places.get(message.conflict_id, ())
+            self._count(message, set(found))
 
-    def _count(self, message: Sent, places: Mapping[str, Sequence[Place]]) -> None:
+    def _count(self, message: Sent, places: Set[Place]) -> None:
         ledger = self.ledger
         ledger.recorded += 1
-        own = places.get(message.id, ())
-        same = [p for p in own if _is(p, message)]
-        moved: list[Place] = []
-        if self._may_have_moved(message, places):
-            moved = [p for p in places.get(message.conflict_id, ()) if _is(p, message)]
-        found = [p.where for p in (*same, *moved) if p.where in _SETTLED]
-
-        if found:
-            match min(found, key=_SETTLED.index):
+        copies = [p for p in places if p.digest == message.digest]
+        if copies:
+            best = min(copies, key=lambda p: _ORDER[p.where])
+            match best.where:
                 case "stored":
                     ledger.stored += 1
                 case "done":
@@ -228,25 +243,23 @@ class Accountant:
                     ledger.dead += 1
                 case _:
                     ledger.discarded += 1
-            ledger.conflicts += bool(moved) and not any(p.where in _SETTLED for p in same)
-            effects = sum(where in ("stored", "done") for where in found)
-            if effects > 1 or (effects and "dead" in found):
+            ledger.conflicts += all(p.id != message.id for p in copies)
+            effects = sum(p.where in ("stored", "done") for p in copies)
+            if effects > 1 or (effects == 1 and any(p.where == "dead" for p in copies)):
                 ledger.duplicated.append(message)
-        elif any(not _is(p, message) and p.sha256 not in self._shared.get(message.id, ()) for p in own) and (
-            # While anything waits, ours may be on its way to becoming a conflict's dead letter.
-            not ledger.held
-        ):
+            if best.where == "stored" and best.attempts is not None:
+                ledger.attempts[best.attempts] = ledger.attempts.get(best.attempts, 0) + 1
+        elif self._is_altered(message, places):
             ledger.altered.append(message)
         else:
             ledger.missing.append(message)
-        self._count_attempts(same)
 
-    def _count_attempts(self, places: Iterable[Place]) -> None:
-        for place in places:
-            if place.where == "stored" and place.attempts is not None:
-                attempts = self.ledger.attempts
-                attempts[place.attempts] = attempts.get(place.attempts, 0) + 1
+    def _is_altered(self, message: Sent, places: Set[Place]) -> bool:
+        if self.ledger.held:
+            # Ours may be on its way still, to become the dead letter of a conflict.
+            return False
+        recorded = self._shared.get(message.id, ())
+        return any(p.id == message.id and p.digest not in recorded for p in places)
 
 
-def _is(place: Place, message: Sent) -> bool:
-    return place.sha256 is None or place.sha256 == message.digest
+_ORDER = {"stored": 0, "done": 1, "dead": 2, "discarded": 3}

@@ -57,6 +57,8 @@ class StoredDigest:
     original_id: str | None = None
     """The id it was sent with, when it rests under another."""
     destination: str | None = None
+    attempts: int | None = None
+    """Counted tries; only of what is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +151,9 @@ def digests(database: Database, ids: Sequence[str]) -> dict[str, list[StoredDige
 
 def _digests(database: Database, connection: sa.Connection, ids: list[str]) -> Iterator[StoredDigest]:
     d, p = dead_letters.c, processed_messages.c
-    for id, digest in _body_digests(database, connection, messages, [messages.c.id], messages.c.id, ids):
-        yield StoredDigest(id=id, where="stored", digest=digest)
+    stored = [messages.c.id, messages.c.attempts]
+    for id, attempts, digest in _body_digests(database, connection, messages, stored, messages.c.id, ids):
+        yield StoredDigest(id=id, where="stored", digest=digest, attempts=attempts)
     for row in connection.execute(sa.select(p.id, p.destination, p.digest).where(_any(database, p.id, ids))):
         yield StoredDigest(
             id=row.id, where="done", digest=bytes(row.digest).hex(), destination=row.destination

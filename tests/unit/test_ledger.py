@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.ids import conflict_id
-from forebay.ledger import Accountant, Ledger, Place, Recorder, Sent, read_record
+from forebay.ledger import Accountant, Ledger, Place, Recorder, Sent, read_record, shared_ids
 
 
 @dataclass(frozen=True)
 class Found:
+    id: str
     where: str
-    sha256: str | None
+    digest: str
     attempts: int | None = None
+    destination: str = ""
 
 
 def sha(body: bytes) -> str:
@@ -37,7 +39,7 @@ def sent(n: int, body: bytes = b"body", queue: str = "q") -> Sent:
 
 def accounted(messages: Sequence[Sent], places: dict[str, list[Place]], *, held: int | None = 0) -> Ledger:
     """As `verify` does it: conflict ids are only looked at when they are asked for."""
-    accountant = Accountant(messages, held=held)
+    accountant = Accountant(shared_ids(messages), held=held)
     asked = {m.id for m in messages} | set(accountant.elsewhere(messages, places))
     accountant.add(messages, {id: found for id, found in places.items() if id in asked})
     return accountant.ledger
@@ -61,8 +63,8 @@ FATES: dict[str, tuple[list[str], str]] = {
     "handled": (["done"], "done"),
     "dead": (["dead"], "dead"),
     "given up": (["discarded"], "discarded"),
-    "stored after a redrive": (["stored", "resolved"], "stored"),
-    "sent back, on its way": (["redriving"], "missing"),
+    "given up by two destinations": (["dead", "dead"], "dead"),
+    "given up by two, one let go": (["dead", "discarded"], "dead"),
     "on its way": ([], "missing"),
     "stored, and still dead": (["stored", "dead"], "stored"),
     "stored and handled": (["stored", "done"], "stored"),
@@ -75,7 +77,7 @@ DOUBLED = {"stored, and still dead", "stored and handled", "handled under two na
 def test_every_message_is_counted_once_where_it_is(fates: list[str], held: int) -> None:
     messages = [sent(n, b"%d" % n) for n in range(len(fates))]
     places: dict[str, list[Place]] = {
-        m.id: [Found(where, m.digest) for where in FATES[fate][0]]
+        m.id: [Found(m.id, where, m.digest, destination=str(n)) for n, where in enumerate(FATES[fate][0])]
         for m, fate in zip(messages, fates, strict=True)
     }
 
@@ -105,11 +107,14 @@ def test_bodies_that_share_an_id_are_each_accounted_for(
     """One key, several bodies: whichever came first is stored, the others rest as conflicts, in any order."""
     messages = [sent(1, body) for body in bodies]
     first = bodies[winner % len(bodies)]
-    places: dict[str, list[Place]] = {uid(1): [Found("stored", sha(first))]}
+    places: dict[str, list[Place]] = {uid(1): [Found(uid(1), "stored", sha(first))]}
     conflicts = 0
     for body, is_settled in zip(bodies, settled, strict=False):
         if body != first and is_settled:
-            places[conflict_id(uid(1), body)] = [Found("dead", sha(body))]
+            letter = Found(conflict_id(uid(1), body), "dead", sha(body))
+            places[letter.id] = [letter]
+            # The dead letters remember the id they were sent with, and are found by it too.
+            places[uid(1)].append(letter)
             conflicts += 1
 
     ledger = accounted(messages, places, held=held)
@@ -122,14 +127,14 @@ def test_bodies_that_share_an_id_are_each_accounted_for(
 
 
 def test_other_bytes_under_a_recorded_id_are_altered() -> None:
-    ledger = accounted([sent(1)], {uid(1): [Found("stored", sha(b"other"))]})
+    ledger = accounted([sent(1)], {uid(1): [Found(uid(1), "stored", sha(b"other"))]})
 
     assert ledger.altered == [sent(1)]
     assert not ledger.adds_up
 
 
 def test_other_bytes_are_no_alteration_while_ours_may_still_become_a_conflict() -> None:
-    ledger = accounted([sent(1)], {uid(1): [Found("stored", sha(b"other"))]}, held=1)
+    ledger = accounted([sent(1)], {uid(1): [Found(uid(1), "stored", sha(b"other"))]}, held=1)
 
     assert (ledger.altered, ledger.waiting) == ([], 1)
 
@@ -137,28 +142,33 @@ def test_other_bytes_are_no_alteration_while_ours_may_still_become_a_conflict() 
 def test_a_body_that_lost_against_an_unrecorded_one_is_found_among_the_dead_letters() -> None:
     """The other sender kept no record; ours was answered 202 all the same."""
     places: dict[str, list[Place]] = {
-        uid(1): [Found("stored", sha(b"other"))],
-        sent(1).conflict_id: [Found("dead", sha(b"body"))],
+        uid(1): [Found(uid(1), "stored", sha(b"other"))],
+        sent(1).conflict_id: [Found(sent(1).conflict_id, "dead", sha(b"body"))],
     }
     ledger = accounted([sent(1)], places)
 
     assert (ledger.dead, ledger.conflicts, ledger.adds_up) == (1, 1, True)
 
 
-def test_a_conflict_that_was_also_stored_under_its_first_id_is_doubled() -> None:
+def test_a_conflict_that_was_sent_back_is_stored_under_its_own_conflict_id() -> None:
+    ledger = accounted(
+        [sent(1, b"a"), sent(1, b"b")],
+        {
+            uid(1): [Found(uid(1), "stored", sha(b"a"))],
+            conflict_id(uid(1), b"b"): [Found(conflict_id(uid(1), b"b"), "stored", sha(b"b"))],
+        },
+    )
+    assert (ledger.stored, ledger.conflicts, ledger.complete) == (2, 1, True)
+
+
+def test_a_body_stored_under_its_own_id_and_under_a_conflict_id_is_doubled() -> None:
     messages = [sent(1, b"a"), sent(1, b"b")]
     places: dict[str, list[Place]] = {
-        uid(1): [Found("stored", sha(b"a"))],
-        conflict_id(uid(1), b"a"): [Found("stored", sha(b"a"))],
-        conflict_id(uid(1), b"b"): [Found("dead", sha(b"b"))],
+        uid(1): [Found(uid(1), "stored", sha(b"a"))],
+        conflict_id(uid(1), b"a"): [Found(conflict_id(uid(1), b"a"), "stored", sha(b"a"))],
+        conflict_id(uid(1), b"b"): [Found(conflict_id(uid(1), b"b"), "dead", sha(b"b"))],
     }
     assert accounted(messages, places).duplicated == [messages[0]]
-
-
-def test_where_no_body_is_kept_the_id_is_proof_enough() -> None:
-    ledger = accounted([sent(1)], {uid(1): [Found("done", None)]})
-
-    assert ledger.done == 1
 
 
 def test_a_queue_that_cannot_tell_its_depth_makes_missing_messages_waiting() -> None:
@@ -169,8 +179,8 @@ def test_a_queue_that_cannot_tell_its_depth_makes_missing_messages_waiting() -> 
 
 
 def test_attempts_are_counted_over_the_stored_rows() -> None:
-    places: dict[str, list[Place]] = {uid(n): [Found("stored", sha(b"body"), n)] for n in (1, 2)}
-    places[uid(3)] = [Found("dead", sha(b"body"), 12)]
+    places: dict[str, list[Place]] = {uid(n): [Found(uid(n), "stored", sha(b"body"), n)] for n in (1, 2)}
+    places[uid(3)] = [Found(uid(3), "dead", sha(b"body"), 12)]
 
     assert accounted([sent(1), sent(2), sent(3)], places).attempts == {1: 1, 2: 1}
 

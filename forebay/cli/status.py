@@ -1,0 +1,233 @@
+"""`forebay status`: is it fine, what is behind, when is it drained."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forebay.cli._common import ConfigOption, JsonOption, load_settings, open_broker, open_database, run
+from forebay.cli._depths import QueueDepth, known_queues, look, total
+from forebay.cli._exit import ExitCode
+from forebay.cli._output import duration, emit, emit_json, emit_table
+from forebay.cli._values import seconds
+from forebay.errors import ForebayError
+
+if TYPE_CHECKING:
+    from forebay.settings import Settings
+    from forebay.storage.database import Database
+
+
+_FRESH = 5.0
+"""Seconds; younger than this a message is on its way rather than behind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """One queue between two looks."""
+
+    queue: str
+    due: int | None
+    """What could be worked on: ready or in hand. None: the broker cannot tell."""
+    scheduled: int
+    change: float | None
+    """Messages per second; negative while the queue drains."""
+    dead: int = 0
+    fresh: bool = False
+    """All of it was accepted a moment ago: messages pass through, nothing is behind."""
+
+    @property
+    def drained_in(self) -> float | None:
+        """Seconds, at the pace just seen; None: not in sight."""
+        if not self.due or self.change is None or self.change >= 0:
+            return None
+        return self.due / -self.change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    ok: bool
+    sentence: str
+
+
+def trends(before: Sequence[QueueDepth], after: Sequence[QueueDepth], elapsed: float) -> list[Trend]:
+    then = {depth.queue: _due(depth) for depth in before}
+    found = []
+    for depth in after:
+        was, now = then.get(depth.queue), _due(depth)
+        found.append(
+            Trend(
+                queue=depth.queue,
+                due=now,
+                scheduled=(depth.depth and depth.depth.scheduled) or 0,
+                change=None if was is None or now is None else (now - was) / elapsed,
+                dead=total(depth.dead) or 0,
+                fresh=_is_fresh(depth),
+            )
+        )
+    return found
+
+
+def _is_fresh(of: QueueDepth) -> bool:
+    return of.depth is not None and of.depth.oldest_age is not None and of.depth.oldest_age < _FRESH
+
+
+def _due(of: QueueDepth) -> int | None:
+    if not of.declared:
+        return 0
+    if of.depth is None or of.depth.waiting is None:
+        return None
+    return of.depth.waiting + (of.depth.in_hand or 0)
+
+
+def judge(queues: Sequence[Trend], *, database: str = "", dead_letters: int = 0) -> Verdict:
+    """
+    The one sentence. `database` is why it does not answer, if it does not.
+
+    Standing still is judged by a queue that has work and neither shrinks nor grows:
+    with nobody sending, that is what a missing consumer looks like.
+    """
+    behind = [trend for trend in queues if trend.due and not trend.fresh]
+    waiting = sum(trend.due or 0 for trend in behind)
+    dead = f" {_messages(dead_letters)} given up: forebay dead-letters list" if dead_letters else ""
+    names = ", ".join(trend.queue for trend in behind)
+    if database:
+        held = f"{_messages(waiting)} wait safely until it is back" if waiting else "nothing waits yet"
+        return Verdict(ok=False, sentence=f"The database does not answer ({database}); {held}.{dead}")
+    if not behind:
+        later = sum(trend.scheduled for trend in queues)
+        rest = f"; {_messages(later)} wait for their time" if later else ""
+        return Verdict(ok=True, sentence=f"Fine: nothing is behind{rest}.{dead}")
+    stuck = [trend for trend in behind if trend.change == 0]
+    growing = [trend for trend in behind if trend.change is not None and trend.change > 0]
+    if stuck:
+        which = ", ".join(trend.queue for trend in stuck)
+        still = _messages(sum(trend.due or 0 for trend in stuck))
+        return Verdict(
+            ok=False,
+            sentence=f"Standing still: {still} on {which}, and none moves; does a consumer run?{dead}",
+        )
+    if growing:
+        which = ", ".join(trend.queue for trend in growing)
+        rate = sum(trend.change or 0.0 for trend in growing)
+        return Verdict(
+            ok=False,
+            sentence=f"Falling behind: {_messages(waiting)} on {names};"
+            f" {which} grows by {rate:,.0f}/s.{dead}",
+        )
+    ends = [trend.drained_in for trend in behind]
+    known = [end for end in ends if end is not None]
+    when = f"drained in about {duration(max(known))}" if known and len(known) == len(ends) else "draining"
+    return Verdict(ok=True, sentence=f"Catching up: {_messages(waiting)} on {names}, {when}.{dead}")
+
+
+def _messages(count: int) -> str:
+    return f"{count:,} message" + ("" if count == 1 else "s")
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until Ctrl-C.")] = False,
+    interval: Annotated[
+        float,
+        typer.Option("--interval", parser=seconds, metavar="DURATION", help="Between the two looks."),
+    ] = 1.0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Is it fine, what is behind, and when is it drained.
+
+    Examples:
+      forebay status
+      forebay status --watch --interval 5s
+
+    Looks at the queues twice, so that it can tell catching up from standing still.
+    Exit codes: 0 fine or catching up, 1 not, 6 broker and 7 database unreachable.
+    """
+    settings = load_settings(config)
+    code = run(_status(settings, max(interval, 0.1), watch, as_json))
+    if code is not ExitCode.OK:
+        raise typer.Exit(code)
+
+
+async def _status(settings: Settings, interval: float, watch: bool, as_json: bool) -> ExitCode:
+    database = _database(settings)
+    try:
+        async with open_broker(settings) as broker:
+            before, at = await look(broker, await known_queues(broker, settings.queues)), time.monotonic()
+            while True:
+                await asyncio.sleep(interval)
+                after, now = await look(broker, await known_queues(broker, settings.queues)), time.monotonic()
+                trouble, dead = await asyncio.to_thread(_ask_database, database)
+                found = trends(before, after, now - at)
+                verdict = judge(found, database=trouble, dead_letters=dead)
+                _show(verdict, found, dead, as_json=as_json)
+                if not watch:
+                    if trouble:
+                        return ExitCode.DATABASE_UNREACHABLE
+                    return ExitCode.OK if verdict.ok else ExitCode.FAILED
+                before, at = after, now
+    finally:
+        if database is not None:
+            database.dispose()
+
+
+def _database(settings: Settings) -> Database | None:
+    """None where none is set: a gateway's host need not know the database."""
+    if settings.database.url is None:
+        return None
+    return open_database(settings)
+
+
+def _ask_database(database: Database | None) -> tuple[str, int]:
+    """Why it does not answer, and how many dead letters are open in it."""
+    from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
+
+    if database is None:
+        return "", 0
+    try:
+        return "", DeadLetterStore(database).count(DeadLetterFilter(status="dead"))
+    except ForebayError as error:
+        return str(error), 0
+
+
+def _show(verdict: Verdict, found: Sequence[Trend], dead_letters: int, *, as_json: bool) -> None:
+    if as_json:
+        emit_json(_as_json(verdict, found, dead_letters))
+        return
+    emit(verdict.sentence)
+    rows = [
+        (trend.queue, trend.due, trend.scheduled, _rate(trend.change), duration(trend.drained_in), trend.dead)
+        for trend in found
+        if trend.due or trend.scheduled or trend.dead or trend.due is None
+    ]
+    if rows:
+        emit()
+        emit_table(("queue", "behind", "scheduled", "change", "drained in", "dead"), rows)
+
+
+def _rate(change: float | None) -> str | None:
+    return None if change is None else f"{change:+,.1f}/s"
+
+
+def _as_json(verdict: Verdict, found: Sequence[Trend], dead_letters: int) -> dict[str, Any]:
+    return {
+        "ok": verdict.ok,
+        "sentence": verdict.sentence,
+        "dead_letters": dead_letters,
+        "queues": [
+            {
+                "queue": trend.queue,
+                "behind": trend.due,
+                "scheduled": trend.scheduled,
+                "change_per_second": trend.change,
+                "drained_in_seconds": trend.drained_in,
+                "dead_on_broker": trend.dead,
+            }
+            for trend in found
+        ],
+    }
