@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Handler:
         try:
             result = self.function(argument, db) if self.takes_db else self.function(argument)
             if inspect.isawaitable(result):
-                _runner().run(_as_coroutine(result))
+                _run(result if inspect.iscoroutine(result) else _as_coroutine(result))
         except (SystemExit, asyncio.CancelledError) as error:
             # These would end the thread or the program, for one message's sake.
             raise RuntimeError(f"the handler ended with {type(error).__name__}") from error
@@ -162,21 +162,25 @@ async def _as_coroutine(result: Any) -> None:
     await result
 
 
-def _runner() -> asyncio.Runner:
-    """This thread's event loop for handlers that are coroutines; see `close_runner`."""
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run it in this thread's event loop for handlers; see `close_runner`."""
+    if _loop_is_running():
+        coroutine.close()
+        raise RuntimeError(
+            "an async handler cannot be run inside a running event loop;"
+            " call it through `await asyncio.to_thread(...)`"
+        )
     if not hasattr(_thread, "runner"):
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RuntimeError(
-                "an async handler cannot be run inside a running event loop;"
-                " call it through `await asyncio.to_thread(...)`"
-            )
         _thread.runner = asyncio.Runner()
-    runner: asyncio.Runner = _thread.runner
-    return runner
+    _thread.runner.run(coroutine)
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def close_runner() -> None:

@@ -1,0 +1,58 @@
+"""Makes the sink that a queue's settings name."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import entry_points
+from typing import cast
+
+from consumers.handlers import load_handler
+from consumers.settings import QueueSettings
+from consumers.sinks.database import DatabaseSink
+from consumers.sinks.python import PythonSink
+from forebay.errors import SettingsError
+from forebay.sinks import Sink
+from forebay.storage.database import Database
+from forebay.storage.messages import MessageStore
+
+ENTRY_POINTS = "forebay.sinks"
+"""Where other packages offer sinks: a callable (queue, settings, database) -> Sink."""
+
+
+def make_sink(queue: str, settings: QueueSettings, database: Database | None) -> Sink:
+    """
+    The sink for `queue`. The database stays the caller's to dispose of.
+
+    Raises:
+        SettingsError: the sink does not exist, or lacks something that it needs.
+    """
+    if settings.handler is not None:
+        handler = load_handler(settings.handler)
+        if handler.takes_db and database is None:
+            raise SettingsError(
+                f"handler {settings.handler!r} of queue {queue!r} takes a database connection, but there is"
+                " no database; set database.url (FOREBAY_DATABASE__URL=sqlite:///forebay-data/forebay.db)"
+            )
+        return PythonSink(handler, queue, database, threads=settings.concurrency)
+    if settings.sink == "python":
+        raise SettingsError(
+            f'queue {queue!r} has sink = "python" but no handler; add handler = "package.module:function"'
+        )
+    if settings.sink == "database":
+        if database is None:
+            raise SettingsError(
+                f"queue {queue!r} is stored in a database, but there is none; set database.url"
+                " (FOREBAY_DATABASE__URL=postgresql://user:password@host/name), or give the queue a handler"
+            )
+        store = MessageStore(database, payload=database.settings.payload)
+        return DatabaseSink(database, store, threads=settings.concurrency)
+    offered = entry_points(group=ENTRY_POINTS)
+    if settings.sink not in offered.names:
+        known = sorted({"database", "python", *offered.names})
+        near = difflib.get_close_matches(settings.sink, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(
+            f"queue {queue!r} has sink = {settings.sink!r}, which does not exist{hint}"
+            f" (there are: {', '.join(known)})"
+        )
+    return cast(Sink, offered[settings.sink].load()(queue, settings, database))

@@ -1,0 +1,239 @@
+"""A sink that is your own function."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, event
+
+from consumers.handlers import Handler, close_runner
+from consumers.sinks import NotTried
+from consumers.sinks.threads import SinkThreads
+from forebay.brokers.api import Delivery
+from forebay.errors import IdempotencyConflict, RetryLater, SinkMisconfigured, SinkUnavailable
+from forebay.ids import conflict_id
+from forebay.sinks import WriteResult
+from forebay.storage.classify import TransientError, classify
+from forebay.storage.database import Database
+from forebay.storage.once import claim
+
+BUDGET = 2.0
+"""
+Seconds after which no further message of a batch is begun: a batch of slow messages
+must not hold a transaction, or the rest of itself, for minutes.
+"""
+TRANSIENT_TRIES = 3
+"""A transaction that met another one (deadlock, serialization) is run this often before it is an outage."""
+
+
+class HandlerEndedTransaction(RuntimeError):
+    """The handler committed or rolled back the transaction that it was lent."""
+
+    def __init__(self) -> None:
+        super().__init__("the handler ended its transaction; leave commit and rollback to Forebay")
+
+
+class _Lent:
+    """A connection in the hands of a handler, which may do anything with it but end its transaction."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+        self._in_handler = False
+        self.ended = False
+        for what in ("commit", "rollback"):
+            event.listen(db, what, self._refuse)
+
+    def _refuse(self, _db: Connection) -> None:
+        if self._in_handler:
+            self.ended = True
+            raise HandlerEndedTransaction
+
+    @contextmanager
+    def to_handler(self) -> Iterator[None]:
+        self._in_handler = True
+        try:
+            yield
+        finally:
+            self._in_handler = False
+        if self.ended:  # The handler caught our objection.
+            raise HandlerEndedTransaction
+
+
+class _Broken(Exception):
+    """The transaction is lost, through the handling of this delivery."""
+
+    def __init__(self, delivery: Delivery, error: Exception) -> None:
+        self.delivery = delivery
+        self.error = error
+
+
+class PythonSink:
+    """
+    Calls a handler for each message, and keeps a record of what was handled.
+
+    With a `db` parameter the handler's effect and its once-only record are one
+    transaction: a message that comes twice is handled once. A batch is one
+    transaction too, with a savepoint for each message, so that one that fails takes
+    nothing but its own effect with it.
+
+    Without it the effect is outside, so the record is written right after: what was
+    handled comes again only if the process dies in between. Without a database there
+    is no record, and a redelivered message is handled again.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        queue: str,
+        database: Database | None,
+        *,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.destination = f"handler:{queue}"
+        self._handler = handler
+        self._database = database
+        self._clock = clock
+        self._threads = SinkThreads(f"forebay-handler-{queue}", threads, at_end=close_runner)
+
+    async def write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
+        return await self._threads.run(self._write, batch)
+
+    async def probe(self) -> None:
+        if self._database is not None:
+            await self._threads.run(self._database.ping)
+
+    async def close(self) -> None:
+        self._threads.close()
+
+    # ---- in the sink's thread
+
+    def _write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
+        write = self._write_in_transaction if self._handler.takes_db else self._write_outside
+        for attempt in range(1, TRANSIENT_TRIES + 1):
+            try:
+                return write(batch)
+            except TransientError as error:
+                if attempt == TRANSIENT_TRIES:
+                    raise SinkUnavailable(str(error)) from error
+                time.sleep(random.uniform(0.0, 0.05 * 2**attempt))
+            except _Broken as broken:
+                # Its neighbours' effects went with the transaction: they come again, uncounted.
+                return [
+                    WriteResult(
+                        message_id=d.message.id, error=broken.error if d is broken.delivery else NotTried()
+                    )
+                    for d in batch
+                ]
+        raise AssertionError("the last try returns or raises")
+
+    def _write_in_transaction(self, batch: Sequence[Delivery]) -> list[WriteResult]:
+        assert self._database is not None
+        with self._database.begin() as db:
+            lent = _Lent(db)
+            return self._each(batch, lambda group: self._handle_in(db, lent, group))
+
+    def _write_outside(self, batch: Sequence[Delivery]) -> list[WriteResult]:
+        results = self._known(batch)
+        todo = [i for i, r in enumerate(results) if _is_new(r)]
+        for i, result in zip(todo, self._each([batch[i] for i in todo], self._handle_outside), strict=True):
+            results[i] = result
+        done = [batch[i] for i in todo if results[i].error is None]
+        if self._database is not None and done:
+            with self._database.begin() as db:
+                claim(db, self.destination, done)
+        return results
+
+    def _known(self, batch: Sequence[Delivery]) -> list[WriteResult]:
+        """What can be said without calling the handler: a plain result for each that is to be handled."""
+        if self._database is None:
+            return _repeats(batch)
+        with self._database.begin() as db:
+            savepoint = db.begin_nested()
+            results = claim(db, self.destination, batch).results
+            savepoint.rollback()
+        return results
+
+    def _each(
+        self, batch: Sequence[Delivery], handle: Callable[[Sequence[Delivery]], list[WriteResult]]
+    ) -> list[WriteResult]:
+        """The whole batch in one call if the handler takes batches; else one by one, within the budget."""
+        if self._handler.takes_batch:
+            return handle(batch) if batch else []
+        until = self._clock() + BUDGET
+        results: list[WriteResult] = []
+        for i, delivery in enumerate(batch):
+            if i and self._clock() >= until:
+                rest = batch[i:]
+                return results + [WriteResult(message_id=d.message.id, error=NotTried()) for d in rest]
+            results += handle([delivery])
+        return results
+
+    def _handle_in(self, db: Connection, lent: _Lent, group: Sequence[Delivery]) -> list[WriteResult]:
+        savepoint = db.begin_nested()
+        try:
+            results = claim(db, self.destination, group).results
+            new = [d.message for d, r in zip(group, results, strict=True) if _is_new(r)]
+            if new:
+                with lent.to_handler():
+                    self._handler.call(new, db)
+        except Exception as raised:
+            error = classify(raised, db.dialect.name)
+            if isinstance(error, (SinkUnavailable, SinkMisconfigured, TransientError)):
+                raise error from raised
+            if lent.ended:
+                # SQLAlchemy takes the transaction for ended while the server's is open: never lend it again.
+                db.invalidate()
+                raise _Broken(group[0], HandlerEndedTransaction()) from raised
+            savepoint.rollback()
+            return self._divide(group, error, lambda half: self._handle_in(db, lent, half))
+        savepoint.commit()
+        return results
+
+    def _handle_outside(self, group: Sequence[Delivery]) -> list[WriteResult]:
+        try:
+            self._handler.call([d.message for d in group], None)
+        except (SinkUnavailable, SinkMisconfigured):
+            raise
+        except Exception as error:
+            return self._divide(group, error, self._handle_outside)
+        return [WriteResult(message_id=d.message.id) for d in group]
+
+    def _divide(
+        self,
+        group: Sequence[Delivery],
+        error: Exception,
+        handle: Callable[[Sequence[Delivery]], list[WriteResult]],
+    ) -> list[WriteResult]:
+        """
+        Find out which message of a failed batch it was, by halves.
+
+        RetryLater is about the batch as a whole, and so is taken for all of it.
+        """
+        if len(group) == 1 or isinstance(error, RetryLater):
+            return [WriteResult(message_id=d.message.id, error=error) for d in group]
+        middle = len(group) // 2
+        return handle(group[:middle]) + handle(group[middle:])
+
+
+def _is_new(result: WriteResult) -> bool:
+    return result.error is None and not result.duplicate
+
+
+def _repeats(batch: Sequence[Delivery]) -> list[WriteResult]:
+    """As a claim without a record: only what is repeated within the batch is known."""
+    first: dict[str, bytes] = {}
+    seen: set[str] = set()
+    results = []
+    for message in (d.message for d in batch):
+        result = WriteResult(message_id=message.id)
+        if first.setdefault(message.id, message.body) != message.body:
+            result.error = IdempotencyConflict(message.id, conflict_id(message.id, message.body))
+        else:
+            result.duplicate = message.id in seen
+        seen.add(message.id)
+        results.append(result)
+    return results

@@ -1,0 +1,262 @@
+"""All consumers of one process: the workers of each queue, the archivers, and what they share."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from consumers import archiver
+from consumers.archiver import ArchiveSink
+from consumers.breaker import BreakerState, CircuitBreaker
+from consumers.metrics import ConsumerMetrics, Tally
+from consumers.processor import Processor
+from consumers.retry import ExponentialBackoff, Forever
+from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings
+from consumers.worker import LAST_SETTLE_TIMEOUT, Worker, utc_now
+from forebay.brokers.api import Broker
+from forebay.brokers.naming import dead_letter_queue
+from forebay.sinks import Sink
+from forebay.storage.database import Database
+
+log = structlog.get_logger()
+
+STALLED = 120.0
+"""A step that takes longer is taken for stuck: readiness says so."""
+
+WorkerState = Literal["starting", "running", "paused", "reconnecting", "stopped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """How the consumer of one queue (or the archiver of one dead-letter queue) is doing."""
+
+    queue: str
+    destination: str
+    state: WorkerState
+    pause_reason: str | None
+    """Why nothing is taken, in the destination's words."""
+    needs_someone: bool
+    """The destination refuses us as such; waiting will not help."""
+    next_try_in: float | None
+    """Seconds until the destination is tried again, while it is paused."""
+    busy_for: float
+    """Seconds that the slowest step under way has taken so far."""
+    stored: int
+    duplicates: int
+    retried: int
+    dead: int
+    released: int
+    restarts: int
+    last_error: str | None
+
+    @property
+    def stalled(self) -> bool:
+        return self.busy_for > STALLED
+
+
+@dataclass(slots=True, kw_only=True)
+class _Line:
+    """One queue with everything that works on it."""
+
+    queue: str
+    sink: Sink
+    breaker: CircuitBreaker
+    tally: Tally
+    workers: list[Worker]
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class Supervisor:
+    """
+    Runs the consumers of one process until told to stop.
+
+    Each queue gets `concurrency` workers, and an archiver for its dead letters where
+    there is a database. Queues with the same destination and breaker settings share
+    one breaker: when the database is down it is probed once, not once per queue.
+
+    Belongs to one event loop; `add` and `snapshot` are called in it.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: ConsumerSettings,
+        *,
+        database: Database | None,
+        make_sink: Callable[[str, QueueSettings], Sink],
+        registry: CollectorRegistry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._database = database
+        self._make_sink = make_sink
+        self._metrics = ConsumerMetrics(registry or CollectorRegistry())
+        self._clock = clock
+        self._now = now
+        self._rng = rng or random.Random()
+        self._breakers: dict[tuple[str, BreakerSettings], CircuitBreaker] = {}
+        self._lines: dict[str, _Line] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._stop = asyncio.Event()
+
+    def add(self, queue: str, settings: QueueSettings) -> None:
+        """
+        Consume `queue` too, from now or from `run` on. A queue that is there already stays as it is.
+
+        Raises:
+            SettingsError: its sink cannot be made.
+        """
+        if queue in self._lines:
+            return
+        sink = self._make_sink(queue, settings)
+        retry = ExponentialBackoff.of(settings.retry)
+        processor = Processor(retry=retry, destination=sink.destination)
+        self._start(queue, sink, processor, settings)
+        if self._database is not None:
+            self._start(
+                dead_letter_queue(queue),
+                ArchiveSink(self._database),
+                Processor(retry=Forever(), destination=ArchiveSink.destination, gives_up=False),
+                QueueSettings(batch_size=archiver.BATCH_SIZE, max_wait=archiver.MAX_WAIT),
+            )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """
+        Consume until `stop` is set and what is in hand is settled.
+
+        Returns within `shutdown_timeout` and a few seconds more, whatever the
+        destination and the broker do.
+        """
+        self._stop = stop
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for line in self._lines.values():
+                    self._launch(line)
+                await stop.wait()
+                log.info("consumers are stopping", queues=len(self._lines))
+                await self._end()
+        finally:
+            self._group = None
+            for line in self._lines.values():
+                await line.sink.close()
+
+    def snapshot(self) -> list[QueueStatus]:
+        """How each queue is doing now, in the order in which they were added."""
+        return [self._status(line) for line in self._lines.values()]
+
+    # ---- making and ending
+
+    def _start(self, queue: str, sink: Sink, processor: Processor, settings: QueueSettings) -> None:
+        breaker = self._breaker(sink.destination, settings.breaker)
+        tally = Tally(metrics=self._metrics, queue=queue)
+        # Two batches of one ordering key must not be written side by side.
+        concurrency = 1 if settings.order == "key" else settings.concurrency
+        workers = [
+            Worker(
+                self._broker,
+                queue,
+                sink,
+                processor,
+                breaker,
+                tally,
+                batch_size=settings.batch_size,
+                max_wait=settings.max_wait,
+                shutdown_timeout=self._settings.shutdown_timeout,
+                clock=self._clock,
+                now=self._now,
+            )
+            for _ in range(concurrency)
+        ]
+        line = _Line(queue=queue, sink=sink, breaker=breaker, tally=tally, workers=workers)
+        self._lines[queue] = line
+        if self._group is not None:
+            self._launch(line)
+
+    def _launch(self, line: _Line) -> None:
+        assert self._group is not None
+        for worker in line.workers:
+            task = self._group.create_task(worker.run(self._stop), name=f"consume {line.queue}")
+            line.tasks.append(task)
+
+    async def _end(self) -> None:
+        """The workers end by themselves; those that cannot are ended."""
+        for line in self._lines.values():
+            for worker, task in zip(line.workers, line.tasks, strict=True):
+                if not worker.connected:
+                    task.cancel()  # It is waiting for a broker that is not there, with nothing in hand.
+        tasks = [t for line in self._lines.values() for t in line.tasks]
+        if tasks:
+            patience = self._settings.shutdown_timeout + 2 * LAST_SETTLE_TIMEOUT
+            _, late = await asyncio.wait(tasks, timeout=patience)
+            for task in late:
+                log.error("a worker did not end in time and was cut off", task=task.get_name())
+                task.cancel()
+
+    def _breaker(self, destination: str, settings: BreakerSettings) -> CircuitBreaker:
+        key = (destination, settings)
+        if key not in self._breakers:
+            breaker = CircuitBreaker(settings, clock=self._clock, rng=self._rng)
+            breaker.on_change(lambda: self._tell(destination, breaker))
+            self._breakers[key] = breaker
+        return self._breakers[key]
+
+    def _tell(self, destination: str, breaker: CircuitBreaker) -> None:
+        self._metrics.show_breaker(destination, breaker)
+        match breaker.state:
+            case BreakerState.CLOSED:
+                log.info("destination works again", destination=destination)
+            case BreakerState.OPEN if breaker.misconfigured:
+                log.error(
+                    "destination refuses us, paused until someone acts",
+                    destination=destination,
+                    reason=breaker.reason,
+                    next_try_in=round(breaker.retry_after(), 1),
+                )
+            case BreakerState.OPEN:
+                log.warning(
+                    "destination unavailable, paused; nothing is lost and no attempt is counted",
+                    destination=destination,
+                    reason=breaker.reason,
+                    next_try_in=round(breaker.retry_after(), 1),
+                )
+            case BreakerState.HALF_OPEN:
+                pass
+
+    def _status(self, line: _Line) -> QueueStatus:
+        breaker, tally = line.breaker, line.tally
+        paused = breaker.state is not BreakerState.CLOSED
+        return QueueStatus(
+            queue=line.queue,
+            destination=line.sink.destination,
+            state=self._state(line, paused=paused),
+            pause_reason=breaker.reason,
+            needs_someone=breaker.misconfigured,
+            next_try_in=breaker.retry_after() if paused else None,
+            busy_for=max(w.busy_for() for w in line.workers),
+            stored=tally.stored,
+            duplicates=tally.duplicates,
+            retried=tally.retried,
+            dead=tally.dead,
+            released=tally.released,
+            restarts=tally.restarts,
+            last_error=tally.last_error,
+        )
+
+    def _state(self, line: _Line, *, paused: bool) -> WorkerState:
+        if line.tasks and all(t.done() for t in line.tasks):
+            return "stopped"
+        if not any(w.connected for w in line.workers):
+            return "reconnecting" if line.tally.restarts else "starting"
+        return "paused" if paused else "running"
