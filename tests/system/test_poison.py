@@ -42,9 +42,13 @@ def test_one_bad_row_among_a_thousand(site: Site, postgres: Postgres) -> None:
     assert attempts == 1
     with postgres.log.open() as log:
         log.seek(log_began)
-        inserts = re.findall(
-            r"(?:statement|execute [^:\n]*):[^;]{0,200}?insert\s+into\s+\"?messages\b", log.read(), re.I
-        )
+        # One entry per statement; what belongs to the entry before is indented or has another level.
+        entries = re.split(r"^\S+ \S+ \S+ \[\d+\] (?=[A-Z]+: )", log.read(), flags=re.M)
+    inserts = [
+        entry
+        for entry in entries
+        if entry.startswith("LOG:") and re.search(r"insert\s+into\s+\"?messages\b", entry, re.I)
+    ]
     assert 2 <= len(inserts) <= 25, len(inserts)
     verified = site.run("verify", "sent.txt", "--wait", "30s", "--json")
     assert verified.returncode == 0, verified.stderr
