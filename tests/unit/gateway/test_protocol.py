@@ -1,0 +1,221 @@
+"""What only raw sockets can send: broken, cut off, endless or slow requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.gateway.support import request, running, until
+
+POST = "POST /v1/queues/orders/messages HTTP/1.1\r\nHost: test\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Length: -1\r\n",
+        "Content-Length: two\r\n",
+        "Content-Length: 99999999999999999999999\r\n",
+        "Content-Length: 2\r\nContent-Length: 3\r\n",
+        "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        "No colon here\r\n",
+        "Evil\x00: x\r\n",
+    ],
+)
+async def test_a_broken_request_is_400_as_a_problem_and_the_connection_ends(head: str) -> None:
+    async with running() as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}{head}\r\n{{}}".encode())
+        answer = await connection.answer()
+
+        assert (answer.status, answer.problem["type"]) == (400, "/problems/invalid-request")
+        assert await connection.closed()
+        assert gateway.broker.publishes == []
+        assert (await gateway.post()).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "line", ["GARBAGE\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\x16\x03\x01\x02\x00\r\n\r\n"]
+)
+async def test_what_is_not_http_is_told_so(line: str) -> None:
+    async with running() as gateway:
+        answer = await gateway.raw(line.encode("latin-1"))
+
+        assert (answer.status, answer.problem["status"]) == (400, 400)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        f"{POST}Content-Length: 10\r\n\r\n12345".encode(),
+        f"{POST}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk(b"12345"),
+    ],
+)
+async def test_a_truncated_body_publishes_nothing(sent: bytes) -> None:
+    async with running() as gateway:
+        connection = await gateway.connect()
+        await connection.send(sent)
+        parts = gateway.app.parts
+        assert parts is not None
+        await until(lambda: parts.ingest._admission.count == 1)
+        connection.close()
+        await until(lambda: parts.ingest._admission.count == 0)
+
+        assert gateway.broker.publishes == []
+        assert parts.ingest._admission.size == 0
+
+
+async def test_a_declared_body_above_the_limit_is_refused_before_it_is_sent() -> None:
+    async with running(max_body_bytes=1000) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}Content-Length: 1001\r\n\r\n".encode())
+        answer = await connection.answer()
+
+        assert (answer.status, answer.problem["limit"]) == (413, 1000)
+
+
+async def test_a_chunked_body_above_the_limit_is_refused_while_it_is_still_coming() -> None:
+    async with running(max_body_bytes=1000) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk(b"x" * 1001))
+        answer = await connection.answer()
+
+        assert answer.status == 413
+        parts = gateway.app.parts
+        assert parts is not None
+        assert (parts.ingest._admission.count, parts.ingest._admission.size) == (0, 0)
+        assert gateway.broker.publishes == []
+
+
+async def test_after_an_early_answer_the_rest_may_come_and_the_connection_is_used_on() -> None:
+    async with running(max_body_bytes=1000) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}Content-Length: 5000\r\n\r\n".encode())
+        assert (await connection.answer()).status == 413
+        await connection.send(b"x" * 5000 + request(b"{}"))
+
+        assert (await connection.answer()).status == 202
+
+
+async def test_after_an_early_answer_an_endless_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.protocol.MAX_DISCARDED", 100_000)
+    async with running(max_body_bytes=1000) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}Content-Length: 100000000\r\n\r\n".encode())
+        assert (await connection.answer()).status == 413
+
+        async def flood() -> None:
+            while True:
+                await connection.send(b"x" * 65536)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(flood(), 5)
+
+
+async def test_the_brokers_own_limit_counts_too() -> None:
+    from tests.unit.gateway.support import ScriptedBroker
+
+    async with running(ScriptedBroker(max_body_bytes=10)) as gateway:
+        answer = await gateway.post(b"x" * 11)
+
+        assert (answer.status_code, answer.json()["limit"]) == (413, 10)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10\r\n", "Transfer-Encoding: chunked\r\n"])
+async def test_a_body_that_stalls_is_408(framing: str) -> None:
+    async with running(body_timeout=0.1) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}{framing}\r\n".encode())
+        answer = await connection.answer()
+
+        assert (answer.status, answer.problem["type"]) == (408, "/problems/body-timeout")
+        assert await connection.closed()
+        assert gateway.broker.publishes == []
+
+
+async def test_a_trickle_does_not_hold_a_place_for_ever() -> None:
+    """Each pause is short enough, but the body as a whole is far too slow."""
+    async with running(body_timeout=0.3) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}Content-Length: 1000\r\n\r\n".encode())
+        answering = asyncio.create_task(connection.answer())
+        while not answering.done():
+            connection.writer.write(b"x")
+            await asyncio.wait({answering}, timeout=0.05)
+
+        assert answering.result().status == 408
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with running() as gateway:
+        connection = await gateway.connect()
+        await connection.send(b"".join(request(b"%d" % n) for n in range(20)))
+        answers = [await connection.answer() for _ in range(20)]
+
+        assert {a.status for a in answers} == {202}
+        assert [m.body for m in gateway.broker.messages] == [b"%d" % n for n in range(20)]
+        locations = [a.headers["location"].rpartition("/")[2] for a in answers]
+        assert locations == [m.id for m in gateway.broker.messages]
+
+
+async def test_garbage_after_a_request_does_not_take_its_answer() -> None:
+    """The first request's client must not read the garbage's 400 as its own."""
+    async with running() as gateway:
+        gateway.broker.gate.clear()
+        connection = await gateway.connect()
+        await connection.send(request(b"good") + b"GARBAGE\r\n\r\n")
+        await gateway.broker.began.wait()
+        gateway.broker.gate.set()
+
+        assert (await connection.answer()).status == 202
+        assert await connection.closed()
+
+
+async def test_a_client_that_leaves_does_not_take_its_message_with_it() -> None:
+    async with running() as gateway:
+        gateway.broker.gate.clear()
+        connection = await gateway.connect()
+        await connection.send(request(b"keep me"))
+        await gateway.broker.began.wait()
+        connection.close()
+        gateway.broker.gate.set()
+
+        await until(lambda: [m.body for m in gateway.broker.messages] == [b"keep me"])
+
+
+async def test_expect_continue_is_answered_only_when_the_body_is_wanted() -> None:
+    async with running(max_body_bytes=1000) as gateway:
+        wanted = await gateway.connect()
+        await wanted.send(f"{POST}Content-Length: 2\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert (await wanted.answer()).status == 100
+        await wanted.send(b"{}")
+        assert (await wanted.answer()).status == 202
+
+        too_large = await gateway.connect()
+        await too_large.send(f"{POST}Content-Length: 2000\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert (await too_large.answer()).status == 413
+
+
+async def test_endless_headers_are_cut_off() -> None:
+    async with running() as gateway:
+        connection = await gateway.connect()
+        await connection.send(POST.encode())
+        for n in range(80):
+            connection.writer.write(b"X-%d: %s\r\n" % (n, b"x" * 1000))
+        answer = await connection.answer()
+
+        assert (answer.status, answer.problem["type"]) == (431, "/problems/headers-too-large")
+
+
+async def test_an_upgrade_is_not_taken_and_the_request_is_served() -> None:
+    async with running() as gateway:
+        answer = await gateway.raw(
+            b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+
+        assert answer.status == 200
