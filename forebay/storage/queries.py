@@ -141,10 +141,10 @@ def digests(database: Database, ids: Sequence[str]) -> dict[str, list[StoredDige
     found: dict[str, list[StoredDigest]] = {}
     wanted = [i for i in (canonical(x) for x in ids) if i is not None]
     for start in range(0, len(wanted), _BATCH):
-        batch = list(dict.fromkeys(wanted[start : start + _BATCH]))
+        batch = dict.fromkeys(wanted[start : start + _BATCH])
         with database.read() as connection:
-            for digest in _digests(database, connection, batch):
-                for id in {digest.id, digest.original_id or digest.id} & set(batch):
+            for digest in _digests(database, connection, list(batch)):
+                for id in {digest.id, digest.original_id or digest.id} & batch.keys():
                     found.setdefault(id, []).append(digest)
     return found
 
