@@ -6,12 +6,12 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from consumers import archiver
 from consumers.archiver import ArchiveSink
@@ -20,6 +20,7 @@ from consumers.metrics import ConsumerMetrics, Tally
 from consumers.processor import Processor
 from consumers.retry import ExponentialBackoff, Forever
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings
+from consumers.status import QueueStatus, WorkerState
 from consumers.worker import LAST_SETTLE_TIMEOUT, Worker, utc_now
 from forebay.brokers.api import Broker
 from forebay.brokers.naming import dead_letter_queue
@@ -27,39 +28,6 @@ from forebay.sinks import Sink
 from forebay.storage.database import Database
 
 log = structlog.get_logger()
-
-STALLED = 120.0
-"""A step that takes longer is taken for stuck: readiness says so."""
-
-WorkerState = Literal["starting", "running", "paused", "reconnecting", "stopped"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueStatus:
-    """How the consumer of one queue (or the archiver of one dead-letter queue) is doing."""
-
-    queue: str
-    destination: str
-    state: WorkerState
-    pause_reason: str | None
-    """Why nothing is taken, in the destination's words."""
-    needs_someone: bool
-    """The destination refuses us as such; waiting will not help."""
-    next_try_in: float | None
-    """Seconds until the destination is tried again, while it is paused."""
-    busy_for: float
-    """Seconds that the slowest step under way has taken so far."""
-    stored: int
-    duplicates: int
-    retried: int
-    dead: int
-    released: int
-    restarts: int
-    last_error: str | None
-
-    @property
-    def stalled(self) -> bool:
-        return self.busy_for > STALLED
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,7 +69,12 @@ class Supervisor:
         self._settings = settings
         self._database = database
         self._make_sink = make_sink
-        self._metrics = ConsumerMetrics(registry or CollectorRegistry())
+        if registry is None:
+            registry = CollectorRegistry()
+            ProcessCollector(registry=registry)
+            PlatformCollector(registry=registry)
+        self._registry = registry
+        self._metrics = ConsumerMetrics(registry)
         self._clock = clock
         self._now = now
         self._rng = rng or random.Random()
@@ -137,20 +110,37 @@ class Supervisor:
 
         Returns within `shutdown_timeout` and a few seconds more, whatever the
         destination and the broker do.
+
+        Raises:
+            SettingsError: `health_port` is set and cannot be listened on.
         """
         self._stop = stop
         try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
+            async with AsyncExitStack() as stack:
+                if self._settings.health_port is not None:
+                    # Imported here: a quarter of a second that `forebay dev` does not need.
+                    from consumers.health import serve_health
+
+                    host, port = self._settings.health_host, self._settings.health_port
+                    health = serve_health(host, port, self.snapshot, self._registry)
+                    port = await stack.enter_async_context(health)
+                    log.info("health checks answer", url=f"http://{host}:{port}/readyz")
+                await self._consume(stop)
+        finally:
+            for line in self._lines.values():
+                await line.sink.close()
+
+    async def _consume(self, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
                 for line in self._lines.values():
                     self._launch(line)
                 await stop.wait()
                 log.info("consumers are stopping", queues=len(self._lines))
                 await self._end()
-        finally:
-            self._group = None
-            for line in self._lines.values():
-                await line.sink.close()
+            finally:
+                self._group = None
 
     def snapshot(self) -> list[QueueStatus]:
         """How each queue is doing now, in the order in which they were added."""

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from consumers import worker as worker_module
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings, RetrySettings
-from consumers.supervisor import QueueStatus, Supervisor
+from consumers.status import QueueStatus
+from consumers.supervisor import Supervisor
 from forebay.brokers.memory import MemoryBroker, MemoryServer
 from forebay.errors import Reject, SettingsError, SinkMisconfigured, SinkUnavailable
 from forebay.message import Message

@@ -1,0 +1,39 @@
+"""What `snapshot()` says about each queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+STALLED = 120.0
+"""A step that takes longer is taken for stuck: readiness says so."""
+
+WorkerState = Literal["starting", "running", "paused", "reconnecting", "stopped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """How the consumer of one queue (or the archiver of one dead-letter queue) is doing."""
+
+    queue: str
+    destination: str
+    state: WorkerState
+    pause_reason: str | None
+    """Why nothing is taken, in the destination's words."""
+    needs_someone: bool
+    """The destination refuses us as such; waiting will not help."""
+    next_try_in: float | None
+    """Seconds until the destination is tried again, while it is paused."""
+    busy_for: float
+    """Seconds that the slowest step under way has taken so far."""
+    stored: int
+    duplicates: int
+    retried: int
+    dead: int
+    released: int
+    restarts: int
+    last_error: str | None
+
+    @property
+    def stalled(self) -> bool:
+        return self.busy_for > STALLED

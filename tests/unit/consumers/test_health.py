@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from consumers.health import serve_health
+from consumers.settings import ConsumerSettings
+from consumers.status import STALLED, QueueStatus
+from consumers.supervisor import Supervisor
+from forebay.brokers.memory import MemoryBroker
+from forebay.errors import SettingsError
+from tests.unit.consumers.fakes import MemorySink
+
+FINE = QueueStatus(
+    queue="orders",
+    destination="database",
+    state="running",
+    pause_reason=None,
+    needs_someone=False,
+    next_try_in=None,
+    busy_for=0.0,
+    stored=7,
+    duplicates=0,
+    retried=0,
+    dead=0,
+    released=0,
+    restarts=0,
+    last_error=None,
+)
+
+
+@asynccontextmanager
+async def asking(*queues: QueueStatus) -> AsyncIterator[aiohttp.ClientSession]:
+    registry = CollectorRegistry()
+    Counter("things", "Things.", registry=registry).inc()
+    async with (
+        serve_health("127.0.0.1", 0, lambda: queues, registry) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+    ):
+        yield session
+
+
+async def status(session: aiohttp.ClientSession, path: str) -> int:
+    async with session.get(path) as response:
+        await response.read()
+        return response.status
+
+
+async def test_it_lives_and_is_ready() -> None:
+    async with asking(FINE) as session:
+        assert await status(session, "/livez") == 200
+        assert await status(session, "/readyz") == 200
+
+
+async def test_a_paused_consumer_is_ready_and_says_why_it_is_paused() -> None:
+    """Restarting it would only make it forget that the destination is down."""
+    paused = dataclasses.replace(
+        FINE, state="paused", pause_reason="connection refused", next_try_in=float("inf")
+    )
+    async with asking(paused) as session, session.get("/readyz?verbose") as response:
+        answer = await response.json()
+
+    assert response.status == 200
+    assert answer["queues"][0]["pause_reason"] == "connection refused"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"state": "starting"}, {"busy_for": STALLED + 1}], ids=["never connected", "stuck"]
+)
+async def test_a_consumer_that_does_not_get_on_is_not_ready(changes: dict[str, object]) -> None:
+    async with asking(FINE, dataclasses.replace(FINE, **changes)) as session:  # type: ignore[arg-type]  # fields
+        assert await status(session, "/readyz") == 503
+        assert await status(session, "/livez") == 200
+
+
+async def test_metrics_are_shown() -> None:
+    async with asking(FINE) as session, session.get("/metrics") as response:
+        assert "things_total 1.0" in await response.text()
+
+
+async def test_a_busy_port_is_named_with_the_setting_that_changes_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        supervisor = Supervisor(
+            MemoryBroker(),
+            ConsumerSettings(health_port=taken.getsockname()[1]),
+            database=None,
+            make_sink=lambda *_: MemorySink(),
+        )
+        with pytest.raises(SettingsError, match=r"consumer\.health_port"):
+            await supervisor.run(asyncio.Event())
