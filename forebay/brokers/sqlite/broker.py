@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,6 +18,7 @@ from forebay.brokers.naming import DEAD_SUFFIX, check_queue_name, dead_letter_qu
 from forebay.brokers.sqlite import schema
 from forebay.brokers.sqlite.consuming import Enter, Reap, Renew, look
 from forebay.brokers.sqlite.files import SideFiles
+from forebay.brokers.sqlite.opening import leave_clean, prepare
 from forebay.brokers.sqlite.publishing import Declare, FutureJob, Limits, Ping, Publish, failed
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.brokers.sqlite.subscription import FALLBACK_POLL, PATIENCE, SQLiteSubscription
@@ -28,7 +28,6 @@ from forebay.errors import (
     BrokerUnavailable,
     PublishUnconfirmed,
     QueueNotFound,
-    SettingsError,
 )
 from forebay.message import Message
 
@@ -94,7 +93,7 @@ class SQLiteBroker:
             BrokerUnavailable: it is one, but cannot be used now.
         """
         settings = settings or SQLiteSettings()
-        files = await asyncio.to_thread(_prepare, path, settings, create)
+        files = await asyncio.to_thread(prepare, path, settings, create)
         broker = SQLiteBroker(files, settings, clock)
         try:
             yield broker
@@ -315,21 +314,25 @@ class SQLiteBroker:
         await asyncio.to_thread(self._close_files, all(ended))
 
     def _close_files(self, ended: bool) -> None:
+        with self._reading:
+            if self._reader is not None:
+                self._reader.close(True)
         if not ended:
             # A thread waits for a turn that another process does not let go of. It
             # ends when it gets it; until then it needs the files.
             log.warning("closed while another process held the queue file", path=str(self._files.database))
+            threading.Thread(target=self._close_late, name="forebay-close", daemon=True).start()
             return
-        with self._reading:
-            if self._reader is not None:
-                self._reader.close(True)
-        self._files.enter_door()
         try:
-            if self._files.alone():
-                _leave_clean(self._files)
+            if self._files.enter_door(CLOSE_TIMEOUT) and self._files.alone():
+                leave_clean(self._files)
         finally:
-            self._files.leave_door()
             self._files.close()
+
+    def _close_late(self) -> None:
+        self._publisher.join()
+        self._consumer.join()
+        self._files.close()
 
 
 COUNT_SCHEDULED = "select count(*) from slot where queue = ? and due > ?"
@@ -341,85 +344,3 @@ ACCEPTED = "select accepted_at from message where seq = ?"
 
 def _refuse_on_full_disk(job: Job) -> object:
     return job.full_disk() if isinstance(job, Publish) else BrokerUnavailable("the disk is full")
-
-
-def _prepare(path: Path, settings: SQLiteSettings, create: bool) -> SideFiles:
-    """Everything that opening needs and that blocks."""
-    path = path.absolute()
-    schema.check_library()
-    try:
-        if create:
-            _make_file(path)
-        elif not path.exists():
-            raise BrokerUnavailable(
-                f"there is no queue at {path}; a gateway or consumer makes it when it starts"
-            )
-        with contextlib.closing(schema.open_file(path, create=False)) as db:
-            schema.version(db, path)  # before anything is put beside a file that is not ours
-        files = SideFiles(path, ballast_bytes=settings.ballast_bytes, min_free_bytes=settings.min_free_bytes)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot use {path} as the queue: {error.strerror or error} ({error.filename or path});"
-            " give broker.url a path whose directory this user may write"
-        ) from error
-    files.enter_door()
-    try:
-        alone = files.alone()
-        with contextlib.closing(schema.open_file(path, create=False)) as db:
-            try:
-                if alone and files.stopped_unclean():
-                    _check(db, path)
-                if schema.version(db, path) < schema.VERSION:
-                    schema.create(db)
-            except apsw.CorruptError as error:
-                raise BrokerUnavailable(schema.damaged(path, str(error))) from error
-            except apsw.ReadOnlyError as error:
-                raise SettingsError(f"this user may not write the queue file {path}") from error
-            except apsw.Error as error:
-                raise BrokerUnavailable(f"cannot open the queue file {path}: {error}") from error
-        files.begin_use()
-        free, low_water = files.free_and_low_water()
-        files.ballast.restore(free, low_water)
-    except BaseException:
-        files.leave_door()
-        files.close()
-        raise
-    files.leave_door()
-    return files
-
-
-def _make_file(path: Path) -> None:
-    if path.exists():
-        return
-    missing = [p for p in (path.parent, *path.parents) if not p.exists()]
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        # Before SQLite does: its log and index files copy the mode of this one.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return
-    # SQLite syncs the directory of its log; those above it are ours to make durable.
-    for directory in {path.parent, *(p.parent for p in missing)}:
-        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def _check(db: apsw.Connection, path: Path) -> None:
-    log.info("the last stop was not a clean one; checking the queue file", path=str(path))
-    started = time.monotonic()
-    finding = db.execute("pragma quick_check(1)").get
-    if finding != "ok":
-        raise BrokerUnavailable(schema.damaged(path, str(finding)))
-    log.info("the queue file is sound", path=str(path), seconds=round(time.monotonic() - started, 3))
-
-
-def _leave_clean(files: SideFiles) -> None:
-    try:
-        with contextlib.closing(schema.open_file(files.database, create=False)) as db:
-            db.execute("pragma wal_checkpoint(truncate)").fetchall()
-        files.mark_clean()
-    except (apsw.Error, BrokerUnavailable, OSError) as error:
-        log.warning("could not tidy up; the next start checks the queue file", error=str(error))

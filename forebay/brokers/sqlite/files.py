@@ -21,6 +21,7 @@ import fcntl
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -201,8 +202,18 @@ class SideFiles:
 
     # ---- opening and closing
 
-    def enter_door(self) -> None:
-        fcntl.flock(self._door, fcntl.LOCK_EX)
+    def enter_door(self, timeout: float) -> bool:
+        """
+        Wait to be the only one who opens or closes; False if that took too long.
+
+        The one place that polls: it is rare, and the other may be a stopped process.
+        """
+        deadline = time.monotonic() + timeout
+        while not try_lock(self._door, fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
 
     def leave_door(self) -> None:
         fcntl.flock(self._door, fcntl.LOCK_UN)
@@ -223,7 +234,7 @@ class SideFiles:
         fcntl.flock(self._users, fcntl.LOCK_SH)
 
     def mark_clean(self) -> None:
-        """After the last user's last write. Removes what killed processes left."""
+        """After the last user's last write. Removes what killed processes left beside the file."""
         for path in self.directory.glob("process.*"):
             if path != self._process_path:
                 path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import orjson
 from forebay.brokers.api import PublishResult
 from forebay.brokers.naming import dead_letter_queue
 from forebay.brokers.sqlite.files import SideFiles
+from forebay.brokers.sqlite.schema import one_row
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.brokers.sqlite.writer import Transaction
 from forebay.brokers.wire import to_micros
@@ -43,20 +44,26 @@ class Limits:
     files: SideFiles
     settings: SQLiteSettings
 
-    def room(self, tx: Transaction) -> tuple[int, str]:
-        """How many more bytes of bodies may be stored, and why not more than that."""
+    def room(self, tx: Transaction) -> int:
+        """How many more bytes of bodies may be stored; asked once per transaction."""
+        if tx.room is not None:
+            return tx.room
         free, low_water = self.files.free_and_low_water()
         if free < low_water:
-            return 0, (
+            tx.room = 0
+            tx.no_room = (
                 f"the disk under {self.files.database} has {free} bytes free;"
                 f" publishes are refused below {low_water} (broker.sqlite.min_free_bytes)"
             )
+            return 0
         self.files.ballast.restore(free, low_water)
-        stored = tx.db.execute("select coalesce(sum(bytes), 0) from queue").get
+        (stored,) = one_row(tx.db, "select coalesce(sum(bytes), 0) from queue")
         limit = self.settings.max_bytes
-        return max(0, limit - stored), (
+        tx.room = limit - stored
+        tx.no_room = (
             f"the queue file holds {stored} bytes of messages; its limit is {limit} (broker.sqlite.max_bytes)"
         )
+        return tx.room
 
 
 class FutureJob:
@@ -96,7 +103,7 @@ class Publish(FutureJob):
         self.weight = sum([len(m.body) for m in messages])
 
     def apply(self, tx: Transaction) -> list[PublishResult]:
-        room, reason = self.limits.room(tx)
+        room = self.limits.room(tx)
         max_body = self.limits.settings.max_body_bytes
         results: list[PublishResult] = []
         rows: list[tuple[object, ...]] = []
@@ -108,7 +115,7 @@ class Publish(FutureJob):
             if size > max_body:
                 error = MessageTooLarge(size, max_body)
             elif stored_bytes >= room:
-                error = QueueFull(reason)
+                error = QueueFull(tx.no_room)
             elif (row := _row(m)) is None:
                 error = PublishRejected(
                     "id, key, content type or a header holds text that is not valid Unicode"
@@ -127,6 +134,7 @@ class Publish(FutureJob):
                 "update queue set messages = messages + ?, bytes = bytes + ? where id = ?",
                 (len(rows), stored_bytes, self.queue_id),
             )
+            tx.room = room - stored_bytes
             tx.ring.add(self.queue_id)
         return results
 
@@ -212,5 +220,4 @@ class Ping(FutureJob):
         self.limits = limits
 
     def apply(self, tx: Transaction) -> object:
-        room, reason = self.limits.room(tx)
-        return None if room > 0 else BrokerUnavailable(reason)
+        return None if self.limits.room(tx) > 0 else BrokerUnavailable(tx.no_room)

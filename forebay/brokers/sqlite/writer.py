@@ -62,6 +62,10 @@ class Transaction:
     """Microseconds since the epoch."""
     ring: set[int] = field(default_factory=set)
     """Ids of queues that have something to take after the commit."""
+    room: int | None = None
+    """How many more bytes of bodies may be stored; None until somebody asked."""
+    no_room: str = ""
+    """Why not more than that."""
 
 
 class Writer:
@@ -143,6 +147,11 @@ class Writer:
             job.deliver(BrokerUnavailable("the queue was closed while another process had the turn to write"))
         return False
 
+    def join(self) -> None:
+        """Wait for the thread to end, however long that takes."""
+        if self._thread is not None:
+            self._thread.join()
+
     def _ring(self) -> None:
         if self._bell.locked():
             try:
@@ -155,7 +164,6 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            self._turn = Turn(self._files.directory)
             while True:
                 rung = self._bell.acquire(timeout=_IDLE if self._dirty else -1)
                 if not rung:
@@ -182,15 +190,17 @@ class Writer:
             return jobs
 
     def _work(self) -> None:
-        assert self._turn is not None
         jobs: list[Job] = []
         outcomes: list[tuple[Job, object]] = []
         ring: set[int] = set()
         try:
+            if self._turn is None:
+                self._turn = Turn(self._files.directory)
             if self._db is None:
                 self._db = self._connect()
             if self._peek is not None:
                 jobs = self._answer_by_looking(self._db, outcomes)
+                self._deliver(outcomes)
                 if not jobs:
                     return
             with self._turn:
@@ -201,7 +211,6 @@ class Writer:
                     ring = self._transaction(self._db, jobs, outcomes)
                 jobs = []
                 self._deliver(outcomes)
-                outcomes = []
                 self._checkpoint_when_large()
             if ring:
                 self._files.bells.ring(ring)
