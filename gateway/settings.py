@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forebay.brokers.api import Durability
 from forebay.section import ByteCount, PositiveSeconds, Seconds, Section
@@ -44,3 +44,12 @@ class GatewaySettings(Section):
     """After SIGTERM: how long to go on serving while /readyz already says 503."""
     shutdown_timeout: PositiveSeconds = 25.0
     """After that: how long requests in flight may take before they are cut off."""
+
+    @model_validator(mode="after")
+    def _a_full_body_fits(self) -> Self:
+        if self.max_in_flight_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_in_flight_bytes is {self.max_in_flight_bytes}, less than one body of"
+                f" max_body_bytes ({self.max_body_bytes}); raise it, or lower max_body_bytes"
+            )
+        return self

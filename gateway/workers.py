@@ -126,7 +126,8 @@ class _Supervisor:
                 log.error("a worker did not drain in time; killing it", pid=worker.process.pid)
                 worker.process.kill()
                 worker.process.join()
-            if worker.process.exitcode != 0:
+            # SIGTERM itself ends only a worker that was still starting, and held nothing.
+            if worker.process.exitcode not in (0, -signal.SIGTERM):
                 self._code = self._code or 1
         return self._code
 

@@ -221,7 +221,7 @@ async def running(
                 with contextlib.suppress(ConnectionError):
                     await connection.writer.wait_closed()
             stop.set()
-    await served
+    await gateway.served
 
 
 async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:

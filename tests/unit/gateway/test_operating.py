@@ -1,0 +1,323 @@
+"""Health, metrics, queues, message states and documentation: what operators and people look at."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from forebay.errors import BrokerUnavailable
+from forebay.ids import new_id
+from gateway import status as status_module
+from gateway.health import Health
+from gateway.queues import QueueRegistry
+from gateway.recent import RecentIds
+from tests.unit.gateway.support import ScriptedBroker, running, until
+
+# ---- health
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Ping:
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.calls = 0
+
+    async def __call__(self) -> None:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+
+
+async def ready(health: Health) -> bool:
+    return all(check.ok for check in await health.checks())
+
+
+async def test_a_recent_publish_proves_more_than_a_ping() -> None:
+    ping, clock = Ping(), Clock()
+    health = Health(ping, clock=clock)
+    ping.error = BrokerUnavailable("refused")
+    health.published()
+    clock.now += 1
+
+    assert await ready(health)
+    assert ping.calls == 0
+
+
+async def test_after_a_failure_a_ping_decides() -> None:
+    ping, clock = Ping(), Clock()
+    health = Health(ping, clock=clock)
+    health.published()
+    health.failed("no answer")
+
+    assert await ready(health)
+    ping.error = BrokerUnavailable("refused")
+    clock.now += 2
+    assert not await ready(health)
+
+
+async def test_an_idle_gateway_is_asked_by_ping_and_many_probes_are_one() -> None:
+    ping, clock = Ping(), Clock()
+    health = Health(ping, clock=clock)
+    health.published()
+    clock.now += 60
+    await asyncio.gather(*(health.checks() for _ in range(10)))
+
+    assert ping.calls == 1
+
+
+async def test_a_ping_that_hangs_is_not_ready_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.health.PING_TIMEOUT", 0.02)
+    health = Health(asyncio.Event().wait)  # type: ignore[arg-type]  # its result is not looked at
+
+    assert not await ready(health)
+
+
+async def test_readyz_says_why_not() -> None:
+    async with running() as gateway:
+        fine = await gateway.client.get("/readyz")
+        gateway.broker.failures.append(BrokerUnavailable("refused"))
+        gateway.broker.ping_error = BrokerUnavailable("connection refused")
+        await gateway.post()
+        down = await gateway.client.get("/readyz?verbose")
+        gateway.broker.ping_error = None
+        await gateway.post()
+        again = await gateway.client.get("/readyz")
+        alive = await gateway.client.get("/livez")
+
+        assert [fine.status_code, down.status_code, again.status_code] == [200, 503, 200]
+        assert "connection refused" in down.json()["checks"][1]["detail"]
+        assert down.json()["checks"][1]["age"] >= 0
+        assert "retry-after" in down.headers
+        assert alive.status_code == 200
+
+
+# ---- metrics
+
+
+async def test_metrics_count_what_became_of_messages_under_bounded_labels() -> None:
+    async with running() as gateway:
+        await gateway.post(b"12345", headers={"Idempotency-Key": "k"})
+        await gateway.post(b"12345", headers={"Idempotency-Key": "k"})
+        for n in range(5):
+            await gateway.post(queue=f"made-up-{n}")
+        text = (await gateway.client.get("/metrics")).text
+
+        def value(name: str, **labels: str) -> float | None:
+            return gateway.registry.get_sample_value(name, labels)
+
+        assert value("forebay_gateway_messages_total", queue="orders", outcome="accepted") == 1
+        assert value("forebay_gateway_messages_total", queue="orders", outcome="duplicate") == 1
+        assert value("forebay_gateway_body_bytes_total", queue="orders") == 5
+        assert value("forebay_gateway_refused_total", problem="queue-not-found") == 5
+        assert value("forebay_gateway_publish_seconds_count", queue="orders") == 1
+        assert "made-up" not in text
+        assert 'outcome="accepted"' in text
+
+
+def test_a_dead_workers_figures_are_folded_into_the_sum(tmp_path: Path) -> None:
+    """Sums never shrink when a worker is replaced, and its files do not pile up."""
+    import subprocess
+    import sys
+
+    script = """
+import os
+from prometheus_client import CollectorRegistry
+from gateway.metrics import GatewayMetrics
+m = GatewayMetrics(CollectorRegistry())
+m.messages.labels("orders", "accepted").inc(3)
+m.publish_seconds.labels("orders").observe(0.3)
+m.in_flight.set(7)
+print(os.getpid())
+"""
+    import os
+
+    from gateway.metrics import MULTIPROCESS_DIR, reap, render, wipe
+
+    environment = os.environ | {MULTIPROCESS_DIR: str(tmp_path)}
+    pids = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", script], env=environment, capture_output=True, check=True
+            ).stdout
+        )
+        for _ in range(3)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MULTIPROCESS_DIR, str(tmp_path))
+        before = render(CollectorRegistry()).decode()
+        for pid in pids[:2]:
+            reap(str(tmp_path), pid)
+        after = render(CollectorRegistry()).decode()
+
+        for text in (before, after):
+            assert 'messages_total{outcome="accepted",queue="orders"} 9.0' in text
+            assert 'publish_seconds_count{queue="orders"} 3.0' in text
+        assert "forebay_gateway_in_flight 21.0" in before
+        assert "forebay_gateway_in_flight 7.0" in after
+        assert not [name for name in tmp_path.iterdir() for pid in pids[:2] if str(pid) in name.name]
+        wipe(str(tmp_path))
+        assert list(tmp_path.glob("*.db")) == []
+
+
+# ---- queues
+
+
+async def test_queues_are_listed_with_what_the_broker_can_tell() -> None:
+    async with running() as gateway:
+        await gateway.post()
+        listed = (await gateway.client.get("/v1/queues")).json()["queues"]
+        one = (await gateway.client.get("/v1/queues/orders")).json()
+
+        assert [queue["name"] for queue in listed] == ["orders", "clicks"]
+        assert listed[0] == one
+        assert (one["waiting"], one["scheduled"]) == (1, None)
+
+
+async def test_depth_without_a_broker_is_our_trouble() -> None:
+    async with running() as gateway:
+        gateway.broker.ping_error = BrokerUnavailable("refused")
+        answers = [await gateway.client.get("/v1/queues"), await gateway.client.get("/v1/queues/orders")]
+
+        assert [a.status_code for a in answers] == [503, 503]
+
+
+async def test_a_client_that_makes_up_names_cannot_fill_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.queues.MAX_FIRST_USE", 2)
+    broker, registry = ScriptedBroker(), QueueRegistry([], declare_on_first_use=True)
+
+    assert [await registry.first_use(broker, name) for name in ("a", "b", "c", "a", "Bad")] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+# ---- states of messages
+
+
+def test_recent_ids_forget_a_generation_at_a_time() -> None:
+    from datetime import UTC, datetime
+
+    recent, now = RecentIds(2), datetime.now(UTC)
+    for name in "abcde":
+        recent.add(name, "orders", now)
+
+    assert [name for name in "abcde" if recent.get(name)] == ["c", "d", "e"]
+
+
+def database(path: Path) -> Any:
+    from forebay.storage.database import Database
+    from forebay.storage.schema import migrate
+
+    def opened() -> Database:
+        found = Database(f"sqlite:///{path}")
+        migrate(found)
+        return found
+
+    return opened
+
+
+async def test_without_a_database_the_state_is_unavailable_and_sending_works() -> None:
+    async with running() as gateway:
+        sent = await gateway.post()
+        answer = await gateway.client.get(sent.headers["location"])
+
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/status-unavailable")
+        assert answer.json()["accepted"] is True
+        assert "retry-after" in answer.headers
+
+
+async def test_what_was_accepted_lately_is_known_before_the_database_has_it(tmp_path: Path) -> None:
+    async with running(database=database(tmp_path / "f.db")) as gateway:
+        sent = await gateway.post()
+        found = await gateway.client.get(sent.headers["location"])
+        unknown = await gateway.client.get(f"/v1/messages/{new_id()}")
+
+        assert found.status_code == 200
+        assert (found.json()["state"], found.json()["queue"]) == ("accepted", "orders")
+        assert (unknown.status_code, unknown.json()["type"]) == (404, "/problems/not-seen-yet")
+        assert "retry-after" in unknown.headers
+
+
+async def test_the_databases_word_comes_first(tmp_path: Path) -> None:
+    from forebay.brokers.api import Delivery
+    from forebay.storage.messages import MessageStore
+
+    opened = database(tmp_path / "f.db")
+    async with running(database=opened) as gateway:
+        sent = await gateway.post()
+        own = opened()
+        [message] = gateway.broker.messages
+        MessageStore(own).write([Delivery(message=message, queue="orders", attempt=1, receipt=None)])
+        own.dispose()
+        answer = await gateway.client.get(sent.headers["location"])
+
+        assert answer.json()["state"] == "stored"
+
+
+async def test_a_database_that_hangs_costs_nobody_more_than_the_look_ups_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(status_module, "MAX_WAITING", 6)
+    release = threading.Event()
+
+    def hang() -> Any:
+        release.wait(10)
+        raise OSError("gone")
+
+    async with running(database=hang) as gateway:
+        parts = gateway.app.parts
+        assert parts is not None
+        parts.status._timeout = 0.05
+        answers = await asyncio.gather(*(gateway.client.get(f"/v1/messages/{new_id()}") for _ in range(10)))
+        sent = await gateway.post()
+        release.set()
+        await until(lambda: parts.status._waiting == 0)
+
+        assert {a.status_code for a in answers} == {503}
+        assert sent.status_code == 202
+
+
+# ---- documentation
+
+
+async def test_the_documentation_works_offline() -> None:
+    import re
+
+    async with running() as gateway:
+        page = (await gateway.client.get("/docs")).text
+        assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert assets
+        assert "http://" not in page
+        assert "https://" not in page
+        for asset in assets:
+            assert (await gateway.client.get(asset)).status_code == 200
+
+
+async def test_the_api_document_has_every_route() -> None:
+    async with running() as gateway:
+        document = (await gateway.client.get("/openapi.json")).json()
+
+        assert list(document["paths"]) == [
+            "/v1/queues/{queue}/messages",
+            "/v1/queues",
+            "/v1/queues/{queue}",
+            "/v1/messages/{message_id}",
+            "/livez",
+            "/readyz",
+        ]
+        assert "HTTPValidationError" not in str(document)
