@@ -101,12 +101,20 @@ class Target:
         return f"{self.name}: {self.value:.3f} (target {bound}: {'met' if self.met else 'NOT met'})"
 
 
-def record(part: str, figures: dict[str, Any], targets: Sequence[Target], packages: dict[str, str]) -> int:
+def record(
+    part: str,
+    figures: dict[str, Any],
+    targets: Sequence[Target],
+    packages: dict[str, str],
+    *,
+    command: str | None = None,
+) -> int:
     """Print and append one dated row; return the exit code: 0, or BELOW_TARGET."""
+    command = command or f"make bench ONLY={part}"
     row = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "part": part,
-        "command": f"make bench ONLY={part}",
+        "command": command,
         "machine": machine(),
         "versions": packages,
         "load_before": round(os.getloadavg()[0], 2),

@@ -63,7 +63,13 @@ def run_flights() -> int:
         for run, result in steps.results.items()
         for what in ("lost", "duplicated", "altered", "dead")
     ]
-    code = record("soak-flights", dict(steps.results), targets, versions("apsw", "psycopg"))
+    code = record(
+        "soak-flights",
+        dict(steps.results),
+        targets,
+        versions("apsw", "psycopg"),
+        command="make soak ONLY=flights",
+    )
     steps.forget()
     return code
 
@@ -113,7 +119,7 @@ def run_power() -> int:
         Target("altered", sum(cut["altered"] for cut in cuts), 0, at_most=True),
         Target("lost by the control without fsync", control["lost"], 1, at_most=False),
     ]
-    code = record("soak-power", figures, targets, versions("apsw"))
+    code = record("soak-power", figures, targets, versions("apsw"), command="make soak ONLY=power")
     steps.forget()
     return code
 
