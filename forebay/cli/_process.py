@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+def run_until_stopped(
+    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, leash: int | None = None
+) -> None:
     """
     Run `main` with an event that SIGTERM and Ctrl-C set; it returns when drained.
+
+    So does the end of the process that holds the other end of the pipe `leash`.
 
     A second Ctrl-C or SIGTERM ends the process at once: what was not settled is
     delivered again.
@@ -43,26 +47,56 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, asked, number)
-        await main(stop)
+        if leash is not None:
+            loop.add_reader(leash, stop.set)
+        try:
+            await main(stop)
+        finally:
+            if leash is not None:
+                loop.remove_reader(leash)
 
     import uvloop
 
     uvloop.run(body())
 
 
+class Start:
+    """Whether a process is still on its way up; `done` says that it serves."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def done(self) -> None:
+        self.over = True
+
+
 @contextmanager
-def starting(what: str) -> Iterator[None]:
+def starting(what: str) -> Iterator[Start]:
     """
     Turn whatever keeps a process from starting into exit code 3, with its reason.
 
     Settings keep their own code: they are the user's to correct, not the machine's.
+    What ends the process once it has started is a failure like any other.
     """
+    start = Start()
     try:
-        yield
-    except (SettingsError, CommandError):
+        yield start
+    except Exception as error:
+        cause = _first(error)
+        if isinstance(cause, (SettingsError, CommandError)):
+            raise cause from error
+        if isinstance(cause, (ForebayError, OSError)):
+            if start.over:
+                raise CommandError(f"{what} stopped: {cause}", ExitCode.FAILED) from error
+            raise CommandError(f"{what} could not start: {cause}", ExitCode.STARTUP_FAILED) from error
         raise
-    except (ForebayError, OSError) as error:
-        raise CommandError(f"{what} could not start: {error}", ExitCode.STARTUP_FAILED) from error
+
+
+def _first(error: Exception) -> Exception:
+    """The error itself, or the first of those that tasks side by side have raised."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def until_reachable(

@@ -50,10 +50,11 @@ class _Reloader:
         """Run a child until files change or we are stopped; one that failed is kept for its message."""
         args = [a for a in sys.argv[1:] if a != "--reload"]
         fd = self._sock.fileno()
-        # A group of its own: Ctrl-C at the terminal is passed on once, by us.
+        # A group of its own: Ctrl-C at the terminal is passed on once, by us. Its stdin is a pipe
+        # that we never write to: when we die without a word, its end tells the child to stop.
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "forebay.cli.main", *args, "--listen-fd", str(fd),
-            pass_fds=[fd], process_group=0,
+            pass_fds=[fd], process_group=0, stdin=asyncio.subprocess.PIPE,
         )  # fmt: skip
         ended = asyncio.create_task(child.wait())
         waits = [asyncio.create_task(changed.wait()), asyncio.create_task(self._stop.wait())]

@@ -79,12 +79,13 @@ def consume(
                 for name in names:
                     await broker.declare(name)
                     supervisor.add(name, settings.queue(name))
+                start.done()
                 note(f"consuming {', '.join(names)}")
                 await supervisor.run(stop)
         finally:
             database.dispose()
 
-    with starting("the consumer"):
+    with starting("the consumer") as start:
         run_until_stopped(main)
 
 

@@ -74,7 +74,7 @@ def dev(
             run_and_reload(sock, watch=loaded.file)
         return
     with _data_folder(loaded, data), _listening(loaded, listen_fd) as sock:
-        _run(loaded, sock)
+        _run(loaded, sock, leash=None if listen_fd is None else 0)
 
 
 def _handler_flags(handlers: list[str]) -> list[Flag]:
@@ -139,7 +139,7 @@ def _listening(loaded: Loaded, fd: int | None) -> Iterator[socket.socket]:
         yield sock
 
 
-def _run(loaded: Loaded, sock: socket.socket) -> None:
+def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
     from forebay.cli._process import run_until_stopped, starting, until_reachable
     from forebay.wiring import (
         broker_opener,
@@ -152,6 +152,10 @@ def _run(loaded: Loaded, sock: socket.socket) -> None:
 
     settings = loaded.settings
     find_handlers(*([loaded.file.resolve().parent] if loaded.file else []), Path.cwd())
+
+    def started() -> None:
+        start.done()
+        _welcome(loaded, sock)
 
     async def main(stop: asyncio.Event) -> None:
         from prometheus_client import CollectorRegistry
@@ -192,8 +196,8 @@ def _run(loaded: Loaded, sock: socket.socket) -> None:
         finally:
             database.dispose()
 
-    with starting("forebay dev"):
-        run_until_stopped(main)
+    with starting("forebay dev") as start:
+        run_until_stopped(main, leash=leash)
 
 
 def _welcome(loaded: Loaded, sock: socket.socket) -> None:

@@ -74,7 +74,7 @@ def gateway(
     require_url(settings, "broker")
     require_queues(settings)
 
-    with starting("the gateway"):
+    with starting("the gateway") as start:
         from gateway.server import bind, serve
 
         sock = bind(settings.gateway)
@@ -87,9 +87,13 @@ def gateway(
             code = run_workers("forebay.wiring:gateway_app", settings.gateway, sock)
             raise typer.Exit(code)
 
+        def started() -> None:
+            start.done()
+            note(f"{url} is ready")
+
         async def main(stop: asyncio.Event) -> None:
             app = make_gateway(settings)
-            await serve(app, settings.gateway, sock=sock, stop=stop, started=lambda: note(f"{url} is ready"))
+            await serve(app, settings.gateway, sock=sock, stop=stop, started=started)
 
         run_until_stopped(main)
 

@@ -1,0 +1,233 @@
+"""The command line as a whole: help, unknown commands, exit codes, what goes where."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from forebay.cli import main as cli
+from forebay.cli._exit import CommandError, ExitCode, exit_code
+from forebay.errors import BrokerUnavailable, ForebayError, QueueNotFound, SettingsError, SinkUnavailable
+from forebay.storage.schema import SchemaMismatch
+
+from .processes import forebay
+
+HEAVY = ("pydantic_settings", "fastapi", "sqlalchemy", "uvicorn", "aiohttp", "rich", "structlog", "asyncio")
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    done = forebay("--help", cwd=tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"})
+
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "forebay.cli.main" in imported or "typer" in imported
+    assert not imported & set(HEAVY)
+
+
+def test_help_answers_within_300_ms(tmp_path: Path) -> None:
+    forebay("--help", cwd=tmp_path)  # the first one may have to compile
+
+    def once() -> float:
+        start = time.perf_counter()
+        assert forebay("--help", cwd=tmp_path).returncode == 0
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(5)) < 0.3
+
+
+def test_help_begins_with_examples_and_names_every_command(tmp_path: Path) -> None:
+    text = forebay("--help", cwd=tmp_path).stdout
+
+    assert text.index("Examples:") < text.index("Run:")
+    for name in cli.ENTRIES:
+        assert f"\n  {name.split(' ')[0]} " in text
+
+
+@pytest.mark.parametrize("name", cli.ENTRIES)
+def test_every_command_is_there_and_begins_its_help_with_a_sentence_and_examples(name: str) -> None:
+    doc = cli.entry_point(name).__doc__ or ""
+    first, _, rest = doc.strip().partition("\n")
+    assert first.endswith((".", ":"))
+    assert "Examples:\n" in rest
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    done = forebay("--version", cwd=tmp_path)
+    assert done.stdout.startswith("forebay 0.")
+    assert sys.version.split()[0] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["gatway"], "did you mean 'gateway'?"),
+        (["config", "shw"], "did you mean 'show'?"),
+        (["zzz"], "listed by --help"),
+        (["dev", "--prot", "1"], "--port"),
+        (["dev", "--port", "eighty"], "--port"),
+    ],
+)
+def test_a_slip_exits_with_2_and_a_hint(args: list[str], hint: str, tmp_path: Path) -> None:
+    done = forebay(*args, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert hint in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingsError("x"), 2),
+        (QueueNotFound("orders"), 4),
+        (BrokerUnavailable("x"), 6),
+        (SinkUnavailable("x"), 7),
+        (SchemaMismatch("x"), 3),
+        (CommandError("x", ExitCode.PARTLY_FAILED), 8),
+        (ForebayError("x"), 1),
+    ],
+)
+def test_each_error_has_its_exit_code(error: ForebayError, code: int) -> None:
+    assert exit_code(error) == code
+
+
+@pytest.mark.parametrize("command", ["gateway", "consume", "migrate"])
+def test_without_urls_a_process_exits_with_2_and_three_lines_to_choose_from(
+    command: str, tmp_path: Path
+) -> None:
+    done = forebay(command, cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    section = "database" if command == "migrate" else "broker"
+    for example in (f"export FOREBAY_{section.upper()}__URL=", f"--{section}-url ", f'{section}.url = "'):
+        assert example in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gateway_needs_a_queue(tmp_path: Path) -> None:
+    done = forebay("gateway", "--broker-url", "sqlite:///q.db", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "FOREBAY_QUEUE_NAMES=orders" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_setting_ends_every_command_with_2_and_one_line(tmp_path: Path) -> None:
+    done = forebay("gateway", cwd=tmp_path, env={"FOREBAY_GATWAY__PORT": "1"})
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: unknown setting FOREBAY_GATWAY__PORT; did you mean FOREBAY_GATEWAY__PORT?\n"
+    )
+
+
+# ---- config
+
+
+def test_config_init_writes_a_file_that_changes_nothing(tmp_path: Path) -> None:
+    before = json.loads(forebay("config", "show", "--json", cwd=tmp_path).stdout)
+    assert forebay("config", "init", cwd=tmp_path).returncode == 0
+
+    assert forebay("config", "check", cwd=tmp_path).returncode == 0
+    after = json.loads(forebay("config", "show", "--json", cwd=tmp_path).stdout)
+    assert after == before
+
+
+def test_every_line_of_the_starter_file_may_be_uncommented(tmp_path: Path) -> None:
+    forebay("config", "init", cwd=tmp_path)
+    file = tmp_path / "forebay.toml"
+    lines = file.read_text().splitlines()
+    kept = [line[1:] if _is_example(line) else line for line in lines]
+    assert kept != lines
+    file.write_text("\n".join(kept))
+
+    done = forebay("config", "check", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def _is_example(line: str) -> bool:
+    """A commented setting with a value; those without a default show an empty text."""
+    return line.startswith("#") and not line.startswith("# ") and not line.endswith('""')
+
+
+def test_config_init_replaces_nothing_unless_told(tmp_path: Path) -> None:
+    (tmp_path / "forebay.toml").write_text("# mine\n")
+    assert forebay("config", "init", cwd=tmp_path).returncode == ExitCode.CONFLICT
+    assert (tmp_path / "forebay.toml").read_text() == "# mine\n"
+    assert forebay("config", "init", "--force", cwd=tmp_path).returncode == 0
+
+
+def test_config_show_masks_credentials_and_says_where_values_come_from(tmp_path: Path) -> None:
+    env = {"FOREBAY_DATABASE__URL": "postgresql://u:pa55@db/x"}
+    done = forebay("config", "show", "--json", cwd=tmp_path, env=env)
+
+    shown = json.loads(done.stdout)
+    assert shown["database.url"] == {
+        "value": "postgresql://u:***@db/x",
+        "from": "environment FOREBAY_DATABASE__URL",
+    }
+    assert "pa55" not in done.stdout + done.stderr
+
+
+def test_config_check_names_the_place(tmp_path: Path) -> None:
+    (tmp_path / "forebay.toml").write_text("[gateway]\nport = 'x'\n")
+    done = forebay("config", "check", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path}/forebay.toml:2:1: gateway.port must be a whole number" in done.stderr
+
+
+def test_the_reference_of_the_settings_is_current() -> None:
+    from forebay.settings_docs import reference
+
+    written = Path(__file__).parents[3] / "docs" / "configuration.md"
+    assert written.read_text(encoding="utf-8") == reference(), (
+        "run `forebay config docs > docs/configuration.md`"
+    )
+
+
+# ---- doctor, explain
+
+
+def test_doctor_without_anything_names_what_is_missing_and_exits_1(tmp_path: Path) -> None:
+    done = forebay("doctor", "--json", cwd=tmp_path)
+
+    report = json.loads(done.stdout)
+    failed = {f["check"]: f["text"] for f in report["findings"] if f["verdict"] == "fail"}
+    assert (done.returncode, report["verdict"]) == (1, "fail")
+    assert failed == {"broker": "broker.url is not set", "database": "database.url is not set"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_creates_neither_queue_nor_database(tmp_path: Path) -> None:
+    env = {"FOREBAY_BROKER__URL": "sqlite:///q.db", "FOREBAY_DATABASE__URL": "sqlite:///d.db"}
+    done = forebay("doctor", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert "q.db" in done.stdout
+    assert "d.db" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_finds_a_handler_that_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "forebay.toml").write_text('[queues.orders]\nhandler = "nosuch.module:handle"\n')
+    report = json.loads(forebay("doctor", "--json", cwd=tmp_path).stdout)
+    (finding,) = [f for f in report["findings"] if f["check"] == "handler orders"]
+    assert finding["verdict"] == "fail"
+    assert "nosuch" in finding["text"]
+
+
+def test_explain_prints_the_schedule_of_the_queue(tmp_path: Path) -> None:
+    (tmp_path / "forebay.toml").write_text(
+        "[queues.orders.retry]\nmax_attempts = 3\nbase = 2\n[queues.clicks]\n"
+    )
+    done = forebay("explain", "orders", cwd=tmp_path)
+    schedule = json.loads(forebay("explain", "orders", "--json", cwd=tmp_path).stdout)
+
+    assert "is tried 3 times" in done.stdout
+    assert [step["longest_delay"] for step in schedule["retry_schedule"]] == [2.0, 4.0]
+    assert schedule["longest_life"] == 6.0
+
+
+def test_explaining_a_queue_that_is_nowhere_exits_with_4(tmp_path: Path) -> None:
+    done = forebay("explain", "order", cwd=tmp_path, env={"FOREBAY_QUEUE_NAMES": "orders"})
+    assert done.returncode == ExitCode.NOT_FOUND
+    assert "did you mean 'orders'?" in done.stderr

@@ -1,0 +1,234 @@
+"""dev, gateway, consume and migrate as real processes: they start, work, drain and say why not."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sqlite3
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .processes import DEADLINE, Running, forebay
+
+pytestmark = pytest.mark.system
+
+URLS = {
+    "FOREBAY_BROKER__URL": "sqlite:///q.db",
+    "FOREBAY_DATABASE__URL": "sqlite:///d.db",
+    "FOREBAY_QUEUE_NAMES": "orders",
+}
+
+
+def post(url: str, body: bytes, queue: str = "orders") -> int:
+    request = urllib.request.Request(f"{url}/v1/queues/{queue}/messages", data=body, method="POST")
+    with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+        return int(answer.status)
+
+
+def stored(file: Path) -> list[tuple[str, bytes]]:
+    connection = sqlite3.connect(file)
+    try:
+        return connection.execute("SELECT queue, body FROM messages ORDER BY stored_at").fetchall()
+    finally:
+        connection.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.02)
+
+
+# ---- dev
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_dev_stores_what_is_posted_and_drains_on_a_signal(number: int, tmp_path: Path) -> None:
+    with Running("dev", "--port", "0", cwd=tmp_path) as dev:
+        url = dev.url()
+        assert dev.until(r"curl -i (http\S+)")[1] == f"{url}/v1/queues/orders/messages"
+        assert post(url, b'{"id": 1}') == 202
+        wait_for(lambda: stored(tmp_path / "forebay-data" / "forebay.db") == [("orders", b'{"id": 1}')])
+
+        assert dev.end(number) == 0
+
+
+def test_dev_starts_again_within_3_seconds_and_knows_its_queues(tmp_path: Path) -> None:
+    """Counted in processor seconds: on a machine busy with other tests the clock says little."""
+    with Running("dev", "--port", "0", cwd=tmp_path) as dev:
+        assert post(dev.url(), b"1", queue="clicks") == 202
+        assert dev.end(signal.SIGTERM) == 0
+
+    with Running("dev", "--port", "0", cwd=tmp_path) as again:
+        url = again.url()
+        took = again.processor_time()
+        with urllib.request.urlopen(f"{url}/v1/queues", timeout=DEADLINE) as answer:
+            assert b"clicks" in answer.read()
+    assert took < 3
+
+
+def test_a_busy_port_is_named_with_its_flag(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = forebay("dev", "--port", str(port), cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"port {port}" in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_a_second_dev_in_the_same_folder_is_told_apart(tmp_path: Path) -> None:
+    with Running("dev", "--port", "0", cwd=tmp_path) as dev:
+        dev.url()
+        done = forebay("dev", "--port", "0", cwd=tmp_path)
+        assert done.returncode == 3
+        assert f"another `forebay dev` (process {dev.process.pid})" in done.stderr
+
+
+def test_dev_killed_without_a_word_starts_again_with_what_it_had(tmp_path: Path) -> None:
+    with Running("dev", "--port", "0", cwd=tmp_path) as dev:
+        assert post(dev.url(), b"kept") == 202
+        dev.end(signal.SIGKILL)
+
+    with Running("dev", "--port", "0", cwd=tmp_path) as again:
+        again.url()
+        wait_for(lambda: stored(tmp_path / "forebay-data" / "forebay.db") == [("orders", b"kept")])
+
+
+def test_a_queue_file_that_is_no_database_ends_dev_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "forebay-data").mkdir()
+    (tmp_path / "forebay-data" / "queue.db").write_bytes(b"not a database at all" * 100)
+    done = forebay("dev", "--port", "0", cwd=tmp_path)
+    assert done.returncode == 3 or done.returncode == 2
+    assert "queue.db" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_handler_gets_the_message_and_reload_brings_new_code_without_refusing_a_request(
+    tmp_path: Path,
+) -> None:
+    code = tmp_path / "shop.py"
+    code.write_text("def handle(message):\n    print('first', message.body.decode(), flush=True)\n")
+    with Running("dev", "--port", "0", "--handler", "orders=shop:handle", "--reload", cwd=tmp_path) as dev:
+        url = dev.url()
+        assert post(url, b"one") == 202
+        dev.until("first one")
+
+        code.write_text(code.read_text().replace("first", "second"))
+        dev.until("drained")
+        # The port is held open: these wait for the new process instead of being refused.
+        assert [post(url, f"during-{i}".encode()) for i in range(3)] == [202] * 3
+        dev.until("second during-2")
+
+        assert dev.end(signal.SIGTERM) == 0
+
+
+def test_the_child_of_reload_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    with Running("dev", "--port", "0", "--reload", cwd=tmp_path) as dev:
+        url = dev.url()
+        dev.end(signal.SIGKILL)
+
+        def gone() -> bool:
+            try:
+                urllib.request.urlopen(f"{url}/livez", timeout=DEADLINE).close()
+            except OSError:
+                return True
+            return False
+
+        wait_for(gone)
+
+
+@pytest.mark.parametrize("handler", ["orders", "orders=nosuch:handle", "orders=shop"])
+def test_a_handler_that_cannot_be_found_ends_dev_with_2(handler: str, tmp_path: Path) -> None:
+    done = forebay("dev", "--port", "0", "--handler", handler, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "orders" in done.stderr or "nosuch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_config_init_writes_the_queues_that_dev_has_seen(tmp_path: Path) -> None:
+    with Running("dev", "--port", "0", cwd=tmp_path) as dev:
+        assert post(dev.url(), b"1", queue="clicks") == 202
+        assert forebay("config", "init", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "forebay.toml").read_text()
+    assert 'queue_names = ["clicks"]' in text
+    assert "[queues.clicks]" in text
+
+
+# ---- gateway, consume, migrate
+
+
+def test_gateway_and_consumer_work_side_by_side_and_drain(tmp_path: Path) -> None:
+    assert forebay("migrate", cwd=tmp_path, env=URLS).returncode == 0
+    with (
+        Running("gateway", "--port", "0", cwd=tmp_path, env=URLS) as gateway,
+        Running("consume", cwd=tmp_path, env=URLS) as consumer,
+    ):
+        assert post(gateway.url(), b"x") == 202
+        wait_for(lambda: stored(tmp_path / "d.db") == [("orders", b"x")])
+        assert consumer.end(signal.SIGTERM) == 0
+        assert gateway.end(signal.SIGTERM) == 0
+
+
+def test_the_gateway_works_without_a_database(tmp_path: Path) -> None:
+    env = {k: v for k, v in URLS.items() if "DATABASE" not in k}
+    with Running("gateway", "--port", "0", cwd=tmp_path, env=env) as gateway:
+        assert post(gateway.url(), b"x") == 202
+        assert gateway.end(signal.SIGTERM) == 0
+
+
+def test_several_workers_get_the_flags_and_drain(tmp_path: Path) -> None:
+    env = {"FOREBAY_QUEUE_NAMES": "orders"}
+    with Running(
+        "gateway", "--port", "0", "--workers", "2", "--broker-url", "sqlite:///q.db", cwd=tmp_path, env=env
+    ) as gateway:
+        url = gateway.url()
+        assert [post(url, b"x") for _ in range(4)] == [202] * 4
+        assert gateway.end(signal.SIGTERM) == 0
+
+
+def test_a_consumer_before_migrate_says_what_to_run_and_exits_with_3(tmp_path: Path) -> None:
+    done = forebay("consume", cwd=tmp_path, env=URLS)
+    assert done.returncode == 3
+    assert "run `forebay migrate`" in done.stderr
+    assert not (tmp_path / "d.db").exists()
+
+
+def test_a_consumer_of_a_newer_schema_exits_with_3(tmp_path: Path) -> None:
+    forebay("migrate", cwd=tmp_path, env=URLS)
+    connection = sqlite3.connect(tmp_path / "d.db")
+    connection.execute("UPDATE forebay_schema_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+
+    done = forebay("consume", cwd=tmp_path, env=URLS)
+
+    assert done.returncode == 3
+    assert "newer release" in done.stderr
+
+
+def test_a_consumer_waits_for_a_database_that_is_away(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    env = URLS | {"FOREBAY_DATABASE__URL": f"postgresql://u:pa55@127.0.0.1:{port}/x"}
+    with Running("consume", cwd=tmp_path, env=env) as consumer:
+        consumer.until("database unreachable, trying again")
+        assert consumer.end(signal.SIGTERM) == 0
+        assert "pa55" not in consumer.output
+
+
+def test_a_named_queue_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    done = forebay("consume", "order", cwd=tmp_path, env=URLS)
+    assert done.returncode == 2
+    assert "did you mean 'orders'?" in done.stderr
+
+
+def test_migrating_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
+    first, second = (forebay("migrate", cwd=tmp_path, env=URLS) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "0001" in first.stdout
+    assert "nothing to do" in second.stdout
