@@ -86,7 +86,7 @@ def test_a_bad_request_is_a_problem_document_and_stores_nothing(gateway: Site, n
     assert gateway.post("orders", b"good").status == 202
 
 
-@pytest.mark.parametrize("name", ["Orders", "or_ders", "-orders", "o" * 64, "or.ders")
+@pytest.mark.parametrize("name", ["Orders", "or_ders", "-orders", "o" * 64, "or.ders"])
 def test_an_invalid_queue_name_is_400(gateway: Site, name: str) -> None:
     answer = gateway.post(name, b"x")
 
