@@ -1,0 +1,194 @@
+"""`forebay message`, `queues`, `status` and `prune` on a real database and a real embedded queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from forebay.brokers.api import Depth
+from forebay.cli._depths import QueueDepth
+from forebay.cli.status import Trend, judge, trends
+from tests.unit.cli.installation import Installation, dead, delivery
+
+
+def test_a_stored_message_says_where_and_when(site: Installation) -> None:
+    stored = delivery(attempt=3)
+    site.store(stored)
+
+    found = site.run("message", stored.message.id, "--json").json
+
+    assert (found["state"], found["queue"], found["attempts"]) == ("stored", "orders", 3)
+
+
+def test_a_dead_message_says_why_and_how_to_send_it_back(site: Installation) -> None:
+    letter = dead(reason="23514 CheckViolation")
+    site.archive(letter)
+
+    done = site.run("message", letter.message.id)
+
+    assert done.code == 0
+    assert "23514 CheckViolation" in done.out
+    assert f"forebay dead-letters redrive --id {letter.message.id}" in done.out
+
+
+def test_an_unknown_message_has_two_explanations(site: Installation) -> None:
+    done = site.run("message", delivery().message.id)
+
+    assert done.code == 4
+    assert "still waits in its queue" in done.err
+    assert "ever accepted it" in done.err
+
+
+def test_an_id_that_is_none_is_a_usage_error(site: Installation) -> None:
+    assert site.run("message", "42").code == 2
+
+
+def test_queues_shows_what_waits_and_what_is_dead(site: Installation) -> None:
+    site.publish("orders", *[delivery(b"x" * 10).message for _ in range(3)])
+    site.kill_one()
+
+    (found,) = site.run("queues", "--json").json
+
+    assert (found["queue"], found["waiting"], found["dead"], found["bytes"]) == ("orders", 2, 1, 20)
+
+
+def test_a_queue_that_is_only_in_the_settings_is_listed_too(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_QUEUE_NAMES", "clicks")
+
+    done = site.run("queues")
+
+    assert done.code == 0
+    assert "clicks is in the settings but not on the broker yet" in done.err
+
+
+def test_status_is_fine_when_nothing_waits(site: Installation) -> None:
+    done = site.run("status", "--interval", "100ms")
+
+    assert (done.code, done.out) == (0, "Fine: nothing is behind.\n")
+
+
+def test_status_names_a_database_that_does_not_answer(site: Installation) -> None:
+    (site.folder / "forebay.db").write_bytes(b"not a database" * 100)
+
+    done = site.run("status", "--interval", "100ms")
+
+    assert done.code == 7
+    assert done.out.startswith("The database does not answer")
+
+
+def test_status_counts_open_dead_letters(site: Installation) -> None:
+    site.archive(dead())
+
+    assert "1 message given up" in site.run("status", "--interval", "100ms").out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("queues",),
+        ("status",),
+        ("message", "0190c0de-1f2a-7c3b-8d4e-5f6a7b8c9d0e"),
+        ("dead-letters", "list"),
+        ("prune", "--dry-run"),
+    ],
+)
+def test_a_reading_command_creates_no_file(
+    site: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setenv("FOREBAY_BROKER__URL", "sqlite:///data/queue.db")
+    monkeypatch.setenv("FOREBAY_DATABASE__URL", "sqlite:///data/forebay.db")
+
+    done = site.run(*command)
+
+    assert done.code in (6, 7)
+    assert "creates it" in done.err
+    assert list(empty.iterdir()) == []
+
+
+def test_prune_tells_what_it_would_delete_and_deletes_it_when_told(site: Installation) -> None:
+    site.store(delivery(), delivery())
+    site.archive(dead())
+
+    would = site.run("prune", "--older-than", "0s", "--dry-run", "--json").json
+    refused = site.run("prune", "--older-than", "0s")
+    did = site.run("prune", "--older-than", "0s", "--yes", "--json").json
+
+    assert (would["messages"], would["dead_letters"], would["dry_run"]) == (2, 0, True)
+    assert refused.code == 2
+    assert (did["messages"], did["dry_run"]) == (2, False)
+    assert site.run("prune", "--older-than", "0s", "--dry-run", "--json").json["messages"] == 0
+
+
+def test_prune_keeps_messages_unless_an_age_is_given(site: Installation) -> None:
+    stored, letter = delivery(), dead()
+    site.store(stored)
+    site.archive(letter)
+    site.run("dead-letters", "discard", "--all", "--yes")
+
+    did = site.run("prune", "--resolved-older-than", "0s", "--yes", "--json").json
+
+    assert (did["messages"], did["dead_letters"]) == (0, 1)
+    assert site.run("message", stored.message.id).code == 0
+
+
+# ---- the sentence
+
+
+def trend(change: float | None, due: int = 100, queue: str = "orders") -> Trend:
+    return Trend(queue=queue, due=due, scheduled=0, change=change)
+
+
+def test_a_draining_queue_has_an_end_in_sight() -> None:
+    verdict = judge([trend(-20.0)])
+
+    assert verdict.ok
+    assert verdict.sentence == "Catching up: 100 messages on orders, drained in about 5 s."
+
+
+def test_the_slowest_queue_decides_when_all_is_drained() -> None:
+    verdict = judge([trend(-20.0), trend(-1.0, queue="clicks")])
+
+    assert "200 messages on orders, clicks, drained in about 100 s" in verdict.sentence
+
+
+def test_a_growing_queue_is_falling_behind() -> None:
+    verdict = judge([trend(12.0), trend(-20.0, queue="clicks")])
+
+    assert not verdict.ok
+    assert "Falling behind" in verdict.sentence
+    assert "orders grows by 12/s" in verdict.sentence
+
+
+def test_a_queue_with_work_that_does_not_move_is_standing_still() -> None:
+    verdict = judge([trend(0.0)])
+
+    assert not verdict.ok
+    assert verdict.sentence.startswith("Standing still: 100 messages on orders")
+
+
+def test_an_unreachable_database_is_the_first_thing_said() -> None:
+    verdict = judge([trend(0.0)], database="connection refused")
+
+    assert not verdict.ok
+    assert verdict.sentence.startswith("The database does not answer (connection refused); 100 messages wait")
+
+
+def test_messages_that_just_pass_through_are_not_behind() -> None:
+    """A steady flow: as many at the second look as at the first, all of them young."""
+    depth = Depth(waiting=5, scheduled=0, in_hand=5, bytes=0, oldest_age=0.2)
+    looked = [QueueDepth("orders", depth, None)]
+
+    assert judge(trends(looked, looked, 1.0)).ok
+
+
+def test_a_broker_that_cannot_tell_is_not_guessed() -> None:
+    depth = Depth(waiting=None, scheduled=None, in_hand=None, bytes=None, oldest_age=None)
+    (found,) = trends([QueueDepth("orders", depth, None)], [QueueDepth("orders", depth, None)], 1.0)
+
+    assert (found.due, found.change) == (None, None)
