@@ -29,7 +29,7 @@ def init(
     The queues are those of `forebay dev`'s embedded queue in ./forebay-data, or of
     the broker that the settings name.
     """
-    from forebay.settings_docs import starter_file
+    from forebay.cli._settings_docs import starter_file
 
     if file.exists() and not force:
         raise CommandError(
@@ -106,6 +106,6 @@ def docs() -> None:
     Examples:
       forebay config docs > docs/configuration.md
     """
-    from forebay.settings_docs import reference
+    from forebay.cli._settings_docs import reference
 
     emit(reference().rstrip("\n"))

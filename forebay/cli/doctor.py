@@ -86,14 +86,15 @@ def _reported(check: str, examine: Callable[[], list[Finding]]) -> list[Finding]
 
 
 def _versions() -> Iterator[Finding]:
-    import apsw
+    from importlib.metadata import version as version_of
 
     from forebay import __version__
 
     yield Finding(
         "forebay", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"
     )
-    version = apsw.sqlite_lib_version()
+    # apsw brings its own SQLite, and has its version with one more number at the end.
+    version = version_of("apsw").rpartition(".")[0]
     if tuple(int(part) for part in version.split(".")) >= SAFE_SQLITE:
         yield Finding(
             "sqlite", "ok", f"{version} for the embedded queue, {sqlite3.sqlite_version} for a database file"

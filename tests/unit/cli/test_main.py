@@ -177,7 +177,7 @@ def test_config_check_names_the_place(tmp_path: Path) -> None:
 
 
 def test_the_reference_of_the_settings_is_current() -> None:
-    from forebay.settings_docs import reference
+    from forebay.cli._settings_docs import reference
 
     written = Path(__file__).parents[3] / "docs" / "configuration.md"
     assert written.read_text(encoding="utf-8") == reference(), (
