@@ -16,6 +16,7 @@ import pytest
 
 from forebay.ledger import Sent, read_record
 from tests.unit.cli.gateways import ScriptedGateway
+from tests.unit.cli.processes import environment
 
 
 def command(*args: str) -> list[str]:
@@ -25,7 +26,9 @@ def command(*args: str) -> list[str]:
 def send(
     *args: str, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command(*args), input=stdin, capture_output=True, timeout=60, env=env, check=False)
+    return subprocess.run(
+        command(*args), input=stdin, capture_output=True, timeout=60, env=environment(env), check=False
+    )
 
 
 def ndjson(path: Path, lines: Sequence[bytes]) -> Path:
