@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import cast
+
 import httptools
-import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
-
-log = structlog.get_logger()
 
 MAX_HEAD = 64 * 2**10
 """Bytes of request line and headers; uvicorn itself sets no limit."""
@@ -20,6 +20,41 @@ How much of a body, and for how many seconds, is read and thrown away after an e
 Closing at once would be simpler, but a client that is still sending would find the
 connection reset and never see the 413.
 """
+
+
+class _JoinedWrites:
+    """
+    The part of a transport that uvicorn writes to; joins the writes of one turn of the event loop.
+
+    Uvicorn writes an answer's head and body separately, and uvloop sends each at
+    once: the second system call was a quarter of the cost of an accepted message.
+    """
+
+    __slots__ = ("_loop", "_pending", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pending: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._pending:
+            self._loop.call_soon(self._flush)
+        self._pending.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._pending:
+            data = b"".join(self._pending)
+            self._pending.clear()
+            if not self._transport.is_closing():
+                self._transport.write(data)
 
 
 class Protocol(HttpToolsProtocol):
@@ -38,7 +73,11 @@ class Protocol(HttpToolsProtocol):
     _broken = False
 
     def connection_made(self, transport: object) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]  # asyncio says BaseTransport
+        whole = cast(asyncio.Transport, transport)
+        super().connection_made(whole)
+        # From here on uvicorn only writes, closes, and asks whether it is closed;
+        # flow control keeps the transport itself.
+        self.transport = cast(asyncio.Transport, _JoinedWrites(whole, self.loop))
         self._rest()
 
     def data_received(self, data: bytes) -> None:

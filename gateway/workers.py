@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import multiprocessing
 import os
@@ -162,5 +163,8 @@ async def _serve(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(leash.fileno(), stop.set)
+    # What was loaded stays for good: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     await serve(app, settings, sock=sock, stop=stop)
     loop.remove_reader(leash.fileno())
