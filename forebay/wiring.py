@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from forebay.settings_sources import variable
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from consumers.status import QueueStatus
     from consumers.supervisor import Supervisor
     from forebay.brokers.api import Broker
     from forebay.storage.database import Database
@@ -156,6 +157,23 @@ def make_supervisor(
         make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database),
         registry=registry,
     )
+
+
+@asynccontextmanager
+async def serve_consumer_health(
+    settings: Settings, snapshot: Callable[[], Sequence[QueueStatus]], registry: CollectorRegistry
+) -> AsyncIterator[None]:
+    """/livez, /readyz and /metrics of `forebay consume`, if a port is set for them."""
+    port = settings.consumer.health_port
+    if port is None:
+        yield
+        return
+    from consumers.health import serve_health
+
+    host = settings.consumer.health_host
+    async with serve_health(host, port, snapshot, registry) as bound:
+        log.info("health checks and figures are served", host=host, port=bound)
+        yield
 
 
 def find_handlers(*folders: Path) -> None:

@@ -22,12 +22,20 @@ from forebay.cli._common import (
 from forebay.cli._output import note
 
 if TYPE_CHECKING:
+    from consumers.supervisor import Supervisor
     from forebay.settings import Settings
 
 
 def consume(
     queues: Annotated[
         list[str] | None, typer.Argument(metavar="[QUEUE]...", help="Which queues; all if none is named.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="Where /livez, /readyz and /metrics listen; 127.0.0.1 by default."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Their port; they are off by default, 0 picks a free one.")
     ] = None,
     broker_url: BrokerUrlOption = None,
     database_url: DatabaseUrlOption = None,
@@ -41,25 +49,32 @@ def consume(
     Examples:
       forebay consume
       forebay consume orders clicks
+      forebay consume --port 9100
 
     Any number of these may run at once. While the database is away it stops pulling
     and waits, also at its start; a schema that is behind or ahead of this release
     ends it with exit code 3. SIGTERM finishes the batch in hand and exits with 0.
     Handlers are found in the current folder and in the settings file's.
     """
-    from forebay.cli._process import run_until_stopped, starting
+    from forebay.cli._process import run_until_stopped, starting, until_reachable
     from forebay.cli.gateway import require_queues
     from forebay.settings import Flag
-    from forebay.wiring import broker_opener, find_handlers, make_database, make_supervisor
+    from forebay.wiring import (
+        broker_opener,
+        find_handlers,
+        make_database,
+        make_supervisor,
+        serve_consumer_health,
+    )
 
     log_to_stderr(log_level, verbose)
-    loaded = load(
-        config,
-        [
-            Flag("broker.url", "--broker-url", broker_url),
-            Flag("database.url", "--database-url", database_url),
-        ],
-    )
+    flags = [
+        Flag("consumer.health_host", "--host", host),
+        Flag("consumer.health_port", "--port", port),
+        Flag("broker.url", "--broker-url", broker_url),
+        Flag("database.url", "--database-url", database_url),
+    ]
+    loaded = load(config, flags)
     settings = loaded.settings
     require_url(settings, "broker", "database")
     require_queues(settings)
@@ -67,21 +82,30 @@ def consume(
     find_handlers(*([loaded.file.resolve().parent] if loaded.file else []), Path.cwd())
 
     async def main(stop: asyncio.Event) -> None:
-        from forebay.cli._process import until_reachable
+        from prometheus_client import CollectorRegistry
+
         from forebay.storage.schema import require_current
 
+        registry = CollectorRegistry()
         database = make_database(settings)
+        supervisors: list[Supervisor] = []
+        # Before the database is asked: who waits for it is alive, and must not be restarted for that.
+        health = serve_consumer_health(
+            settings, lambda: [status for s in supervisors for status in s.snapshot()], registry
+        )
         try:
-            if not await until_reachable(database, require_current, stop):
-                return
-            async with broker_opener(settings)() as broker:
-                supervisor = make_supervisor(settings, broker, database)
-                for name in names:
-                    await broker.declare(name)
-                    supervisor.add(name, settings.queue(name))
-                start.done()
-                note(f"consuming {', '.join(names)}")
-                await supervisor.run(stop)
+            async with health:
+                if not await until_reachable(database, require_current, stop):
+                    return
+                async with broker_opener(settings)() as broker:
+                    supervisor = make_supervisor(settings, broker, database, registry=registry)
+                    for name in names:
+                        await broker.declare(name)
+                        supervisor.add(name, settings.queue(name))
+                    supervisors.append(supervisor)
+                    start.done()
+                    note(f"consuming {', '.join(names)}")
+                    await supervisor.run(stop)
         finally:
             database.dispose()
 

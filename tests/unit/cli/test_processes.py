@@ -221,6 +221,45 @@ def test_a_consumer_waits_for_a_database_that_is_away(tmp_path: Path) -> None:
         assert "pa55" not in consumer.output
 
 
+def test_a_consumer_serves_health_and_figures(tmp_path: Path) -> None:
+    forebay("migrate", cwd=tmp_path, env=URLS)
+    with Running("consume", "--port", "0", cwd=tmp_path, env=URLS) as consumer:
+        port = consumer.until(r'"port": (\d+)')[1]
+        consumer.until("consuming orders")
+
+        def ready() -> bool:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=DEADLINE).close()
+            except OSError:
+                return False
+            return True
+
+        wait_for(ready)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE) as answer:
+            assert b"forebay_consumer_" in answer.read()
+        assert consumer.end(signal.SIGTERM) == 0
+
+
+def test_a_second_signal_ends_a_process_that_cannot_drain(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef handle(message):\n    print('in hand', flush=True)\n    time.sleep(60)\n"
+    )
+    with Running("dev", "--port", "0", "--handler", "orders=slow:handle", cwd=tmp_path) as dev:
+        post(dev.url(), b"1")
+        dev.until("in hand")
+        dev.process.send_signal(signal.SIGINT)
+        dev.until("stopping; finishing")
+        assert dev.end(signal.SIGINT) == 130
+
+
+def test_migrating_a_database_that_is_away_exits_with_7(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    done = forebay("migrate", "--database-url", f"postgresql://u:pa55@127.0.0.1:{port}/x", cwd=tmp_path)
+    assert done.returncode == 7
+    assert "pa55" not in done.stderr
+
+
 def test_a_named_queue_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     done = forebay("consume", "order", cwd=tmp_path, env=URLS)
     assert done.returncode == 2
