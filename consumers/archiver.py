@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from consumers.sinks.database import ping
 from consumers.sinks.threads import SinkThreads
 from forebay.brokers.api import Delivery
 from forebay.errors import SinkMisconfigured, SinkUnavailable
@@ -36,7 +37,7 @@ class ArchiveSink:
         return await self._threads.run(self._archive, batch)
 
     async def probe(self) -> None:
-        await self._threads.run(self._database.ping)
+        await self._threads.run(ping, self._database)
 
     async def close(self) -> None:
         self._threads.close()

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from consumers.sinks.threads import SinkThreads
 from forebay.brokers.api import Delivery
+from forebay.errors import SinkUnavailable
 from forebay.sinks import WriteResult
+from forebay.storage.classify import TransientError
 from forebay.storage.database import Database
 from forebay.storage.messages import MessageStore
 
@@ -25,7 +27,20 @@ class DatabaseSink:
         return await self._threads.run(self._store.write, batch)
 
     async def probe(self) -> None:
-        await self._threads.run(self._database.ping)
+        await self._threads.run(ping, self._database)
 
     async def close(self) -> None:
         self._threads.close()
+
+
+def ping(database: Database) -> None:
+    """
+    Return if a write could work now. A database that is locked by another is away, for as long.
+
+    Raises:
+        SinkUnavailable, SinkMisconfigured: with the reason.
+    """
+    try:
+        database.ping()
+    except TransientError as error:
+        raise SinkUnavailable(str(error)) from error

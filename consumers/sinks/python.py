@@ -11,6 +11,7 @@ from sqlalchemy import Connection, event
 
 from consumers.handlers import Handler, close_runner
 from consumers.sinks import NotTried
+from consumers.sinks.database import ping
 from consumers.sinks.threads import SinkThreads
 from forebay.brokers.api import Delivery
 from forebay.errors import IdempotencyConflict, RetryLater, SinkMisconfigured, SinkUnavailable
@@ -25,7 +26,7 @@ BUDGET = 2.0
 Seconds after which no further message of a batch is begun: a batch of slow messages
 must not hold a transaction, or the rest of itself, for minutes.
 """
-TRANSIENT_TRIES = 3
+TRANSIENT_TRIES = 5
 """A transaction that met another one (deadlock, serialization) is run this often before it is an outage."""
 
 
@@ -104,7 +105,7 @@ class PythonSink:
 
     async def probe(self) -> None:
         if self._database is not None:
-            await self._threads.run(self._database.ping)
+            await self._threads.run(ping, self._database)
 
     async def close(self) -> None:
         self._threads.close()

@@ -1,0 +1,98 @@
+"""The database sink and the handler sink keep the contract on every database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from consumers.settings import QueueSettings
+from consumers.sinks.factory import make_sink
+from forebay import Message
+from forebay.sinks import Sink
+from forebay.testing.sink_contract import SinkContract, SinkHarness
+from tests.servers.postgres import Postgres
+from tests.sink_contract.destinations import POISON, Destination, PostgresDatabase, SQLiteFile
+
+
+def record(message: Message, db: Connection) -> None:
+    """A handler as a user would write it."""
+    db.execute(
+        sa.text("INSERT INTO effects (id, body) VALUES (:id, :body)"),
+        {"id": message.id, "body": message.body},
+    )
+
+
+def record_all(messages: list[Message], db: Connection) -> None:
+    for message in messages:
+        record(message, db)
+
+
+async def record_soon(message: Message, db: Connection) -> None:
+    record(message, db)
+
+
+class DatabaseHarness(SinkHarness):
+    poison = POISON
+
+    def __init__(self, destination: Destination, settings: QueueSettings) -> None:
+        self.destination = destination
+        self.settings = settings
+        self.table = "messages" if settings.handler is None else "effects"
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Sink]:
+        database = self.destination.connect()
+        sink = make_sink("contract", self.settings, database)
+        try:
+            yield sink
+        finally:
+            await sink.close()
+            database.dispose()
+
+    async def stored(self, ids: Sequence[str]) -> list[tuple[str, bytes]]:
+        database = self.destination.connect()
+        query = sa.text(f"SELECT id, body FROM {self.table} WHERE id IN :ids")
+        query = query.bindparams(sa.bindparam("ids", expanding=True))
+        with database.read() as db:
+            found = [(str(row.id), bytes(row.body)) for row in db.execute(query, {"ids": list(ids)})]
+        database.dispose()
+        return found
+
+    def outage(self) -> AbstractAsyncContextManager[None]:
+        return self.destination.outage()
+
+
+SINKS = {
+    "database": QueueSettings(),
+    "handler": QueueSettings(handler=f"{__name__}:record"),
+    "batch_handler": QueueSettings(handler=f"{__name__}:record_all"),
+    "async_handler": QueueSettings(handler=f"{__name__}:record_soon"),
+}
+
+
+@pytest.fixture(scope="module")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> SQLiteFile:
+    return SQLiteFile(tmp_path_factory.mktemp("sinks") / "forebay.db")
+
+
+@pytest.fixture(scope="module")
+def postgres_database(postgres: Postgres) -> PostgresDatabase:
+    return PostgresDatabase(postgres, postgres.create_database())
+
+
+@pytest.mark.parametrize("kind", SINKS)
+class TestSQLite(SinkContract):
+    @pytest.fixture
+    def harness(self, kind: str, sqlite_file: SQLiteFile) -> SinkHarness:
+        return DatabaseHarness(sqlite_file, SINKS[kind])
+
+
+@pytest.mark.parametrize("kind", ["database", "handler", "batch_handler"])
+class TestPostgreSQL(SinkContract):
+    @pytest.fixture
+    def harness(self, kind: str, postgres_database: PostgresDatabase) -> SinkHarness:
+        return DatabaseHarness(postgres_database, SINKS[kind])
