@@ -104,4 +104,5 @@ def claim(
 
 
 def claimed_digests(connection: sa.Connection, destination: str, ids: Sequence[str]) -> dict[str, bytes]:
-    return dict(connection.exec_driver_sql(_CLAIMED, (destination, json.dumps(ids))).tuples().all())
+    rows = connection.exec_driver_sql(_CLAIMED, (destination, json.dumps(ids)))
+    return {row[0]: row[1] for row in rows}
