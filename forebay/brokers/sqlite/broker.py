@@ -336,7 +336,7 @@ class SQLiteBroker:
 
 
 COUNT_SCHEDULED = "select count(*) from slot where queue = ? and due > ?"
-IN_HAND = "select count(*), min(l.seq) from owner o join lease l on l.owner = o.id where o.queue = ?"
+IN_HAND = "select count(*), min(l.seq) from owner o cross join lease l on l.owner = o.id where o.queue = ?"
 FIRST_FRESH = "select seq from slot where queue = ? and due = 0 order by seq limit 1"
 FIRST_SCHEDULED = "select seq from slot where queue = ? and due > 0 order by seq limit 1"
 ACCEPTED = "select accepted_at from message where seq = ?"

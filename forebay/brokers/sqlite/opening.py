@@ -58,20 +58,13 @@ def prepare(path: Path, settings: SQLiteSettings, create: bool) -> SideFiles:
                 " it may be checking a large file"
             )
         alone = files.alone()
-        with contextlib.closing(schema.open_file(path, create=False)) as db:
-            try:
-                if alone and files.stopped_unclean():
-                    _check(db, path)
-                if schema.version(db, path) < schema.VERSION:
-                    schema.create(db)
-                if alone and (returned := hand_back_everything(db, int(time.time() * 1e6))):
-                    log.info("handed back the messages of killed processes", count=returned, path=str(path))
-            except apsw.CorruptError as error:
-                raise BrokerUnavailable(schema.damaged(path, str(error))) from error
-            except apsw.ReadOnlyError as error:
-                raise SettingsError(f"this user may not write the queue file {path}") from error
-            except apsw.Error as error:
-                raise BrokerUnavailable(f"cannot open the queue file {path}: {error}") from error
+        with contextlib.closing(schema.open_file(path, create=False)) as db, schema.translated(path):
+            if alone and files.stopped_unclean():
+                _check(db, path)
+            if schema.version(db, path) < schema.VERSION:
+                schema.create(db)
+            if alone and (returned := hand_back_everything(db, int(time.time() * 1e6))):
+                log.info("handed back the messages of killed processes", count=returned, path=str(path))
         files.begin_use()
         free, low_water = files.free_and_low_water()
         files.ballast.restore(free, low_water)

@@ -16,6 +16,8 @@ queue    name and counters, kept in the transaction that changes them
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,16 +120,31 @@ def one_row(db: apsw.Connection, query: str, bindings: tuple[object, ...] = ()) 
 
 def open_file(path: Path, *, create: bool) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
-    try:
+    with translated(path):
         db = apsw.Connection(str(path), flags=flags, statementcachesize=100)
         # Taking turns is done by locks of our own; this is for people with a SQLite shell.
         db.set_busy_timeout(5_000)
         db.execute("pragma wal_autocheckpoint = 0")
         db.execute(f"pragma journal_size_limit = {CHECKPOINT_BYTES}")
         db.execute("pragma cache_size = -16000")
-    except apsw.CantOpenError as error:
-        raise BrokerUnavailable(f"cannot open the queue file {path}: {error}") from error
     return db
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Says what an error of the library while opening means, in our words."""
+    try:
+        yield
+    except apsw.NotADBError as error:
+        raise not_a_database(path) from error
+    except apsw.CorruptError as error:
+        raise BrokerUnavailable(damaged(path, str(error))) from error
+    except apsw.ReadOnlyError as error:
+        raise SettingsError(f"this user may not write the queue file {path}") from error
+    except apsw.FullError as error:
+        raise BrokerUnavailable(f"the disk under {path} is full") from error
+    except apsw.Error as error:
+        raise BrokerUnavailable(f"cannot open the queue file {path}: {error}") from error
 
 
 def version(db: apsw.Connection, path: Path) -> int:
@@ -138,17 +155,10 @@ def version(db: apsw.Connection, path: Path) -> int:
         SettingsError: the file is not a queue.
         BrokerUnavailable: a newer release made it, or it is damaged.
     """
-    try:
+    with translated(path):
         application = db.pragma("application_id")
         found = db.pragma("user_version")
         tables = db.execute("select count(*) from sqlite_schema").get
-    except apsw.NotADBError as error:
-        raise SettingsError(
-            f"{path} is not a queue file (it is not a SQLite database); "
-            "give broker.url another path, or move that file away"
-        ) from error
-    except apsw.CorruptError as error:
-        raise BrokerUnavailable(damaged(path, str(error))) from error
     if application == 0 and found == 0 and tables == 0:
         return 0
     if application != APPLICATION_ID:
@@ -164,7 +174,15 @@ def version(db: apsw.Connection, path: Path) -> int:
     return found
 
 
+def not_a_database(path: Path) -> SettingsError:
+    return SettingsError(
+        f"{path} is not a queue file (it is not a SQLite database); "
+        "give broker.url another path, or move that file away"
+    )
+
+
 def damaged(path: Path, finding: str) -> str:
+    finding = finding.removeprefix("*** in database main ***").strip().replace("\n", "; ")
     return (
         f"the queue file {path} is damaged ({finding}). Stop all processes that use it, copy it with its"
         f" -wal file, and rescue what can be read with `sqlite3 {path} .recover`"
