@@ -10,7 +10,14 @@ from forebay.brokers.api import DURABILITIES, Durability
 from forebay.errors import SettingsError
 from forebay.section import parse_duration
 from gateway.answer import Answer, RawHeaders
-from gateway.problems import HEADERS_TOO_LARGE, INVALID_HEADER, INVALID_REQUEST, Kind, problem
+from gateway.problems import (
+    HEADERS_TOO_LARGE,
+    INVALID_HEADER,
+    INVALID_REQUEST,
+    UNSUPPORTED_ENCODING,
+    Kind,
+    problem,
+)
 
 MAX_KEPT_HEADERS = 64
 MAX_KEPT_BYTES = 16 * 2**10
@@ -235,6 +242,11 @@ def _prefer(meta: Meta, value: bytes) -> None:
         meta.durability = DURABILITIES[DURABILITIES.index(level)]
 
 
+def _content_encoding(meta: Meta, value: bytes) -> None:
+    if value.strip().lower() not in (b"", b"identity"):
+        raise invalid("Content-Encoding", UNSUPPORTED_ENCODING.advice, UNSUPPORTED_ENCODING)
+
+
 def _forebay(meta: Meta, name: bytes, value: bytes) -> None:
     if not name.startswith(b"forebay-meta-"):
         raise invalid(
@@ -288,6 +300,7 @@ _CONTROL = {
     b"forebay-deliver-at": _deliver_at,
     b"forebay-ttl": _ttl,
     b"prefer": _prefer,
+    b"content-encoding": _content_encoding,
 }
 
 

@@ -72,7 +72,8 @@ SEND: dict[str, Any] = {
         },
         _header(
             "Idempotency-Key",
-            "Sent again with the same key, the message takes effect once.",
+            "Sent again with the same key, the message takes effect once. Quoted, as the draft standard has"
+            " it, or bare: both are the same key.",
             "order-1234-created",
             pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
         ),
@@ -109,6 +110,7 @@ SEND: dict[str, Any] = {
         "405": problem_response("Only POST is taken here."),
         "408": problem_response("The body did not arrive in time."),
         "413": problem_response("The body is too large."),
+        "415": problem_response("The body is compressed."),
         "422": problem_response("The idempotency key was used for another message."),
         "431": problem_response("The headers to keep are too large."),
         "503": problem_response("Not now: send it again after Retry-After, with the same Idempotency-Key."),

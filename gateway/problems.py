@@ -97,6 +97,13 @@ BODY_TOO_LARGE = Kind(
     advice="The member “limit” is the largest body taken, in bytes. Store large content elsewhere and"
     " send a reference, or raise gateway.max_body_bytes and the broker's own limit.",
 )
+UNSUPPORTED_ENCODING = Kind(
+    name="unsupported-encoding",
+    status=415,
+    title="Compressed bodies are not taken",
+    advice="The body would be stored without word of its Content-Encoding, and nobody could read it. Send it"
+    " uncompressed; or, if your consumer expects compressed bytes, send them without Content-Encoding.",
+)
 IDEMPOTENCY_CONFLICT = Kind(
     name="idempotency-conflict",
     status=422,

@@ -1,0 +1,76 @@
+"""The served API keeps to its own OpenAPI document, whatever is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from forebay.storage.database import Database
+from forebay.storage.schema import migrate
+from tests.unit.gateway.support import running
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The document of a gateway served in a thread of its own, with a database behind it."""
+    path: Path = tmp_path_factory.mktemp("api") / "forebay.db"
+    ready = threading.Event()
+    served: dict[str, Any] = {}
+
+    def database() -> Database:
+        found = Database(f"sqlite:///{path}")
+        migrate(found)
+        return found
+
+    async def serve() -> None:
+        async with running(database=database) as gateway:
+            served.update(port=gateway.port, loop=asyncio.get_running_loop(), end=asyncio.Event())
+            ready.set()
+            await served["end"].wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield schemathesis.openapi.from_url(f"http://127.0.0.1:{served['port']}/openapi.json")
+    finally:
+        served["loop"].call_soon_threadsafe(served["end"].set)
+        thread.join(20)
+
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    unsupported_method,
+]
+
+
+def test_every_answer_is_as_documented(api: Any) -> None:
+    operations = [result.ok() for result in api.get_all_operations()]
+    assert len(operations) == 6
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        def answers(case: schemathesis.Case[Any]) -> None:
+            case.call_and_validate(checks=CHECKS)
+
+        answers()
