@@ -115,7 +115,7 @@ def shared_ids(sent: Iterable[Sent]) -> dict[str, set[str]]:
 
 
 class Place(Protocol):
-    """Where one copy of a message was found; `forebay.storage.queries.StoredDigest` is one. Hashable."""
+    """Where one copy of a message was found; `forebay.storage.queries.StoredDigest` is one."""
 
     @property
     def id(self) -> str:
@@ -226,9 +226,9 @@ class Accountant:
             found = list(places.get(message.id, ()))
             if self._may_have_moved(message, places):
                 found += places.get(message.conflict_id, ())
-            self._count(message, set(found))
+            self._count(message, found)
 
-    def _count(self, message: Sent, places: Set[Place]) -> None:
+    def _count(self, message: Sent, places: Sequence[Place]) -> None:
         ledger = self.ledger
         ledger.recorded += 1
         copies = [p for p in places if p.digest == message.digest]
@@ -254,7 +254,7 @@ class Accountant:
         else:
             ledger.missing.append(message)
 
-    def _is_altered(self, message: Sent, places: Set[Place]) -> bool:
+    def _is_altered(self, message: Sent, places: Sequence[Place]) -> bool:
         if self.ledger.held:
             # Ours may be on its way still, to become the dead letter of a conflict.
             return False

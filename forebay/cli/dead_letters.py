@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forebay.cli._common import (
+    BrokerUrlOption,
     ConfigOption,
+    DatabaseUrlOption,
     DryRunOption,
     JsonOption,
     YesOption,
-    load_settings,
     open_broker,
     open_database,
     run,
 )
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import confirm, emit, emit_json, emit_table, note, progress, warn
+from forebay.cli._settings import read_settings
 from forebay.cli._values import moment
 from forebay.ids import canonical
 
@@ -62,6 +64,7 @@ def list_(
     status: StatusOption = "dead",
     groups: Annotated[bool, typer.Option("--groups", help="One line per cause, with its count.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The latest so many.")] = 50,
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,7 +80,7 @@ def list_(
     on the broker (`forebay queues`): the consumers bring it here.
     """
     which = _filter(queue, error_class, group, since, before, None, status)
-    with _store(load_settings(config)) as store:
+    with _store(read_settings(config, database_url=database_url)) as store:
         if groups:
             found = store.groups(which)
             if as_json:
@@ -121,6 +124,7 @@ def list_(
 def show(
     id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     raw: Annotated[bool, typer.Option("--raw", help="Only the body, its exact bytes.")] = False,
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -131,7 +135,7 @@ def show(
       forebay dead-letters show 0190c0de-1f2a-7c3b-8d4e-5f6a7b8c9d0e
       forebay dead-letters show 0190c0de-1f2a-7c3b-8d4e-5f6a7b8c9d0e --raw > body.json
     """
-    with _store(load_settings(config)) as store:
+    with _store(read_settings(config, database_url=database_url)) as store:
         records = store.get(_checked(id))
     if not records:
         raise CommandError(
@@ -170,6 +174,8 @@ def redrive(
     ] = None,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
+    broker_url: BrokerUrlOption = None,
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -189,7 +195,7 @@ def redrive(
         raise CommandError("--status all is for list; redrive takes one status", ExitCode.USAGE)
     which = _filter(queue, error_class, group, since, before, id, status)
     _some_choice(everything, queue, error_class, group, since, before, id)
-    settings = load_settings(config)
+    settings = read_settings(config, broker_url=broker_url, database_url=database_url)
     with _store(settings) as store:
         count = store.count(which)
         count = min(count, limit) if limit is not None else count
@@ -229,6 +235,7 @@ def discard(
     everything: Annotated[bool, typer.Option("--all", help="Without any filter.")] = False,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -245,7 +252,7 @@ def discard(
 
     which = _filter(queue, error_class, group, since, before, id, "dead")
     _some_choice(everything, queue, error_class, group, since, before, id)
-    with _store(load_settings(config)) as store:
+    with _store(read_settings(config, database_url=database_url)) as store:
         count = store.count(which)
         if dry_run or not count:
             _say(as_json, {"dry_run": dry_run, "count": count}, f"{count} would be discarded")

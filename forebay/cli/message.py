@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli._common import ConfigOption, JsonOption, load_settings, open_database
+from forebay.cli._common import ConfigOption, DatabaseUrlOption, JsonOption, open_database
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json
+from forebay.cli._settings import read_settings
 from forebay.ids import canonical
 
 
 def message(
     id: Annotated[str, typer.Argument(metavar="ID", help="As the gateway answered it.", show_default=False)],
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,7 +33,7 @@ def message(
 
     if canonical(id) is None:
         raise CommandError(f"{id!r} is not a message id; they look like {_EXAMPLE}", ExitCode.USAGE)
-    database = open_database(load_settings(config))
+    database = open_database(read_settings(config, database_url=database_url))
     try:
         status = message_status(database, id)
     finally:

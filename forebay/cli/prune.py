@@ -8,13 +8,14 @@ import typer
 
 from forebay.cli._common import (
     ConfigOption,
+    DatabaseUrlOption,
     DryRunOption,
     JsonOption,
     YesOption,
-    load_settings,
     open_database,
 )
 from forebay.cli._output import confirm, duration, emit, emit_json, progress
+from forebay.cli._settings import read_settings
 from forebay.cli._values import seconds
 
 
@@ -31,11 +32,13 @@ def prune(
             "--resolved-older-than",
             parser=seconds,
             metavar="DURATION",
+            show_default="30d",
             help="Dead letters resolved or discarded this long ago.",
         ),
     ] = 30 * 86_400.0,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +57,7 @@ def prune(
     from forebay.storage.prune import prune
     from forebay.storage.schema import require_current
 
-    database = open_database(load_settings(config))
+    database = open_database(read_settings(config, database_url=database_url))
     try:
         require_current(database)
         would = prune(database, older_than=older_than, resolved_older_than=resolved_older_than, dry_run=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from forebay.cli._common import ConfigOption, JsonOption, load_settings, open_broker, run
+from forebay.cli._common import BrokerUrlOption, ConfigOption, JsonOption, open_broker, run
 from forebay.cli._depths import QueueDepth, known_queues, look, total
 from forebay.cli._output import duration, emit_json, emit_table, note, size
+from forebay.cli._settings import read_settings
 from forebay.settings import Settings
 
 
-def queues(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def queues(
+    broker_url: BrokerUrlOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """
     List the queues and how much waits in each.
 
@@ -22,7 +27,7 @@ def queues(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     dead       given up and not yet archived in the database (`forebay dead-letters list`)
     A dash is something the broker cannot tell.
     """
-    depths = run(_look(load_settings(config)))
+    depths = run(_look(read_settings(config, broker_url=broker_url)))
     if as_json:
         emit_json([depth.as_json() for depth in depths])
         return

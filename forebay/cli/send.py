@@ -84,7 +84,11 @@ def send(
     retry_for: Annotated[
         float,
         typer.Option(
-            "--retry-for", parser=seconds, metavar="DURATION", help="How long one message is tried."
+            "--retry-for",
+            parser=seconds,
+            metavar="DURATION",
+            show_default="60s",
+            help="How long one message is tried.",
         ),
     ] = 60.0,
     as_json: JsonOption = False,

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forebay.cli._common import ConfigOption, JsonOption, load_settings, open_broker, open_database, run
+from forebay.cli._common import (
+    BrokerUrlOption,
+    ConfigOption,
+    DatabaseUrlOption,
+    JsonOption,
+    open_broker,
+    open_database,
+    run,
+)
 from forebay.cli._depths import QueueDepth, known_queues, look, total
 from forebay.cli._exit import ExitCode
 from forebay.cli._output import duration, emit, emit_json, emit_table
+from forebay.cli._settings import read_settings
 from forebay.cli._values import seconds
 from forebay.errors import ForebayError
 
@@ -133,8 +142,12 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until Ctrl-C.")] = False,
     interval: Annotated[
         float,
-        typer.Option("--interval", parser=seconds, metavar="DURATION", help="Between the two looks."),
+        typer.Option(
+            "--interval", parser=seconds, metavar="DURATION", show_default="1s", help="Between the two looks."
+        ),
     ] = 1.0,
+    broker_url: BrokerUrlOption = None,
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -148,7 +161,7 @@ def status(
     Looks at the queues twice, so that it can tell catching up from standing still.
     Exit codes: 0 fine or catching up, 1 not, 6 broker and 7 database unreachable.
     """
-    settings = load_settings(config)
+    settings = read_settings(config, broker_url=broker_url, database_url=database_url)
     code = run(_status(settings, max(interval, 0.1), watch, as_json))
     if code is not ExitCode.OK:
         raise typer.Exit(code)

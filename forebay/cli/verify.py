@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forebay.cli._common import ConfigOption, JsonOption, load_settings, open_broker, open_database, run
+from forebay.cli._common import (
+    BrokerUrlOption,
+    ConfigOption,
+    DatabaseUrlOption,
+    JsonOption,
+    open_broker,
+    open_database,
+    run,
+)
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, emit_table, note, progress, warn
+from forebay.cli._settings import read_settings
 from forebay.cli._values import seconds
 from forebay.errors import BrokerUnavailable, SettingsError, SinkUnavailable
 
@@ -37,9 +46,12 @@ def verify(
             "--wait",
             parser=seconds,
             metavar="DURATION",
+            show_default=False,
             help="Look again until nothing is missing or this time is over.",
         ),
     ] = 0.0,
+    broker_url: BrokerUrlOption = None,
+    database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +93,7 @@ def verify(
                 ExitCode.USAGE,
             )
         raise CommandError(f"{file} is empty: nothing was recorded, so nothing is proved", ExitCode.USAGE)
-    settings = load_settings(config)
+    settings = read_settings(config, broker_url=broker_url, database_url=database_url)
     database = open_database(settings)
     try:
         ledger, blind = run(_verify(settings, database, record, wait))

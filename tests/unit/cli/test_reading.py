@@ -137,6 +137,17 @@ def test_prune_keeps_messages_unless_an_age_is_given(site: Installation) -> None
     assert site.run("message", stored.message.id).code == 0
 
 
+def test_a_url_given_as_a_flag_wins(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = delivery()
+    site.store(stored)
+    monkeypatch.setenv("FOREBAY_BROKER__URL", "sqlite:///elsewhere.db")
+    monkeypatch.setenv("FOREBAY_DATABASE__URL", "sqlite:///elsewhere.db")
+    broker, database = (f"sqlite:///{site.folder}/{name}.db" for name in ("queue", "forebay"))
+
+    assert site.run("queues", "--broker-url", broker).code == 0
+    assert site.run("message", stored.message.id, "--database-url", database).code == 0
+
+
 # ---- the sentence
 
 

@@ -1,0 +1,28 @@
+"""Settings for the commands that look and repair, with the URLs that were given as flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forebay.settings import Settings
+
+
+def read_settings(
+    config: Path | None, *, broker_url: str | None = None, database_url: str | None = None
+) -> Settings:
+    """
+    As `forebay.cli._common.load_settings`; a URL that is given wins over every other source.
+
+    Raises:
+        SettingsError: with all that is wrong.
+    """
+    from forebay.cli._common import load_to_read
+    from forebay.settings import Flag
+
+    flags = [
+        Flag("broker.url", "--broker-url", broker_url),
+        Flag("database.url", "--database-url", database_url),
+    ]
+    return load_to_read(config, flags).settings
