@@ -10,44 +10,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.servers.postgres import free_port
 from tests.system.harness import Process, Site
-
-ROOT = Path(__file__).parents[2]
 
 
 def commands(markdown: str) -> list[str]:
     blocks = re.findall(r"^```console\n(.*?)^```", markdown, re.M | re.S)
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of what git knows, sharing the virtual environment of this checkout."""
-    copy = tmp_path / "forebay"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True,
-    ).stdout.decode()  # fmt: skip
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
-    # Make must not find the copy newer than what is installed, and install the copy instead.
-    for name in ("pyproject.toml", "scripts/make-venv"):
-        os.utime(copy / name, (0, 0))
-    for stamp in (".made", ".installed"):
-        if not (ROOT / ".venv" / stamp).exists():
-            (ROOT / ".venv" / stamp).touch()
-    (copy / ".venv").symlink_to(ROOT / ".venv")
-    return copy
 
 
 def test_the_readmes_commands_work(checkout: Path, tmp_path: Path) -> None:
