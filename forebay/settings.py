@@ -270,7 +270,11 @@ def _absolute_url(url: str, base: Path) -> str:
 def _line(error: Any, values: Mapping[SettingPath, Assignment]) -> str:
     path: SettingPath = tuple(str(part) for part in error["loc"])
     a = values.get(path) or values.get(path[:-1])
-    origin = a.origin if a else "default"
+    # A table as a whole: settings in it that contradict each other. One of them was set by somebody.
+    inside = a or next((v for p, v in values.items() if p[: len(path)] == path), None)
+    origin = inside.origin if inside else "default"
+    if kind_of(Settings, path) == "table" and error["type"] == "value_error":
+        return f"{origin}: {dotted(path)}: {error['ctx']['error']}"
     what = _what(error, "" if is_setting(Settings, path, SecretStr) else f"{error['input']!r} ")
     return f"{origin}: {dotted(path)} {what}{example(Settings, path)}"
 

@@ -190,3 +190,13 @@ def sqlite_file(url: str) -> Path | None:
     """The file that a SQLite URL names; None for other URLs and databases in memory."""
     m = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", url)
     return None if m is None or m[1].startswith(":memory:") else Path(unquote(m[1]))
+
+
+def unknown_sink(sink: str) -> str | None:
+    """What is wrong with the name of a sink, without making one; None: nothing."""
+    from importlib.metadata import entry_points
+
+    known = sorted({"database", "python", *entry_points(group="forebay.sinks").names})
+    if sink in known:
+        return None
+    return f"sink {sink!r} is not installed; there are {', '.join(known)}"

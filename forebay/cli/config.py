@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forebay.cli._common import ConfigOption, JsonOption, load, load_to_read, run
+from forebay.cli._common import ConfigOption, JsonOption, load, load_to_read, run, unknown_sink
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, emit_table, note
+from forebay.errors import SettingsError
 
 if TYPE_CHECKING:
     from forebay.settings import Loaded
@@ -95,6 +96,10 @@ def check(config: ConfigOption = None) -> None:
       forebay config check --config /etc/forebay.toml
     """
     loaded = load(config)
+    for name, queue in loaded.settings.queues.items():
+        if (wrong := unknown_sink(queue.sink)) is not None:
+            origin = loaded.provenance.get(f"queues.{name}.sink", "default")
+            raise SettingsError(f"{origin}: queues.{name}.{wrong}")
     queues = len(loaded.settings.queues)
     note(f"{loaded.file or 'settings'}: ok, {queues} queue{'' if queues == 1 else 's'}")
 

@@ -19,6 +19,7 @@ from forebay.cli._common import (
     open_database,
     run,
     sqlite_file,
+    unknown_sink,
 )
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, size
@@ -121,6 +122,8 @@ def _handlers(settings: Settings) -> Iterator[Finding]:
     from consumers.handlers import load_handler
 
     for name, queue in settings.queues.items():
+        if (wrong := unknown_sink(queue.sink)) is not None:
+            yield Finding(f"sink {name}", "fail", wrong, f'queues.{name}.sink = "database"')
         if queue.handler is None:
             continue
         handler = queue.handler

@@ -258,7 +258,12 @@ def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
 
 def test_a_wrong_duration_and_a_wrong_choice_show_how_it_is_written(folder: Path) -> None:
     assert '"15m"' in refused(folder, '[queues.orders.retry]\ncap = "soon"')
-    assert "must be 'database' or 'python', not 'http'" in refused(folder, '[queues.orders]\nsink = "http"')
+    assert "must be 'none' or 'key', not 'fifo'" in refused(folder, '[queues.orders]\norder = "fifo"')
+
+
+def test_settings_that_contradict_each_other_name_the_place_of_one(folder: Path) -> None:
+    text = refused(folder, '[gateway]\nmax_in_flight_bytes = "1kB"\n')
+    assert text.startswith(f"{folder}/forebay.toml:2:1: gateway: max_in_flight_bytes is 1000")
 
 
 def test_a_table_given_as_a_value_is_refused(folder: Path) -> None:
