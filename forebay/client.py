@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -230,8 +231,10 @@ class Client:
                 if response.status == 202:
                     return _accepted(answer)
                 return _trouble(response, answer)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return _Trouble(Unreachable, f"no connection to {self._base} ({error})")
+        except aiohttp.ClientConnectorError as error:
+            return _Trouble(Unreachable, f"no connection to {self._base}: {_said_by_the_system(error)}")
+        except aiohttp.ConnectionTimeoutError:
+            return _Trouble(Unreachable, f"no connection to {self._base} in time")
         except aiohttp.InvalidURL as error:
             raise ValueError(f"{url!r} is not an address: {error}") from error
         except TimeoutError:
@@ -303,6 +306,15 @@ class SyncClient:
 
 class _Unreadable(Exception):
     """A 202 without its promise: something between us and the gateway answered."""
+
+
+def _said_by_the_system(error: aiohttp.ClientConnectorError) -> str:
+    """Connection refused, Name or service not known, …"""
+    code = error.os_error.errno
+    # Name resolution has numbers of its own, some of them negative.
+    if code is not None and code > 0 and not isinstance(error, aiohttp.ClientConnectorDNSError):
+        return os.strerror(code)
+    return error.os_error.strerror or str(error)
 
 
 def _accepted(answer: bytes) -> Accepted:

@@ -36,7 +36,7 @@ class Tally:
     durability: Counter[str] = field(default_factory=Counter)
     failed: int = 0
     failures: list[tuple[int, str]] = field(default_factory=list)
-    """Line number and reason of the first of them."""
+    """Line number and reason of the first that were refused for themselves."""
     stopped_by: ClientError | None = None
     """What made going on pointless: the gateway is away, or refuses every message of this queue alike."""
     interrupted: bool = False
@@ -146,9 +146,9 @@ class Sender:
     def _failed(self, line: Line, error: ClientError) -> None:
         tally = self.tally
         tally.failed += 1
-        if len(tally.failures) < _KEPT_FAILURES:
-            tally.failures.append((line.number, str(error)))
         tally.first_failed = min(line.number, tally.first_failed or line.number)
         if isinstance(error, GaveUp | Unauthorized | QueueUnknown):
             tally.stopped_by = tally.stopped_by or error
             self._feed.stop()
+        elif len(tally.failures) < _KEPT_FAILURES:
+            tally.failures.append((line.number, str(error)))

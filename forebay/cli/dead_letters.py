@@ -191,8 +191,10 @@ def redrive(
     by itself. If this command was killed, a few stay `redriving` without having been sent:
     --status redriving sends them again, which harms none that were.
     """
-    if status == "all":
-        raise CommandError("--status all is for list; redrive takes one status", ExitCode.USAGE)
+    if status in ("all", "resolved"):
+        raise CommandError(
+            f"--status {status} is for list; redrive takes dead, redriving or discarded", ExitCode.USAGE
+        )
     which = _filter(queue, error_class, group, since, before, id, status)
     _some_choice(everything, queue, error_class, group, since, before, id)
     settings = read_settings(config, broker_url=broker_url, database_url=database_url)

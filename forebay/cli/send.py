@@ -422,7 +422,7 @@ def _report(tally: Tally, took: float, *, prefix: str, queue: str, again: str, a
     for line, reason in tally.failures:
         note(f"line {line}: {reason}")
     if tally.failed > len(tally.failures):
-        note(f"… and {tally.failed - len(tally.failures)} more lines failed")
+        note(f"{tally.failed - len(tally.failures)} {'more ' if tally.failures else ''}lines failed")
     on = f"go on with: {again} --from-line {tally.go_on_at}"
     if tally.stopped_by is not None:
         code = _code(tally.stopped_by) if not tally.accepted else ExitCode.PARTLY_FAILED
