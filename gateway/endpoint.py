@@ -24,6 +24,7 @@ from gateway.problems import (
     INVALID_QUEUE_NAME,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
+    NOT_READY,
     broker_problem,
     problem,
     queue_not_found,
@@ -72,6 +73,9 @@ class MessagesEndpoint:
     async def _take(self, ticket: Ticket, receive: Receive) -> Answer | None:
         try:
             body = await self._read(ticket, receive)
+        except asyncio.CancelledError:
+            # The server's last resort at the end of a drain.
+            return self._ingest.refuse(ticket, problem(NOT_READY, NOT_READY.advice))
         except BaseException:
             self._ingest.abandon(ticket)
             raise
@@ -82,8 +86,7 @@ class MessagesEndpoint:
         try:
             return await outcome
         except asyncio.CancelledError:
-            # The server's last resort at the end of a drain. The task ends here anyway;
-            # the client still gets a true word.
+            # The same, with the message handed in: the client still gets a true word.
             return self._ingest.unknown(ticket)
 
     async def _read(self, ticket: Ticket, receive: Receive) -> bytes | Answer | None:

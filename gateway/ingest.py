@@ -266,15 +266,13 @@ class Ingest:
     def _note(self, queue: str, accepted: int, trouble: BrokerError | None, seconds: float) -> None:
         """Tell readiness, and the log once when trouble begins and once when it is over."""
         if trouble is not None:
-            if isinstance(trouble, QueueNotFound):
-                log.error("a declared queue is gone from the broker", queue=queue)
-                return
-            self._health.failed(str(trouble))
+            if not isinstance(trouble, QueueNotFound):
+                self._health.failed(str(trouble))
             if self._failing_since is None:
                 self._failing_since = self._health.now()
                 expected = isinstance(trouble, (BrokerUnavailable, PublishUnconfirmed, QueueFull))
                 (log.warning if expected else log.error)(
-                    "publishes fail; clients get 503",
+                    "publishes fail",
                     queue=queue,
                     error=f"{type(trouble).__name__}: {trouble}",
                     seconds=round(seconds, 3),

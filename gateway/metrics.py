@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,12 +81,6 @@ def render(registry: CollectorRegistry) -> bytes:
         merged = CollectorRegistry()
         MultiProcessCollector(merged, path=directory)  # type: ignore[no-untyped-call]  # theirs has no types
         return generate_latest(merged)
-
-
-def wipe(directory: str) -> None:
-    """Forget the figures of an earlier run; they would be added to ours."""
-    for name in glob.glob(os.path.join(directory, "*.db")):
-        os.remove(name)
 
 
 def reap(directory: str, pid: int) -> None:

@@ -12,6 +12,8 @@ from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
 
 MAX_HEAD = 64 * 2**10
 """Bytes of request line and headers; uvicorn itself sets no limit."""
+HEAD_TIMEOUT = 10.0
+"""Seconds for a request line and headers, from the connection or from their first byte."""
 MAX_DISCARDED = 8 * 2**20
 LINGER = 5.0
 """
@@ -62,11 +64,12 @@ class Protocol(HttpToolsProtocol):
     What uvicorn answers by itself becomes a problem document, and every connection ends.
 
     A connection on which no request is in work, be it new, in the middle of its
-    headers or of a body that was answered early, is closed after the keep-alive
-    time without a byte.
+    headers or of a body that was answered early, is closed after a while, however
+    slowly its bytes trickle in.
     """
 
     _head = 0
+    _head_since = 0.0
     _in_head = False
     _discarded = 0
     _discarding_since = 0.0
@@ -78,7 +81,7 @@ class Protocol(HttpToolsProtocol):
         # From here on uvicorn only writes, closes, and asks whether it is closed;
         # flow control keeps the transport itself.
         self.transport = cast(asyncio.Transport, _JoinedWrites(whole, self.loop))
-        self._rest()
+        self._close_after(HEAD_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
         if self._broken:
@@ -94,16 +97,21 @@ class Protocol(HttpToolsProtocol):
             )
             return
         if self._in_head:
+            if not self._head:
+                self._head_since = self.loop.time()
             self._head += len(data)
             if self._head > MAX_HEAD:
                 self._refuse(HEADERS_TOO_LARGE, f"The headers are larger than {MAX_HEAD} bytes.")
                 return
+            self._close_after(self._head_since + HEAD_TIMEOUT - self.loop.time())
+            return
         cycle = self.cycle
         if (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
-            self._rest()
+            self._close_after(LINGER)
 
     def on_message_begin(self) -> None:
         self._in_head = True
+        self._discarded = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -120,11 +128,9 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(INVALID_REQUEST, msg)
 
-    def _rest(self) -> None:
+    def _close_after(self, seconds: float) -> None:
         if not self.transport.is_closing():
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _discard(self, size: int) -> None:
         now = self.loop.time()

@@ -10,12 +10,15 @@ from typing import Protocol
 import structlog
 
 from forebay.brokers.naming import check_queue_name
-from forebay.errors import SettingsError
+from forebay.errors import BrokerUnavailable, SettingsError
 
 log = structlog.get_logger()
 
 MAX_FIRST_USE = 500
 """Queues that requests may bring into being: a client that makes up names must not fill the broker."""
+
+
+DECLARE_TIMEOUT = 5.0
 
 
 class Declares(Protocol):
@@ -84,7 +87,11 @@ class QueueRegistry:
                 return True
             if self._first_uses >= MAX_FIRST_USE:
                 return False
-            await broker.declare(name)
+            try:
+                async with asyncio.timeout(DECLARE_TIMEOUT):
+                    await broker.declare(name)
+            except TimeoutError:
+                raise BrokerUnavailable("the broker did not declare the queue in time") from None
             self._first_uses += 1
             nearest = self.nearest(name)
             self._take_on(name)

@@ -25,6 +25,14 @@ log = structlog.get_logger()
 
 BACKLOG = 2048
 
+KEEP_ALIVE = 65
+"""
+Seconds that an idle connection is kept: longer than proxies keep theirs (nginx: 60).
+
+Were it shorter, a proxy would now and then send a request into a connection that
+we are closing, and could not know whether to send it again.
+"""
+
 
 def bind(settings: GatewaySettings) -> socket.socket:
     """
@@ -141,6 +149,7 @@ async def serve(
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
         )
     )

@@ -143,7 +143,7 @@ print(os.getpid())
 """
     import os
 
-    from gateway.metrics import MULTIPROCESS_DIR, reap, render, wipe
+    from gateway.metrics import MULTIPROCESS_DIR, reap, render
 
     environment = os.environ | {MULTIPROCESS_DIR: str(tmp_path)}
     pids = [
@@ -167,8 +167,6 @@ print(os.getpid())
         assert "forebay_gateway_in_flight 21.0" in before
         assert "forebay_gateway_in_flight 7.0" in after
         assert not [name for name in tmp_path.iterdir() for pid in pids[:2] if str(pid) in name.name]
-        wipe(str(tmp_path))
-        assert list(tmp_path.glob("*.db")) == []
 
 
 # ---- queues

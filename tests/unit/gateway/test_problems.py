@@ -51,14 +51,16 @@ def test_our_trouble_always_says_when_to_come_back(kind: problems.Kind) -> None:
     assert (b"retry-after" in dict(answer.headers)) == (kind.status == 503 or kind.name == "not-seen-yet")
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
-async def test_every_problem_has_a_page(kind: problems.Kind) -> None:
+async def test_every_problem_has_a_page() -> None:
     async with running() as gateway:
-        page = await gateway.client.get(kind.type)
+        overview = await gateway.client.get("/problems")
+        for kind in KINDS.values():
+            page = await gateway.client.get(kind.type)
 
-        assert page.status_code == 200
-        assert page.headers["content-type"].startswith("text/html")
-        assert kind.name in page.text
+            assert page.status_code == 200
+            assert page.headers["content-type"].startswith("text/html")
+            assert kind.name in page.text
+            assert kind.type in overview.text
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends() -
                 await gateway.post(b"a secret body")
 
         assert [entry["event"] for entry in logs] == [
-            "publishes fail; clients get 503",
+            "publishes fail",
             "publishes succeed again",
         ]
         assert "secret" not in str(logs)

@@ -212,6 +212,45 @@ async def test_endless_headers_are_cut_off() -> None:
         assert (answer.status, answer.problem["type"]) == (431, "/problems/headers-too-large")
 
 
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/que", POST.encode() + b"X-Half: "])
+async def test_a_connection_on_which_no_request_arrives_is_closed(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.protocol.HEAD_TIMEOUT", 0.2)
+    async with running() as gateway:
+        connection = await gateway.connect()
+        await connection.send(sent)
+
+        assert await connection.closed()
+
+
+async def test_headers_that_trickle_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes soon enough, but the headers never end."""
+    monkeypatch.setattr("gateway.protocol.HEAD_TIMEOUT", 0.3)
+    async with running() as gateway:
+        connection = await gateway.connect()
+        await connection.send(POST.encode() + b"X-Slow: ")
+        closing = asyncio.create_task(connection.closed())
+        while not closing.done():
+            connection.writer.write(b"x")
+            await asyncio.wait({closing}, timeout=0.05)
+
+        assert closing.result()
+
+
+async def test_an_early_answer_does_not_let_a_stalled_body_hold_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.protocol.LINGER", 0.2)
+    async with running(max_body_bytes=1000) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}Content-Length: 5000\r\n\r\n".encode())
+        assert (await connection.answer()).status == 413
+        await connection.send(b"x" * 100)
+
+        assert await connection.closed()
+
+
 async def test_an_upgrade_is_not_taken_and_the_request_is_served() -> None:
     async with running() as gateway:
         answer = await gateway.raw(

@@ -123,6 +123,21 @@ async def test_what_cannot_be_finished_in_time_is_answered_unknown() -> None:
         assert (answer.status, answer.problem["type"]) == (503, "/problems/outcome-unknown")
 
 
+async def test_a_body_that_does_not_end_in_time_for_the_drain_is_told_to_come_back() -> None:
+    async with running(shutdown_timeout=1) as gateway:
+        connection = await gateway.connect()
+        await connection.send(
+            b"POST /v1/queues/orders/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+        )
+        parts = gateway.app.parts
+        assert parts is not None
+        await until(lambda: parts.ingest._admission.count == 1)
+        gateway.stop.set()
+        answer = await connection.answer()
+
+        assert (answer.status, answer.problem["type"]) == (503, "/problems/not-ready")
+
+
 # ---- workers
 
 SCRIPT = """
