@@ -29,6 +29,10 @@ from types import TracebackType
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
+def run_directory(database: Path) -> Path:
+    return database.with_name(database.name + ".run")
+
+
 def lock_file(path: Path) -> int:
     return os.open(path, _LOCK_FLAGS, 0o600)
 
@@ -90,7 +94,7 @@ class Ballast:
 
     def restore(self, free: int, low_water: int) -> None:
         """Take the space again, when there is plenty."""
-        if self._size == 0 or free < low_water + 2 * self._size or self._path.exists():
+        if self._size == 0 or free < low_water + 2 * self._size or os.access(self._path, os.F_OK):
             return
         fresh = self._path.with_name(f"ballast.{secrets.token_hex(4)}")
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -184,7 +188,7 @@ class SideFiles:
 
     def __init__(self, database: Path, *, ballast_bytes: int, min_free_bytes: int) -> None:
         self.database = database
-        self.directory = database.with_name(database.name + ".run")
+        self.directory = run_directory(database)
         self.directory.mkdir(mode=0o700, exist_ok=True)
         wake = self.directory / "wake"
         wake.mkdir(mode=0o700, exist_ok=True)

@@ -12,7 +12,7 @@ import structlog
 
 from forebay.brokers.sqlite import schema
 from forebay.brokers.sqlite.consuming import hand_back_everything
-from forebay.brokers.sqlite.files import SideFiles
+from forebay.brokers.sqlite.files import Ballast, SideFiles, run_directory
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.errors import BrokerUnavailable, SettingsError
 
@@ -20,6 +20,9 @@ log = structlog.get_logger()
 
 OPEN_TIMEOUT = 60.0
 """Seconds to wait for another process that is opening the file; it may be checking a large one."""
+
+NEEDED = 2**20
+"""Bytes that opening needs, amply."""
 
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs"}
@@ -43,6 +46,7 @@ def prepare(path: Path, settings: SQLiteSettings, create: bool) -> SideFiles:
             raise BrokerUnavailable(
                 f"there is no queue at {path}; a gateway or consumer makes it when it starts"
             )
+        make_room(path)
         with contextlib.closing(schema.open_file(path, create=False)) as db:
             schema.version(db, path)  # before anything is put beside a file that is not ours
         files = SideFiles(path, ballast_bytes=settings.ballast_bytes, min_free_bytes=settings.min_free_bytes)
@@ -74,6 +78,19 @@ def prepare(path: Path, settings: SQLiteSettings, create: bool) -> SideFiles:
         files.close()
         raise
     return files
+
+
+def make_room(path: Path) -> None:
+    """
+    On a full disk, give up the ballast first.
+
+    Opening makes small files of ours and of SQLite's (its index of the log is 32 kB);
+    a consumer that cannot be started could not make room either.
+    """
+    disk = os.statvfs(path.parent)
+    if disk.f_bavail * disk.f_frsize < NEEDED and run_directory(path).joinpath("ballast").exists():
+        log.warning("the disk is full; gave up the ballast to be able to start", path=str(path))
+        Ballast(run_directory(path) / "ballast", 0).release()
 
 
 def _make_file(path: Path) -> None:

@@ -77,6 +77,19 @@ async def test_a_full_disk_is_a_definite_refusal_and_consumers_go_on(small_disk:
         assert len(await drain(broker, "orders", 3, 2.0)) == 3
 
 
+async def test_a_consumer_can_be_started_on_a_full_disk(small_disk: Path) -> None:
+    settings = SQLiteSettings(ballast_bytes=2**20, min_free_bytes=0)
+    async with SQLiteBroker.open(small_disk / "queue.db", settings) as broker:
+        await broker.declare("orders")
+        await publish(broker, "orders", messages(50))
+    with (small_disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+
+    async with SQLiteBroker.open(small_disk / "queue.db", settings) as broker:
+        assert len(await drain(broker, "orders", 50, 2.0)) == 50
+
+
 async def test_below_the_low_water_publishes_are_refused_before_the_disk_is_full(small_disk: Path) -> None:
     settings = SQLiteSettings(ballast_bytes=0, min_free_bytes=DISK)
     filler = small_disk / "filler"
