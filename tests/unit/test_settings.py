@@ -93,6 +93,11 @@ def test_an_empty_variable_is_the_same_as_none(folder: Path) -> None:
     assert loaded(folder, environ={"FOREBAY_DATABASE__URL": ""}).settings.database.url is None
 
 
+def test_what_clients_read_is_no_setting(folder: Path) -> None:
+    environ = {"FOREBAY_URL": "http://127.0.0.1:9", "FOREBAY_API_KEY": "k"}
+    assert loaded(folder, environ=environ).settings == Settings()
+
+
 def test_every_setting_has_a_variable_that_reaches_it(folder: Path) -> None:
     for path in leaf_settings(Settings):
         name = variable(tuple("orders" if part == "<name>" else part for part in path))
