@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from forebay.cli._common import BrokerUrlOption, ConfigOption, JsonOption, open_broker, run
 from forebay.cli._depths import QueueDepth, known_queues, look, total
 from forebay.cli._output import duration, emit_json, emit_table, note, size
 from forebay.cli._settings import read_settings
-from forebay.settings import Settings
+
+if TYPE_CHECKING:
+    from forebay.settings import Settings
 
 
 def queues(
