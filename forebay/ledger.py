@@ -8,6 +8,7 @@ here does any I/O but reading and writing the record's lines.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -45,15 +46,28 @@ class Recorder:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if _torn(path):
             # A sender died in the middle of a line; ours must not become its end.
             os.write(self._fd, b"\n")
 
     def add(self, id: str, digest: str, queue: str) -> None:
+        """
+        Raises:
+            OSError: the line is not in the record, though its message was accepted.
+        """
         line = f"{id} {digest} {queue}\n".encode()
-        if os.write(self._fd, line) != len(line):
-            raise OSError("the record could not be written in full; is the disk full?")
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            raise self._failed(error.errno or errno.EIO) from error
+        if written != len(line):
+            raise self._failed(errno.ENOSPC)
+
+    def _failed(self, number: int) -> OSError:
+        why = f"the record cannot be written, though the message was accepted: {os.strerror(number)}"
+        return OSError(number, why, str(self._path))
 
     def close(self) -> None:
         os.close(self._fd)

@@ -103,10 +103,19 @@ class Sender:
         self.tally = Tally()
 
     async def run(self) -> None:
-        """Until the feed ends, `stop` is called, or going on is pointless; then finish what is in flight."""
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(self._concurrency):
-                workers.create_task(self._work())
+        """
+        Until the feed ends, `stop` is called, or going on is pointless; then finish what is in flight.
+
+        Raises:
+            OSError: the feed cannot be read, or the record not be written.
+        """
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(self._concurrency):
+                    workers.create_task(self._work())
+        except ExceptionGroup as group:
+            # They all fail for the same reason; once is enough.
+            raise group.exceptions[0] from group
 
     def stop(self) -> None:
         """Take no more lines."""

@@ -251,6 +251,20 @@ def test_a_record_is_appended_to(tmp_path: Path) -> None:
     assert {s.id: s.digest for s in recorded(record)} == gateway.ids()
 
 
+@pytest.mark.parametrize("args", [("x",), ("--ndjson", "lines")])
+def test_a_record_on_a_full_disk_is_said_in_one_line(tmp_path: Path, args: tuple[str, ...]) -> None:
+    """Nothing is sent on without a record once one was asked for."""
+    path = ndjson(tmp_path / "lines", LINES)
+    args = tuple(str(path) if arg == "lines" else arg for arg in args)
+    with ScriptedGateway().running() as gateway:
+        done = send("q", *args, "--url", gateway.url, "--record", "/dev/full", "--concurrency", "2")
+
+    assert done.returncode == 1
+    assert b"/dev/full: the record cannot be written" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert len(gateway.messages) <= 2
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
