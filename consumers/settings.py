@@ -19,7 +19,7 @@ class RetrySettings(Section):
     cap: PositiveSeconds = 600.0
     """No delay is longer than this."""
     max_age: PositiveSeconds = 86_400.0
-    """A message that failed and is older than this goes to the dead letters."""
+    """A message older than this goes to the dead letters when it fails, from its second failure on."""
 
 
 class BreakerSettings(Section):

@@ -23,7 +23,7 @@ from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings
 from consumers.status import QueueStatus, WorkerState
 from consumers.worker import LAST_SETTLE_TIMEOUT, Worker, utc_now
 from forebay.brokers.api import Broker
-from forebay.brokers.naming import dead_letter_queue
+from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue
 from forebay.sinks import Sink
 from forebay.storage.database import Database
 
@@ -137,7 +137,9 @@ class Supervisor:
                 for line in self._lines.values():
                     self._launch(line)
                 await stop.wait()
-                log.info("consumers are stopping", queues=len(self._lines))
+                log.info(
+                    "consumers are stopping", queues=[q for q in self._lines if not is_dead_letter_queue(q)]
+                )
                 await self._end()
             finally:
                 self._group = None

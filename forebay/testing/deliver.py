@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from consumers.handlers import as_handler, load_handler
+from consumers.handlers import as_handler, close_runner, load_handler
 from consumers.processor import Processor
 from consumers.retry import ExponentialBackoff
 from forebay.brokers.api import Delivery, Settlement
@@ -57,6 +57,7 @@ def deliver(
     processor = Processor(retry=ExponentialBackoff(), destination="handler:test")
     result = WriteResult(message_id=message.id)
     with ExitStack() as stack:
+        stack.callback(close_runner)
         if h.takes_db and db is None:
             engine = sa.create_engine("sqlite://")
             stack.callback(engine.dispose)

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
-from consumers.handlers import close_runner, load_handler
+from consumers.handlers import load_handler
 from consumers.settings import QueueSettings
 from forebay.brokers.api import Ack, DeadLetter, Release, Retry
 from forebay.testing import deliver
@@ -40,7 +40,6 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in [n for n in sys.modules if n.partition(".")[0] == "shop"]:
         del sys.modules[name]
-    close_runner()
 
 
 @pytest.fixture
