@@ -90,6 +90,22 @@ def test_lines_come_from_stdin_and_the_last_one_needs_no_end() -> None:
     assert gateway.messages == {"p/1": b"a", "p/4": b"b"}
 
 
+@pytest.mark.parametrize("through", ["file", "stdin"])
+def test_lines_of_every_length_arrive_whole(tmp_path: Path, through: str) -> None:
+    """Shorter and longer than what is read at once."""
+    lines = [
+        b"%d " % n + b"x" * size for n, size in enumerate([1, 700_000, 3, 262_140, 262_144, 5, 0, 300_000])
+    ]
+    path = ndjson(tmp_path / "x", lines)
+    with ScriptedGateway().running() as gateway:
+        if through == "file":
+            send("q", "--ndjson", str(path), "--url", gateway.url)
+        else:
+            send("q", "--ndjson", "--url", gateway.url, stdin=path.read_bytes())
+
+    assert sorted(body for _, body in gateway.requests) == sorted(lines)
+
+
 def test_the_same_file_with_the_same_prefix_has_the_same_effect(tmp_path: Path) -> None:
     path = str(ndjson(tmp_path / "x", LINES))
     with ScriptedGateway().running() as gateway:

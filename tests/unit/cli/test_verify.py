@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from forebay import ids
+from forebay.brokers.api import Delivery
+from forebay.storage.once import claim
 from tests.unit.cli.installation import Installation, dead, delivery
 
 
@@ -86,6 +88,42 @@ def test_dead_and_discarded_messages_are_accounted_for(site: Installation) -> No
 
     assert done.code == 0
     assert (done.json["dead"], done.json["discarded"]) == (2, 1)
+
+
+def handle(site: Installation, destination: str, one: Delivery) -> None:
+    with site.database() as database, database.begin() as connection:
+        assert claim(connection, destination, [one]) == {one.message.id}
+
+
+def test_handled_messages_are_done(site: Installation) -> None:
+    handled = delivery()
+    handle(site, "shop:handle", handled)
+
+    done = site.run("verify", site.record(handled), "--json")
+
+    assert done.code == 0
+    assert (done.json["done"], done.json["stored"]) == (1, 0)
+
+
+def test_handled_under_two_destinations_is_duplicated(site: Installation) -> None:
+    """The handler was renamed, and the message came again."""
+    handled = delivery()
+    for destination in ("shop:handle", "shop:renamed"):
+        handle(site, destination, handled)
+
+    done = site.run("verify", site.record(handled), "--json")
+
+    assert done.code == 1
+    assert (done.json["done"], done.json["duplicated"]) == (1, 1)
+
+
+def test_other_bytes_handled_under_the_id_are_altered(site: Installation) -> None:
+    handled = delivery(b"what was handled")
+    handle(site, "shop:handle", handled)
+
+    done = site.run("verify", site.record(delivery(b"what was sent", id=handled.message.id)), "--json")
+
+    assert done.json["altered"] == 1
 
 
 def test_two_bodies_under_one_key_are_both_visible(site: Installation) -> None:
