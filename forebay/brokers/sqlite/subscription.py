@@ -17,6 +17,12 @@ from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable
 FALLBACK_POLL = 1.0
 """Seconds after which an idle subscription looks again, should its bell not have been rung."""
 
+GATHER = 0.005
+"""Seconds between two looks that fill up one batch: a trickle must not cost a transaction per message."""
+
+LOOK_PATIENCE = 2.0
+"""Seconds that one look may take at least, also for a `receive` that would rather not wait."""
+
 PATIENCE = 10.0
 """Seconds to wait for a turn to write, where the caller named no deadline."""
 
@@ -59,11 +65,15 @@ class SQLiteSubscription:
         self._unapplied: list[Delivery] = []
         self._news = asyncio.Event()
         self._leasing = False
+        self._wanted = 0
+        self._look_began = 0.0
         self._error: BrokerError | None = None
         self._look_at = 0.0
         """When to look for messages, by the monotonic clock; 0: at once, there may be more."""
         self._odd = 0
         self._listening = False
+        self._heard = False
+        """Rung since the last look."""
         self._closed = False
 
     # ---- receive
@@ -89,7 +99,7 @@ class SQLiteSubscription:
             until = deadline
             if self._leasing:
                 # One look is always finished, even with no time to wait; but not for ever.
-                until = max(deadline, now + PATIENCE) if not self._ready else deadline
+                until = deadline if self._ready else max(deadline, self._look_began + LOOK_PATIENCE)
             elif now >= deadline:
                 return self._hand_out(target)
             elif target > 0:
@@ -99,10 +109,10 @@ class SQLiteSubscription:
                 async with asyncio.timeout(max(0.0, until - now)):
                     await self._news.wait()
             except TimeoutError:
-                if self._leasing and time.monotonic() >= deadline:
+                if self._leasing and time.monotonic() >= until:
                     if not self._ready:
                         raise BrokerUnavailable(
-                            f"no turn to read queue {self._queue!r} within {PATIENCE:.0f} s:"
+                            f"no turn to take from queue {self._queue!r} for {until - self._look_began:.0f} s:"
                             " another process holds the queue file"
                         ) from None
                     return self._hand_out(target)
@@ -116,8 +126,11 @@ class SQLiteSubscription:
     def _look(self, want: int) -> None:
         # Rings from before the look are answered by it; later ones are not.
         self._bell.silence()
+        self._heard = False
         self._odd ^= 1
         self._leasing = True
+        self._wanted = want
+        self._look_began = time.monotonic()
         look_first = self._look_at > 0
         self._writer.put(
             Lease(
@@ -132,8 +145,6 @@ class SQLiteSubscription:
                 take=self._take,
             )
         )
-
-        self._wanted = want
 
     def _take(self, result: object) -> None:
         self._leasing = False
@@ -161,14 +172,16 @@ class SQLiteSubscription:
         self._look_at = time.monotonic() + pause
 
     def _listen(self) -> None:
-        if not self._listening:
+        if not self._listening and not self._heard:
             self._listening = True
             self._loop.add_reader(self._bell.fileno(), self._rung)
 
     def _rung(self) -> None:
         # Once per wait: a busy subscription must not be woken for every message.
         self._stop_listening()
-        self._look_at = min(self._look_at, time.monotonic())
+        self._heard = True
+        pause = GATHER if self._ready else 0.0
+        self._look_at = min(self._look_at, time.monotonic() + pause)
         self._news.set()
 
     def _stop_listening(self) -> None:

@@ -15,8 +15,10 @@ from forebay.brokers.api import Ack, DeadLetter, Delivery, Release, Retry
 from forebay.brokers.sqlite import broker as reads
 from forebay.brokers.sqlite import consuming, publishing, schema
 from forebay.brokers.sqlite.broker import SQLiteBroker
+from forebay.brokers.sqlite.files import Turn
 from forebay.brokers.sqlite.settings import SQLiteSettings
-from forebay.errors import PublishRejected
+from forebay.brokers.sqlite.writer import Transaction
+from forebay.errors import BrokerUnavailable, PublishRejected
 from forebay.testing.broker_contract.harness import FAILURE, collect, drain, ids, message, messages, publish
 
 SETTINGS = SQLiteSettings(ballast_bytes=0)
@@ -240,3 +242,70 @@ async def test_deliveries_are_equal_by_what_they_say(path: Path) -> None:
         await publish(broker, "orders", [sent])
         [got] = await drain(broker, "orders", 1, 1.0)
     assert got == Delivery(message=sent, queue="orders", attempt=1, receipt=None)
+
+
+async def test_what_a_failed_settlement_left_on_loan_is_delivered_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller was told BrokerUnavailable and has let go of it; the loan must not last for ever."""
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        sent = messages(3)
+        await publish(broker, "orders", sent)
+        async with broker.subscribe("orders", prefetch=3) as subscription:
+            held = await collect(subscription, 3, 1.0)
+
+            def fail(*_: object) -> bool:
+                raise apsw.IOError("unplugged")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(consuming.Settle, "apply", fail)
+                with pytest.raises(BrokerUnavailable, match="unplugged"):
+                    await subscription.settle([Ack(d) for d in held])
+
+            again = await collect(subscription, 3, 4.0)
+
+            assert sorted(ids(again)) == sorted(ids(sent))
+            assert {d.attempt for d in again} == {1}
+            assert await subscription.settle([Ack(d) for d in again]) == []
+
+
+async def test_a_trickle_does_not_cost_a_transaction_per_message(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    apply = consuming.Lease.apply
+
+    def counted(self: consuming.Lease, tx: Transaction) -> consuming.Lent:
+        nonlocal looks
+        looks += 1
+        return apply(self, tx)
+
+    monkeypatch.setattr(consuming.Lease, "apply", counted)
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        async with broker.subscribe("orders", prefetch=200) as subscription:
+            receiving = asyncio.create_task(subscription.receive(200, 30))
+            started = time.monotonic()
+            for m in messages(200):
+                await publish(broker, "orders", [m])
+            took = time.monotonic() - started
+            assert len(await receiving) == 200
+    # One look per 5 ms at most, however many messages came.
+    assert looks <= took / 0.005 + 3
+
+
+async def test_a_receive_on_a_held_file_ends_soon_and_says_why(path: Path) -> None:
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        await publish(broker, "orders", [message()])
+        async with broker.subscribe("orders", prefetch=1) as subscription:
+            turn = Turn(path.with_name("queue.db.run"))
+            await asyncio.to_thread(turn.__enter__)
+            started = time.monotonic()
+            with pytest.raises(BrokerUnavailable, match="no turn to take"):
+                await subscription.receive(1, 0)
+            assert time.monotonic() - started < 4
+            turn.__exit__(None, None, None)
+            turn.close()
+            assert len(await subscription.receive(1, 5)) == 1, "what the look found late is not lost"
