@@ -112,7 +112,7 @@ class SQLiteSubscription:
                 if self._leasing and time.monotonic() >= until:
                     if not self._ready:
                         raise BrokerUnavailable(
-                            f"no turn to take from queue {self._queue!r} for {until - self._look_began:.0f} s:"
+                            f"no turn to take from queue {self._queue!r} in {until - self._look_began:.0f} s:"
                             " another process holds the queue file"
                         ) from None
                     return self._hand_out(target)
