@@ -37,7 +37,7 @@ class CircuitBreaker:
     failure, for `max_recovery_time`: someone must act, and knocking often helps nobody.
 
     One breaker is shared by all who write to a destination. Every call begins with
-    `begin()` and ends with exactly one of `succeeded`, `failed` and `abandoned`.
+    `begin()` and ends with one of `succeeded`, `failed` and `abandoned`.
     """
 
     def __init__(
@@ -154,7 +154,11 @@ class CircuitBreaker:
         self._changed()
 
     def abandoned(self, ticket: int) -> None:
-        """The call was never made, or cancelled: it taught us nothing."""
+        """
+        The call was never made, or cancelled: it taught us nothing.
+
+        Of a call whose outcome has been told it is a harmless afterthought.
+        """
         if ticket == self._probe:
             self._probe = None
             self._changed()

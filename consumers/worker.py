@@ -159,11 +159,15 @@ class Worker:
         received: asyncio.Queue[Loan | None] = asyncio.Queue()
         decided: asyncio.Queue[Decided | None] = asyncio.Queue()
         slots = asyncio.Semaphore(IN_HAND)
-        async with asyncio.TaskGroup() as group:
-            receiver = group.create_task(self._receive(subscription, received, slots))
-            writer = group.create_task(self._write(received, decided, stop))
-            settler = group.create_task(self._settle(subscription, decided, slots))
-            group.create_task(self._stop(stop, receiver, writer, settler))
+        try:
+            async with asyncio.TaskGroup() as group:
+                receiver = group.create_task(self._receive(subscription, received, slots))
+                writer = group.create_task(self._write(received, decided, stop))
+                settler = group.create_task(self._settle(subscription, decided, slots))
+                group.create_task(self._stop(stop, receiver, writer, settler))
+        finally:
+            while not received.empty():
+                self._give_back(received.get_nowait())
 
     async def _receive(
         self, subscription: Subscription, received: asyncio.Queue[Loan | None], slots: asyncio.Semaphore
@@ -233,24 +237,30 @@ class Worker:
     ) -> None:
         try:
             while (loan := await received.get()) is not None:
-                if loan.ticket is None or stop.is_set() or not self._breaker.holds(loan.ticket):
-                    if loan.ticket is not None:
-                        self._breaker.abandoned(loan.ticket)
-                    decided.put_nowait(Decided(settlements=[Release(d) for d in loan.deliveries]))
-                else:
-                    decided.put_nowait(await self._write_one(loan.deliveries, loan.ticket))
+                try:
+                    if loan.ticket is None or stop.is_set() or not self._breaker.holds(loan.ticket):
+                        decided.put_nowait(Decided(settlements=[Release(d) for d in loan.deliveries]))
+                    else:
+                        decided.put_nowait(await self._write_one(loan.deliveries, loan.ticket))
+                finally:
+                    self._give_back(loan)
         finally:
             decided.put_nowait(None)
-            while not received.empty():
-                if (left := received.get_nowait()) is not None and left.ticket is not None:
-                    self._breaker.abandoned(left.ticket)
+
+    def _give_back(self, loan: Loan | None) -> None:
+        """
+        Return the ticket, if the breaker has not heard how the call went.
+
+        A probe that was lost on its way, whatever went wrong, would keep the breaker half open for ever.
+        """
+        if loan is not None and loan.ticket is not None:
+            self._breaker.abandoned(loan.ticket)
 
     async def _write_one(self, deliveries: list[Delivery], ticket: int) -> Decided:
         started_at = self._clock()
         dead = self._processor.expired(deliveries, self._now())
         live = _without(deliveries, dead)
         if not live:
-            self._breaker.abandoned(ticket)
             return Decided(settlements=dead)
         duplicates = 0
         try:
@@ -259,9 +269,6 @@ class Worker:
             settlements = self._processor.settle(live, results, self._now())
             duplicates = sum(r.duplicate and r.error is None for r in results)
             self._breaker.succeeded(ticket, self._batch_size)
-        except asyncio.CancelledError:
-            self._breaker.abandoned(ticket)
-            raise
         except Exception as error:
             if not isinstance(error, (SinkUnavailable, SinkMisconfigured)):
                 self._log.error("sink failed in an unforeseen way", exc_info=error)

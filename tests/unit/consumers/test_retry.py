@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.retry import ExponentialBackoff, Forever
@@ -12,6 +12,7 @@ from consumers.settings import RetrySettings
 ERROR = ValueError("no")
 
 
+@settings(deadline=None)
 @given(
     attempt=st.integers(1, 10_000),
     base=st.floats(0.001, 100),

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import structlog
+import structlog.testing
 from prometheus_client import CollectorRegistry
 
 from consumers import worker as worker_module
@@ -269,6 +271,41 @@ async def test_a_bug_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.tally.restarts == 2
     assert set(bench.sink.stored) == set(ids)
     assert {d.attempt for d in bench.sink.stored.values()} == {1}
+
+
+async def test_a_bug_during_a_probe_does_not_leave_the_queue_paused_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    await bench.publish(20)
+    bench.breaker.failed(0, SinkUnavailable("connection refused"))
+    expired = Processor.expired
+    calls = 0
+
+    def broken_once(self: Processor, batch: list[Delivery], now: datetime) -> list[Settlement]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("bug")
+        return expired(self, batch, now)
+
+    monkeypatch.setattr(Processor, "expired", broken_once)
+    async with bench.running():
+        await until(lambda: bench.tally.stored == 20)
+
+    assert bench.tally.restarts == 1
+
+
+async def test_a_batch_that_takes_long_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "SLOW_WRITE", 0.05)
+    bench = Bench()
+    await bench.publish(1)
+    bench.sink.gate.clear()
+    with structlog.testing.capture_logs() as logs:
+        async with bench.running():
+            await until(lambda: any(entry["event"] == "busy with one batch for long" for entry in logs))
+            assert bench.worker.busy_for() >= 0.05
+            bench.sink.gate.set()
 
 
 async def test_a_sink_that_answers_nonsense_gets_its_messages_again_and_then_gives_them_up() -> None:
