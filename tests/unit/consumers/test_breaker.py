@@ -24,7 +24,7 @@ def clock() -> FakeClock:
 def breaker(
     clock: FakeClock, *, threshold: int = 1, recovery: float = 1.0, longest: float = 30.0
 ) -> CircuitBreaker:
-    settings = BreakerSettings(failure_threshold=threshold, recovery_time=recovery, max_recovery_time=longest)
+    chosen = BreakerSettings(failure_threshold=threshold, recovery_time=recovery, max_recovery_time=longest)
     return CircuitBreaker(chosen, clock=clock, rng=random.Random(0))
 
 
