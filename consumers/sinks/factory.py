@@ -33,6 +33,8 @@ def make_sink(queue: str, settings: QueueSettings, database: Database | None) ->
                 f"handler {settings.handler!r} of queue {queue!r} takes a database connection, but there is"
                 " no database; set database.url (FOREBAY_DATABASE__URL=sqlite:///forebay-data/forebay.db)"
             )
+        if handler.takes_db:
+            _check_pool(queue, settings, database)
         return PythonSink(handler, queue, database, threads=settings.concurrency)
     if settings.sink == "python":
         raise SettingsError(
@@ -44,6 +46,7 @@ def make_sink(queue: str, settings: QueueSettings, database: Database | None) ->
                 f"queue {queue!r} is stored in a database, but there is none; set database.url"
                 " (FOREBAY_DATABASE__URL=postgresql://user:password@host/name), or give the queue a handler"
             )
+        _check_pool(queue, settings, database)
         store = MessageStore(database, payload=database.settings.payload)
         return DatabaseSink(database, store, threads=settings.concurrency)
     offered = entry_points(group=ENTRY_POINTS)
@@ -56,3 +59,12 @@ def make_sink(queue: str, settings: QueueSettings, database: Database | None) ->
             f" (there are: {', '.join(known)})"
         )
     return cast(Sink, offered[settings.sink].load()(queue, settings, database))
+
+
+def _check_pool(queue: str, settings: QueueSettings, database: Database | None) -> None:
+    # With fewer connections the last ones wait for one until it looks like an outage.
+    if database is not None and settings.concurrency > database.settings.pool_size:
+        raise SettingsError(
+            f"queue {queue!r} writes {settings.concurrency} batches at once (concurrency), but there are only"
+            f" {database.settings.pool_size} connections; set database.pool_size to {settings.concurrency} or more"
+        )

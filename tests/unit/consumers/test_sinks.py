@@ -51,6 +51,13 @@ def test_what_is_missing_is_said_with_what_to_write(settings: QueueSettings, say
         make_sink("orders", settings, None)
 
 
+@pytest.mark.parametrize("handler", [None, f"{__name__}:needs_db"])
+def test_more_batches_at_once_than_connections_are_refused(tmp_path: Path, handler: str | None) -> None:
+    database = Database(f"sqlite:///{tmp_path}/a.db")
+    with pytest.raises(SettingsError, match="set database.pool_size to 9"):
+        make_sink("orders", QueueSettings(handler=handler, concurrency=9), database)
+
+
 def test_another_package_may_offer_a_sink(monkeypatch: pytest.MonkeyPatch) -> None:
     offered = EntryPoint(name="other", value=f"{__name__}:other_sink", group="forebay.sinks")
     found: Callable[..., EntryPoints] = lambda group: EntryPoints([offered])  # noqa: E731  # as the real one is called
