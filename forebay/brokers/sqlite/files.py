@@ -238,13 +238,16 @@ class SideFiles:
         fcntl.flock(self._users, fcntl.LOCK_SH)
 
     def mark_clean(self) -> None:
-        """After the last user's last write. Removes what killed processes left beside the file."""
+        """After the last user's last write."""
+        self._unclean.unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Of killed processes. Only for who is alone, behind the door, and has handed back their leases."""
         for path in self.directory.glob("process.*"):
             if path != self._process_path:
                 path.unlink(missing_ok=True)
         for path in (self.directory / "wake").iterdir():
             path.unlink(missing_ok=True)
-        self._unclean.unlink(missing_ok=True)
 
     # ---- whose process lives
 

@@ -69,6 +69,8 @@ def prepare(path: Path, settings: SQLiteSettings, create: bool) -> SideFiles:
                 schema.create(db)
             if alone and (returned := hand_back_everything(db, int(time.time() * 1e6))):
                 log.info("handed back the messages of killed processes", count=returned, path=str(path))
+        if alone:
+            files.remove_leftovers()
         files.begin_use()
         free, low_water = files.free_and_low_water()
         files.ballast.restore(free, low_water)

@@ -111,8 +111,12 @@ async def test_after_a_crash_of_the_last_user_the_file_is_checked_and_after_a_cl
         assert not [e for e in logs if "checking" in e["event"]], "another process has it open"
         holder.kill()
         holder.wait()
+    leftovers = [p.name for p in path.with_name("queue.db.run").rglob("*") if "." in p.name]
+    assert len(leftovers) == 4, "two turns, the lock and the socket of the killed process"
     with capture_logs() as logs:
         await open_and_close(path)
+    left = sorted(p.name for p in path.with_name("queue.db.run").rglob("*") if "." in p.name)
+    assert left == ["turn.main", "turn.next"]
     assert [e["event"] for e in logs if "sound" in e["event"]] == ["the queue file is sound"]
     with capture_logs() as logs:
         await open_and_close(path)
