@@ -65,6 +65,7 @@ def _check_pool(queue: str, settings: QueueSettings, database: Database | None) 
     # With fewer connections the last ones wait for one until it looks like an outage.
     if database is not None and settings.concurrency > database.settings.pool_size:
         raise SettingsError(
-            f"queue {queue!r} writes {settings.concurrency} batches at once (concurrency), but there are only"
-            f" {database.settings.pool_size} connections; set database.pool_size to {settings.concurrency} or more"
+            f"queue {queue!r} writes {settings.concurrency} batches at once (concurrency), but there are"
+            f" only {database.settings.pool_size} connections;"
+            f" set database.pool_size to {settings.concurrency} or more"
         )

@@ -54,7 +54,7 @@ def test_what_is_missing_is_said_with_what_to_write(settings: QueueSettings, say
 @pytest.mark.parametrize("handler", [None, f"{__name__}:needs_db"])
 def test_more_batches_at_once_than_connections_are_refused(tmp_path: Path, handler: str | None) -> None:
     database = Database(f"sqlite:///{tmp_path}/a.db")
-    with pytest.raises(SettingsError, match="set database.pool_size to 9"):
+    with pytest.raises(SettingsError, match=r"set database\.pool_size to 9"):
         make_sink("orders", QueueSettings(handler=handler, concurrency=9), database)
 
 
