@@ -29,7 +29,8 @@ class _JoinedWrites:
     The part of a transport that uvicorn writes to; joins the writes of one turn of the event loop.
 
     Uvicorn writes an answer's head and body separately, and uvloop sends each at
-    once: the second system call was a quarter of the cost of an accepted message.
+    once. In a profile of accepted messages (py-spy, a broker that stores nothing)
+    the second of these system calls took about 15 % of the samples.
     """
 
     __slots__ = ("_loop", "_pending", "_transport")
