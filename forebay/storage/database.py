@@ -187,7 +187,9 @@ class Database:
 
 
 def _is_dead(connection: sa.Connection) -> bool:
-    if connection.closed or connection.invalidated:
+    if connection.invalidated:  # SQLAlchemy saw it first
+        return True
+    if connection.closed:
         return False
     driver = connection.connection.driver_connection
     return bool(getattr(driver, "closed", False))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import Dialect
@@ -47,8 +48,30 @@ def _id() -> TypeEngine[str]:
     return sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite", "mysql", "mariadb")
 
 
+class JsonText(sa.types.TypeDecorator[Any]):
+    """
+    JSON as text, for SQLite.
+
+    A column that is declared JSON there has numeric affinity: the document 0 would be
+    kept as an integer, and a long number as a float.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else orjson.dumps(value).decode()
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else orjson.loads(value)
+
+
 def _json() -> TypeEngine[Any]:
-    return sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+    return (
+        sa.JSON(none_as_null=True)
+        .with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+        .with_variant(JsonText(), "sqlite")
+    )
 
 
 def _bytes() -> TypeEngine[bytes]:

@@ -19,7 +19,7 @@ down_revision: str | None = None
 
 def upgrade() -> None:
     uuid = sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite", "mysql", "mariadb")
-    json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+    json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql").with_variant(sa.Text(), "sqlite")
     binary = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
     op.create_table(

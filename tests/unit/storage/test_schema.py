@@ -1,0 +1,116 @@
+"""The schema is brought up to date once, whoever starts first, and told from others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from forebay.errors import SinkUnavailable
+from forebay.storage.database import Database
+from forebay.storage.schema import VERSION_TABLE, SchemaMismatch, migrate, require_current, schema_state
+from forebay.storage.tables import metadata
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.external)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new' / 'forebay.db'}"
+    made: str = request.getfixturevalue("postgres").create_database()
+    return made
+
+
+@pytest.fixture
+def empty(url: str) -> Iterator[Database]:
+    database = Database(url)
+    yield database
+    database.dispose()
+
+
+def set_version(database: Database, version: str) -> None:
+    with database.begin() as connection:
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = :v"), {"v": version})
+
+
+def test_an_empty_database_is_told_to_migrate(empty: Database) -> None:
+    assert schema_state(empty) == "empty"
+    with pytest.raises(SchemaMismatch, match="no Forebay tables; run `forebay migrate`"):
+        require_current(empty)
+
+
+def test_asking_creates_no_file(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'forebay.db'}")
+    assert schema_state(database) == "empty"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_migrating_brings_it_up_to_date_once(empty: Database) -> None:
+    assert [step.split()[0] for step in migrate(empty)] == ["0001"]
+    assert schema_state(empty) == "current"
+    require_current(empty)
+    assert migrate(empty) == []
+
+
+def test_the_steps_make_the_tables_that_the_code_uses(empty: Database) -> None:
+    """Whoever changes a table and forgets the migration is told here."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    migrate(empty)
+    with empty.read() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_processes_that_start_together_take_turns(empty: Database, url: str) -> None:
+    others = [Database(url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        steps = list(threads.map(migrate, others))
+    for other in others:
+        other.dispose()
+    assert sorted(map(len, steps)) == [0, 0, 0, 1]
+    assert schema_state(empty) == "current"
+
+
+def test_a_newer_schema_is_refused_and_names_the_newer_release(empty: Database) -> None:
+    migrate(empty)
+    set_version(empty, "9999")
+
+    assert schema_state(empty) == "ahead"
+    for call in (require_current, migrate):
+        with pytest.raises(SchemaMismatch, match="newer release"):
+            call(empty)
+
+
+def test_an_older_schema_is_told_to_migrate(empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alembic.script import ScriptDirectory
+
+    migrate(empty)
+    # As the next release sees the tables of this one.
+    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda self: "0002")
+    assert schema_state(empty) == "behind"
+    with pytest.raises(SchemaMismatch, match="older release; run `forebay migrate`"):
+        require_current(empty)
+
+
+def test_a_step_that_fails_leaves_nothing_behind(empty: Database) -> None:
+    if empty.dialect == "sqlite":
+        pytest.skip("the file does not exist yet")
+    with empty.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE processed_messages (x int)")  # somebody else's
+
+    with pytest.raises(Exception, match="already exists"):
+        migrate(empty)
+
+    assert schema_state(empty) == "empty"
+    with empty.read() as connection:
+        assert not sa.inspect(connection).has_table("messages")
+
+
+def test_a_file_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SinkUnavailable, match=r"cannot create the database file .*file/forebay\.db"):
+        migrate(Database(f"sqlite:///{tmp_path / 'file' / 'forebay.db'}"))
