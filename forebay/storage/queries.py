@@ -192,8 +192,9 @@ def _body_digests(
 def _any(database: Database, column: sa.Column[Any], ids: list[str]) -> sa.ColumnElement[bool]:
     """`column` is one of `ids`, with one parameter however many they are."""
     if database.dialect == "postgresql":
+        # As rows, not `= ANY (array)`: the array would be read from its text again for every row.
         array = sa.cast(sa.literal("{" + ",".join(ids) + "}", sa.Text), sa.ARRAY(sa.Uuid(as_uuid=False)))
-        return column == sa.any_(array)
+        return column.in_(sa.select(sa.func.unnest(array)))
     values = sa.func.json_each(sa.literal("[" + ",".join(f'"{i}"' for i in ids) + "]", sa.Text))
     return column.in_(sa.select(values.table_valued("value").c.value))
 
