@@ -102,7 +102,9 @@ class Processor:
         if isinstance(error, MessageRejected) and self.gives_up:
             new_id = error.new_id if isinstance(error, IdempotencyConflict) else None
             return DeadLetter(delivery, failure, new_id)
-        age = (now - delivery.message.accepted_at).total_seconds()
+        # A delayed message, and one sent back from the dead letters, begins its life when it is due.
+        since = max(delivery.message.accepted_at, delivery.message.not_before or delivery.message.accepted_at)
+        age = (now - since).total_seconds()
         delay = self.retry.next_delay(delivery.attempt, error, age)
         if delay is None:
             return DeadLetter(delivery, failure)

@@ -14,7 +14,7 @@ class RetryPolicy(Protocol):
         """
         Seconds to wait after failed attempt number `attempt` (from 1); None gives up.
 
-        `age` is the time since the message was accepted, in seconds.
+        `age` is the time since the message could first be delivered, in seconds.
         """
         ...
 

@@ -24,6 +24,7 @@ from consumers.status import QueueStatus, WorkerState
 from consumers.worker import LAST_SETTLE_TIMEOUT, Worker, utc_now
 from forebay.brokers.api import Broker
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue
+from forebay.errors import SettingsError
 from forebay.sinks import Sink
 from forebay.storage.database import Database
 
@@ -88,10 +89,15 @@ class Supervisor:
         Consume `queue` too, from now or from `run` on. A queue that is there already stays as it is.
 
         Raises:
-            SettingsError: its sink cannot be made.
+            SettingsError: its sink cannot be made, or the broker cannot keep the order it asks for.
         """
         if queue in self._lines:
             return
+        if settings.order == "key" and (kept := self._broker.capabilities.ordering) != "by_key":
+            raise SettingsError(
+                f'queues.{queue}.order is "key", which this broker cannot keep (its ordering is {kept!r});'
+                ' write order = "none", or use a broker that orders by key (see docs/drivers.md)'
+            )
         sink = self._make_sink(queue, settings)
         retry = ExponentialBackoff.of(settings.retry)
         processor = Processor(retry=retry, destination=sink.destination)

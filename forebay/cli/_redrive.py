@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from forebay.errors import BrokerError
@@ -115,6 +116,8 @@ def _message(record: DeadLetterRecord) -> Message:
         id=record.id,
         body=record.body,
         accepted_at=record.accepted_at,
+        # Its retries count from now: an old message must not be given up at its first stumble for its age.
+        not_before=datetime.now(UTC),
         key=record.key,
         headers=record.headers,
         content_type=record.content_type,

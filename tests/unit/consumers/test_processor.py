@@ -93,6 +93,19 @@ def test_what_the_sink_did_not_get_to_is_handed_back() -> None:
     assert isinstance(settle_one(NotTried()), Release)
 
 
+def test_the_age_of_a_message_counts_from_when_it_could_first_be_delivered() -> None:
+    """One that was delayed for days, or sent back from the dead letters, has its retries before it."""
+    old, two_days = OSError("boom"), timedelta(days=2)
+    waited = delivery("a", attempt=2, accepted_at=NOON - two_days)
+    delayed = delivery("a", attempt=2, accepted_at=NOON - two_days, not_before=NOON - timedelta(minutes=1))
+
+    [given_up] = PROCESSOR.settle([waited], [WriteResult(message_id="a", error=old)], NOON)
+    [tried_again] = PROCESSOR.settle([delayed], [WriteResult(message_id="a", error=old)], NOON)
+
+    assert isinstance(given_up, DeadLetter)
+    assert isinstance(tried_again, Retry)
+
+
 def test_a_bad_message_leaves_its_neighbours_alone() -> None:
     batch = [delivery(i) for i in "abc"]
     results = [WriteResult(message_id=i) for i in "abc"]
