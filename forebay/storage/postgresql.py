@@ -12,7 +12,7 @@ from forebay.brokers.api import Delivery
 from forebay.errors import MessageRejected
 from forebay.storage import pgarrays
 from forebay.storage.classify import classify
-from forebay.storage.rows import headers_json, holds_json, says_json, text_bytes
+from forebay.storage.rows import headers_json, holds_json, name_bytes, says_json, text_bytes
 
 # The update costs nothing as long as no dead letter is open: the server asks
 # EXISTS once and skips the rest.
@@ -66,9 +66,9 @@ def columns(batch: Sequence[Delivery], *, payload: bool) -> list[pgarrays.Binary
     return [
         pgarrays.uuids([m.id for m in messages]),
         pgarrays.byteas([m.body for m in messages]),
-        pgarrays.texts([text_bytes(d.queue) for d in batch]),
+        pgarrays.texts([name_bytes(d.queue) for d in batch]),
         pgarrays.texts([None if m.key is None else text_bytes(m.key) for m in messages]),
-        pgarrays.texts([text_bytes(m.content_type) for m in messages]),
+        pgarrays.texts([name_bytes(m.content_type) for m in messages]),
         pgarrays.jsonbs([headers_json(m.headers) if m.headers else b"{}" for m in messages]),
         pgarrays.jsonbs(
             [
