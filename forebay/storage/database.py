@@ -124,10 +124,11 @@ class Database:
         except Exception as error:
             if not _is_dead(connection):
                 raise
+            waited = _gave_up(connection)
             connection.invalidate()
             self.engine.dispose()
             known = classify(error, self.dialect)
-            if not isinstance(known, SinkUnavailable):
+            if waited or not isinstance(known, SinkUnavailable):
                 raise
             raise ConnectionLost(str(known)) from error
 
@@ -170,12 +171,15 @@ class Database:
         return engine
 
     def _postgresql_engine(self, parameters: Mapping[str, Any]) -> sa.Engine:
-        import psycopg
+        from forebay.storage.patience import ImpatientConnection
 
-        def connect() -> psycopg.Connection:
+        def connect() -> ImpatientConnection:
             # Never prepared by name: a pooler between us and the server may hand the next
             # transaction to another session. At batches of 500 no difference was measurable.
-            return psycopg.connect(**parameters, prepare_threshold=None)
+            made = ImpatientConnection.connect(**parameters, prepare_threshold=None)
+            # The server's own timeout comes first wherever it works.
+            made.answer_timeout = self.settings.statement_timeout + 5.0
+            return made
 
         return sa.create_engine(
             "postgresql+psycopg://",
@@ -193,6 +197,13 @@ def _is_dead(connection: sa.Connection) -> bool:
         return False
     driver = connection.connection.driver_connection
     return bool(getattr(driver, "closed", False))
+
+
+def _gave_up(connection: sa.Connection) -> bool:
+    """Was it we who closed the connection, after waiting long enough."""
+    if connection.invalidated:
+        return False
+    return bool(getattr(connection.connection.driver_connection, "gave_up", False))
 
 
 def _sqlite_path(url: str) -> Path:

@@ -68,6 +68,7 @@ def migrate(database: Database) -> list[str]:
         }
         with EnvironmentContext(config, scripts, fn=steps):
             scripts.run_env()
+    database.dispose()  # the connection that waits for ever must not be lent again
     return taken
 
 
@@ -128,6 +129,7 @@ def _lock(database: Database, connection: sa.Connection) -> None:
     if database.dialect == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(_MIGRATION_LOCK_TIMEOUT * 1000)}")
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index may take long to build
+        connection.connection.driver_connection.answer_timeout = None  # type: ignore[union-attr]  # ours
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
 
 

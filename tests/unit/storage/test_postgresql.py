@@ -415,6 +415,26 @@ def test_a_server_killed_after_it_has_committed_but_before_its_answer_stores_not
         database.dispose()
 
 
+def test_a_server_that_stops_answering_is_given_up(breakable: Postgres, fragile: Database) -> None:
+    import os
+    import signal
+
+    url = breakable.url(name_of(fragile))
+    hasty = Database(url, DatabaseSettings(statement_timeout=0.5))
+    store = MessageStore(hasty)
+    store.write([delivery()])
+    with hasty.read() as connection:
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(SinkUnavailable, match=r"no answer within 5\.5 s"):
+            store.write([delivery()])
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert store.write([delivery()])[0].error is None
+    hasty.dispose()
+
+
 def test_a_cut_connection_is_replaced_and_the_batch_run_again(breakable: Postgres, fragile: Database) -> None:
     add_trigger(fragile, "PERFORM pg_advisory_xact_lock(1)")
     patient = Database(breakable.url(name_of(fragile)), DatabaseSettings(lock_timeout=30))
