@@ -115,6 +115,7 @@ class Worker:
             try:
                 await self._run_once(stop)
             except Exception as error:
+                _forget_cancellations()
                 self._ended_by(_innermost(error))
             finally:
                 self.connected = False
@@ -370,6 +371,20 @@ def _innermost(error: Exception) -> Exception:
     found = [_innermost(e) for e in error.exceptions]
     bugs = [e for e in found if not isinstance(e, (BrokerUnavailable, TimeoutError))]
     return (bugs or found)[0]
+
+
+def _forget_cancellations() -> None:
+    """
+    Call off what a failed TaskGroup asked of this task, and nobody else did.
+
+    A group whose child fails while the group is being left cancels its parent and never takes it back.
+    Until 3.11.3 `asyncio.timeout` lets such a leftover turn its own end into a
+    CancelledError, and that would end the worker for good. A real cancellation
+    does not get here: it is no Exception.
+    """
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> bool:
