@@ -199,7 +199,8 @@ class Writer:
             if self._db is None:
                 self._db = self._connect()
             if self._peek is not None:
-                jobs = self._answer_by_looking(self._db, outcomes)
+                jobs = self._take()
+                jobs = self._answer_by_looking(self._db, jobs, outcomes)
                 self._deliver(outcomes)
                 if not jobs:
                     return
@@ -229,17 +230,15 @@ class Writer:
         finally:
             self._deliver(outcomes)
 
-    def _answer_by_looking(self, db: apsw.Connection, outcomes: list[tuple[Job, object]]) -> list[Job]:
+    def _answer_by_looking(
+        self, db: apsw.Connection, jobs: Sequence[Job], outcomes: list[tuple[Job, object]]
+    ) -> list[Job]:
         """Answer the jobs that need no write, without waiting for the turn; return the others."""
         assert self._peek is not None
-        others: list[Job] = []
-        for job in self._take():
-            answer = self._peek(db, self._now(), job)
-            if answer is None:
-                others.append(job)
-            else:
-                outcomes.append((job, answer))
-        return others
+        answers = [(job, self._peek(db, self._now(), job)) for job in jobs]
+        # Only now that none has failed: each job gets one answer.
+        outcomes += [(job, answer) for job, answer in answers if answer is not None]
+        return [job for job, answer in answers if answer is None]
 
     def _transaction(
         self, db: apsw.Connection, jobs: Sequence[Job], outcomes: list[tuple[Job, object]]

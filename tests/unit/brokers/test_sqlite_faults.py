@@ -1,0 +1,52 @@
+"""One thing fails at the worst moment: nobody waits for ever, nothing is held by nobody or by two."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import pytest
+
+from forebay.brokers.api import Ack
+from forebay.brokers.sqlite import consuming
+from forebay.brokers.sqlite.broker import SQLiteBroker
+from forebay.brokers.sqlite.settings import SQLiteSettings
+from forebay.errors import BrokerUnavailable
+from forebay.testing.broker_contract.harness import collect, message, publish
+
+SETTINGS = SQLiteSettings(ballast_bytes=0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+async def test_a_look_that_fails_is_told_and_the_next_one_works(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also to those who asked for something else in the same moment: a settlement must not vanish."""
+
+    def fail(*_: object) -> None:
+        monkeypatch.undo()
+        raise apsw.IOError("disk I/O error")
+
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        await publish(broker, "orders", [message(b"one")])
+        async with broker.subscribe("orders", prefetch=10) as subscription:
+            held = await collect(subscription, 1, 2.0)
+            assert await subscription.receive(1, 0.0) == []
+            monkeypatch.setattr(consuming.Lease, "look", fail)
+            waiting = asyncio.create_task(subscription.receive(1, 0.0))
+            await asyncio.sleep(0)
+            settling = asyncio.create_task(subscription.settle([Ack(d) for d in held]))
+            with pytest.raises(BrokerUnavailable):
+                async with asyncio.timeout(1.0):
+                    await waiting
+            with pytest.raises(BrokerUnavailable):
+                async with asyncio.timeout(1.0):
+                    await settling
+            [again] = await collect(subscription, 1, 3.0)
+            assert again.message == held[0].message
