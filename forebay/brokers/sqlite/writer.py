@@ -19,7 +19,7 @@ import structlog
 
 from forebay.brokers.sqlite.files import SideFiles, Turn
 from forebay.brokers.sqlite.schema import CHECKPOINT_BYTES, connect, one_row
-from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable
+from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable, SettingsError
 
 log = structlog.get_logger()
 
@@ -217,7 +217,8 @@ class Writer:
                 self._files.bells.ring(ring)
         except BrokerError as error:
             outcomes += [(job, error) for job in (jobs or self._take())]
-        except (apsw.Error, OSError) as error:
+        except (apsw.Error, OSError, SettingsError) as error:
+            # The last of these: what is found at the path is no queue any more, or may not be written.
             log.warning("the queue file failed", path=str(self._files.database), error=str(error))
             self._close_connection()
             refusal = BrokerUnavailable(f"cannot write {self._files.database}: {error}")
@@ -226,7 +227,8 @@ class Writer:
             # A bug; those who wait must hear of it all the same.
             log.exception("a queue writer failed")
             self._close_connection()
-            outcomes += [(job, BrokerUnavailable(f"internal error: {error!r}")) for job in jobs]
+            bug = BrokerUnavailable(f"internal error: {error!r}")
+            outcomes += [(job, bug) for job in (jobs or self._take())]
         finally:
             self._deliver(outcomes)
 

@@ -50,3 +50,10 @@ async def test_a_look_that_fails_is_told_and_the_next_one_works(
                     await settling
             [again] = await collect(subscription, 1, 3.0)
             assert again.message == held[0].message
+
+
+def overwrite(path: Path, content: bytes) -> bytes:
+    """Return what was there before."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    return before
