@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from forebay.brokers.api import Ack
 from forebay.brokers.sqlite import consuming
 from forebay.brokers.sqlite.broker import SQLiteBroker
 from forebay.brokers.sqlite.settings import SQLiteSettings
+from forebay.brokers.sqlite.subscription import SQLiteSubscription
 from forebay.errors import BrokerUnavailable
 from forebay.testing.broker_contract.harness import collect, message, publish
 
@@ -57,3 +60,15 @@ def overwrite(path: Path, content: bytes) -> bytes:
     before = path.read_bytes()
     path.write_bytes(content)
     return before
+
+
+async def test_a_file_that_is_no_queue_any_more_is_refused_once_per_request(path: Path) -> None:
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        sound = overwrite(path, b"overwritten by a careless restore " * 1000)
+        started = time.monotonic()
+        with capture_logs() as logs, pytest.raises(BrokerUnavailable, match="is not a queue file"):
+            await broker.ping()
+        assert time.monotonic() - started < 1.0, "told at once, not at the deadline"
+        assert len(logs) <= 1
+        overwrite(path, sound)
+        await broker.ping()
