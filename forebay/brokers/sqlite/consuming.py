@@ -49,6 +49,8 @@ _HAND_BACK = (
     "insert into slot (queue, due, seq, attempt, deferrals, death)"
     " select ?, 0, seq, attempt, deferrals + 1, death from lease where owner = ?"
 )
+_HAND_BACK_ONE = _HAND_BACK + " and seq = ?"
+_END_ONE = "delete from lease where owner = ? and seq = ?"
 
 
 def microseconds(seconds: float) -> int:
@@ -216,7 +218,7 @@ class Settle(FutureJob):
         dead_queue_id: int | None,
         owner: int,
         settlements: Sequence[Settlement],
-        on_failure: Callable[[Sequence[Settlement]], None],
+        on_failure: Callable[[int, list[int]], None],
     ) -> None:
         super().__init__()
         self.queue_id = queue_id
@@ -228,7 +230,7 @@ class Settle(FutureJob):
 
     def deliver(self, result: object) -> None:
         if isinstance(result, BrokerError):
-            self.on_failure(self.settlements)
+            self.on_failure(self.owner, [s.delivery.receipt for s in self.settlements])  # type: ignore[misc]  # ours are numbers
         super().deliver(result)
 
     def apply(self, tx: Transaction) -> bool:
@@ -305,6 +307,35 @@ def _death_text(death: Death) -> str:
         return orjson.dumps(notes).decode()
     except TypeError:
         return orjson.dumps({k: v.encode("utf-8", "replace").decode() for k, v in notes.items()}).decode()
+
+
+class HandBack(FutureJob):
+    """
+    Hand back what a failed settlement left on loan. Nobody awaits it.
+
+    Only what the owner still holds: by now others may have it, or the settlement
+    was done after all.
+    """
+
+    __slots__ = ("on_failure", "owner", "queue_id", "seqs")
+
+    def __init__(
+        self, queue_id: int, owner: int, seqs: list[int], on_failure: Callable[[int, list[int]], None]
+    ) -> None:
+        super().__init__()
+        self.queue_id = queue_id
+        self.owner = owner
+        self.seqs = seqs
+        self.on_failure = on_failure
+
+    def deliver(self, result: object) -> None:
+        if isinstance(result, BrokerError):
+            self.on_failure(self.owner, self.seqs)
+
+    def apply(self, tx: Transaction) -> None:
+        tx.db.executemany(_HAND_BACK_ONE, [(self.queue_id, self.owner, seq) for seq in self.seqs])
+        tx.db.executemany(_END_ONE, [(self.owner, seq) for seq in self.seqs])
+        tx.ring.add(self.queue_id)
 
 
 class Enter(FutureJob):

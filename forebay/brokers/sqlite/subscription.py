@@ -7,9 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from forebay.brokers.api import DeadLetter, Delivery, Release, Settlement
+from forebay.brokers.api import DeadLetter, Delivery, Settlement
 from forebay.brokers.naming import is_dead_letter_queue
-from forebay.brokers.sqlite.consuming import Lease, Leave, Lent, Settle
+from forebay.brokers.sqlite.consuming import HandBack, Lease, Leave, Lent, Settle
 from forebay.brokers.sqlite.files import Doorbell
 from forebay.brokers.sqlite.writer import Writer
 from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable
@@ -62,7 +62,8 @@ class SQLiteSubscription:
         self._loop = asyncio.get_running_loop()
         self._ready: deque[Delivery] = deque()
         self._held: dict[int, Delivery] = {}
-        self._unapplied: list[Delivery] = []
+        self._unapplied: list[tuple[int, list[int]]] = []
+        """What failed settlements left on loan, by the owner they were for."""
         self._news = asyncio.Event()
         self._leasing = False
         self._wanted = 0
@@ -210,7 +211,14 @@ class SQLiteSubscription:
         if not ours:
             return stale
         self._news.set()
-        job = self._settle_job(ours)
+        job = Settle(
+            queue_id=self._queue_id,
+            queue=self._queue,
+            dead_queue_id=self._dead_queue_id,
+            owner=self.owner,
+            settlements=ours,
+            on_failure=self._keep_unapplied,
+        )
         self._writer.put(job)
         try:
             async with asyncio.timeout(PATIENCE):
@@ -224,24 +232,15 @@ class SQLiteSubscription:
             stale += [s.delivery for s in ours]
         return stale
 
-    def _settle_job(self, settlements: Sequence[Settlement]) -> Settle:
-        return Settle(
-            queue_id=self._queue_id,
-            queue=self._queue,
-            dead_queue_id=self._dead_queue_id,
-            owner=self.owner,
-            settlements=settlements,
-            on_failure=self._keep_unapplied,
-        )
-
-    def _keep_unapplied(self, settlements: Sequence[Settlement]) -> None:
-        self._unapplied += [s.delivery for s in settlements]
+    def _keep_unapplied(self, owner: int, seqs: list[int]) -> None:
+        self._unapplied.append((owner, seqs))
 
     def release_unapplied(self) -> None:
         """Hand back what a failed settlement left on loan: its caller has let go of it."""
         if self._unapplied and not self._closed:
-            deliveries, self._unapplied = self._unapplied, []
-            self._writer.put(self._settle_job([Release(d) for d in deliveries]))
+            unapplied, self._unapplied = self._unapplied, []
+            for owner, seqs in unapplied:
+                self._writer.put(HandBack(self._queue_id, owner, seqs, self._keep_unapplied))
 
     # ---- close
 

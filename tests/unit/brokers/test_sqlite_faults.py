@@ -72,3 +72,44 @@ async def test_a_file_that_is_no_queue_any_more_is_refused_once_per_request(path
         assert len(logs) <= 1
         overwrite(path, sound)
         await broker.ping()
+
+
+def when_leases_are_over() -> float:
+    return time.time() + 2 * SETTINGS.lease
+
+
+async def test_what_a_failed_settlement_left_is_not_handed_back_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed, the process was stopped, others took over; now it goes on, under another owner."""
+
+    def fail(*_: object) -> None:
+        monkeypatch.undo()
+        raise apsw.IOError("disk I/O error")
+
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        await publish(broker, "orders", [message(b"one")])
+        async with broker.subscribe("orders", prefetch=10) as subscription:
+            assert isinstance(subscription, SQLiteSubscription)
+            assert broker._keeper is not None
+            broker._keeper.cancel()  # as if stopped
+            [mine] = await collect(subscription, 1, 2.0)
+            monkeypatch.setattr(consuming.Settle, "apply", fail)
+            with pytest.raises(BrokerUnavailable):
+                await subscription.settle([Ack(mine)])
+
+            async with (
+                SQLiteBroker.open(path, SETTINGS, clock=when_leases_are_over) as other,
+                other.subscribe("orders", prefetch=10) as theirs,
+            ):
+                [lent] = await collect(theirs, 1, 5.0)
+                await publish(broker, "orders", [message(b"two")])
+                got = await collect(subscription, 1, 3.0)  # under a new owner
+                subscription.release_unapplied()
+                assert await subscription.settle([Ack(d) for d in got]) == []
+                assert await subscription.receive(1, 0.2) == [], "it is lent to the other"
+                assert await theirs.settle([Ack(lent)]) == []
+            depth = await broker.depth("orders")
+            assert (depth.waiting, depth.in_hand, depth.bytes) == (0, 0, 0)
+            assert await subscription.receive(1, 0.2) == []
