@@ -6,7 +6,7 @@ import asyncio
 from typing import cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
 
@@ -75,6 +75,8 @@ class Protocol(HttpToolsProtocol):
     _discarded = 0
     _discarding_since = 0.0
     _broken = False
+    _before: RequestResponseCycle | None = None
+    """The request before `cycle`, the newest."""
 
     def connection_made(self, transport: object) -> None:
         whole = cast(asyncio.Transport, transport)
@@ -118,6 +120,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head = 0
+        self._before = self.cycle
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -144,12 +147,16 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, kind: Kind, detail: str) -> None:
         """Answer what never became a request, and end the connection."""
         self._broken = True
+        if self.pipeline and self.cycle.more_body:
+            # Its body is what is broken, and its turn to be answered has not come.
+            self.pipeline.popleft()
+            assert self._before is not None
+            self.cycle = self._before
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
-            # The request before is whole and in work; an answer now would be taken for
-            # its answer. Let it have its own, and close after it.
+            # The requests before are whole and in work; an answer now would be taken for
+            # one of theirs. Let them have their own, and close after the last.
             cycle.keep_alive = False
-            self.pipeline.clear()
             return
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()

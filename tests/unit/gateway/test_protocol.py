@@ -176,6 +176,25 @@ async def test_garbage_after_a_request_does_not_take_its_answer() -> None:
         assert await connection.closed()
 
 
+@pytest.mark.parametrize(
+    "broken", [b"GARBAGE\r\n\r\n", f"{POST}Transfer-Encoding: chunked\r\n\r\nno size\r\n".encode()]
+)
+@pytest.mark.parametrize("before", [1, 2, 3])
+async def test_every_whole_request_before_a_broken_one_gets_its_own_answer(
+    before: int, broken: bytes
+) -> None:
+    """A 400 must not be read as the answer to a message that is stored; and nobody waits in vain."""
+    async with running() as gateway:
+        gateway.broker.gate.clear()
+        connection = await gateway.connect()
+        await connection.send(request(b"good") * before + broken)
+        await gateway.broker.began.wait()
+        gateway.broker.gate.set()
+
+        assert [(await connection.answer()).status for _ in range(before)] == [202] * before
+        assert await connection.closed()
+
+
 async def test_a_client_that_leaves_does_not_take_its_message_with_it() -> None:
     async with running() as gateway:
         gateway.broker.gate.clear()
