@@ -23,10 +23,10 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forebay.brokers.factory import open_broker
 from pydantic import SecretStr
 
 from forebay.brokers.api import Ack
+from forebay.brokers.factory import open_broker
 from forebay.brokers.settings import BrokerSettings
 from tests.system.harness import Process, Site, until
 
@@ -141,7 +141,11 @@ class Cut:
     """What one power cut left."""
 
     promised: int
+    """Answered 202 before the cut began."""
     lost: int
+    """Of these."""
+    lost_later: int
+    """Answered 202 while the cut went on, or after it, and not there; without power nothing is answered."""
     altered: int
     waiting: int
 
@@ -157,8 +161,8 @@ def cut_power_once(folder: Path, *, after: int, weakened: bool = False) -> Cut:
         clients = Clients(site.port)
         clients.start()
         gateway.until(lambda: len(clients.promised) >= after, within=60, what=f"{after} answers 202")
+        before_the_cut = set(clients.promised)
         disk.cut()
-        # What it answers now counts as well: without power nothing may be promised.
         until(lambda: clients.refused >= 10 or not gateway.running, within=30, what="a refusal after the cut")
         gateway.kill()
         clients.join()
@@ -168,9 +172,12 @@ def cut_power_once(folder: Path, *, after: int, weakened: bool = False) -> Cut:
     finally:
         site.close()
         disk.close()
-    lost = sum(1 for id in clients.promised if id not in found)
+    lost = sum(1 for id in before_the_cut if id not in found)
+    lost_later = sum(1 for id in clients.promised if id not in found) - lost
     altered = sum(1 for id, body in clients.promised.items() if id in found and found[id] != body)
-    return Cut(promised=len(clients.promised), lost=lost, altered=altered, waiting=len(found))
+    return Cut(
+        promised=len(before_the_cut), lost=lost, lost_later=lost_later, altered=altered, waiting=len(found)
+    )
 
 
 def _weakened_gateway(site: Site) -> Process:
