@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -60,9 +62,16 @@ async def serve_health(
             await site.start()
         except OSError as error:
             raise SettingsError(
-                f"cannot listen on {host}:{port} for health checks ({error.strerror});"
-                " change consumer.health_port (FOREBAY_CONSUMER__HEALTH_PORT)"
+                f"cannot listen on {host}:{port} for health checks ({_why(error)}); choose another with"
+                " --port or FOREBAY_CONSUMER__HEALTH_PORT (consumer.health_port; 0 picks a free one)"
             ) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+def _why(error: OSError) -> str:
+    """The system's words; asyncio's own text repeats the address."""
+    if error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)

@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -74,7 +73,6 @@ class Supervisor:
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
-        self._registry = registry
         self._metrics = ConsumerMetrics(registry)
         self._clock = clock
         self._now = now
@@ -116,22 +114,10 @@ class Supervisor:
 
         Returns within `shutdown_timeout` and a few seconds more, whatever the
         destination and the broker do.
-
-        Raises:
-            SettingsError: `health_port` is set and cannot be listened on.
         """
         self._stop = stop
         try:
-            async with AsyncExitStack() as stack:
-                if self._settings.health_port is not None:
-                    # Imported here: a quarter of a second that `forebay dev` does not need.
-                    from consumers.health import serve_health
-
-                    host, port = self._settings.health_host, self._settings.health_port
-                    health = serve_health(host, port, self.snapshot, self._registry)
-                    port = await stack.enter_async_context(health)
-                    log.info("health checks answer", url=f"http://{host}:{port}/readyz")
-                await self._consume(stop)
+            await self._consume(stop)
         finally:
             for line in self._lines.values():
                 await line.sink.close()

@@ -223,8 +223,11 @@ def test_a_consumer_waits_for_a_database_that_is_away(tmp_path: Path) -> None:
 
 def test_a_consumer_serves_health_and_figures(tmp_path: Path) -> None:
     forebay("migrate", cwd=tmp_path, env=URLS)
-    with Running("consume", "--port", "0", cwd=tmp_path, env=URLS) as consumer:
-        port = consumer.until(r'"port": (\d+)')[1]
+    # A port by its number: with 0 a second listener in the process would go unnoticed.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with Running("consume", "--port", str(port), cwd=tmp_path, env=URLS) as consumer:
+        assert consumer.until(r'"port": (\d+)')[1] == str(port)
         consumer.until("consuming orders")
 
         def ready() -> bool:

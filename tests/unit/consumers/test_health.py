@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import socket
 from collections.abc import AsyncIterator
@@ -11,12 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from consumers.health import serve_health
-from consumers.settings import ConsumerSettings
 from consumers.status import STALLED, QueueStatus
-from consumers.supervisor import Supervisor
-from forebay.brokers.memory import MemoryBroker
 from forebay.errors import SettingsError
-from tests.unit.consumers.fakes import MemorySink
 
 FINE = QueueStatus(
     queue="orders",
@@ -87,11 +82,7 @@ async def test_metrics_are_shown() -> None:
 
 async def test_a_busy_port_is_named_with_the_setting_that_changes_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        supervisor = Supervisor(
-            MemoryBroker(),
-            ConsumerSettings(health_port=taken.getsockname()[1]),
-            database=None,
-            make_sink=lambda *_: MemorySink(),
-        )
-        with pytest.raises(SettingsError, match=r"consumer\.health_port"):
-            await supervisor.run(asyncio.Event())
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=rf"127\.0\.0\.1:{port} .*in use.*consumer\.health_port"):
+            async with serve_health("127.0.0.1", port, list, CollectorRegistry()):
+                pass
