@@ -189,7 +189,7 @@ def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
                             settings.gateway,
                             sock=sock,
                             stop=stop,
-                            started=lambda: _welcome(loaded, sock),
+                            started=started,
                         )
                     finally:
                         drained.set()
