@@ -91,9 +91,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # no upgrade is offered; the request is served as it is
+            self._feed(data)
         except httptools.HttpParserError:
             self._refuse(
                 INVALID_REQUEST, "This is not a valid HTTP/1.1 request: a header or the framing of the body."
@@ -112,16 +110,44 @@ class Protocol(HttpToolsProtocol):
         if (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
             self._close_after(LINGER)
 
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._offers_upgrade():
+                    return  # CONNECT: the rest is no HTTP
+                # No upgrade is taken, but the parser stops in front of the body. A new
+                # one reads the same head without the offer, and what follows it.
+                head = [self.parser.get_method(), b" ", self.url, b" HTTP/"]
+                head += [self.parser.get_http_version().encode(), b"\r\n"]
+                for name, value in self.headers:
+                    if name != b"upgrade":
+                        head += [name, b": ", value, b"\r\n"]
+                data = b"".join([*head, b"\r\n", data[upgrade.args[0] :]])
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+
+    def _offers_upgrade(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
     def on_message_begin(self) -> None:
         self._in_head = True
         self._discarded = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self._offers_upgrade():
+            return
         self._in_head = False
         self._head = 0
         self._before = self.cycle
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._offers_upgrade():
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.cycle.response_complete:

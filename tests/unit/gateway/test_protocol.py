@@ -277,3 +277,22 @@ async def test_an_upgrade_is_not_taken_and_the_request_is_served() -> None:
         )
 
         assert answer.status == 200
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("in_pieces", [True, False])
+async def test_a_request_that_offers_an_upgrade_keeps_its_body(framing: str, in_pieces: bool) -> None:
+    """Java's client offers h2c with its first request; to the parser, what follows is another protocol's."""
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEA\r\n"
+    body = b"12345" if "Length" in framing else chunk(b"12345") + chunk(b"")
+    sent = f"{POST}{offer}{framing}\r\n".encode() + body
+    async with running() as gateway:
+        connection = await gateway.connect()
+        for piece in [sent[i : i + 1] for i in range(len(sent))] if in_pieces else [sent * 2]:
+            await connection.send(piece)
+            await asyncio.sleep(0)
+        await connection.send(request(b"next"))
+
+        answers = 2 if in_pieces else 3
+        assert [(await connection.answer()).status for _ in range(answers)] == [202] * answers
+        assert [m.body for m in gateway.broker.messages] == [b"12345"] * (answers - 1) + [b"next"]
