@@ -170,6 +170,9 @@ class SQLiteSubscription:
         if result.next_due is not None:
             # A millisecond late rather than a hair early.
             pause = min(pause, max(0.0, (result.next_due - self._now()) / 1e6) + 0.001)
+        if self._heard:
+            # While we looked, and perhaps too late to be seen.
+            pause = min(pause, self._gathering())
         self._look_at = time.monotonic() + pause
 
     def _listen(self) -> None:
@@ -181,9 +184,11 @@ class SQLiteSubscription:
         # Once per wait: a busy subscription must not be woken for every message.
         self._stop_listening()
         self._heard = True
-        pause = GATHER if self._ready else 0.0
-        self._look_at = min(self._look_at, time.monotonic() + pause)
+        self._look_at = min(self._look_at, time.monotonic() + self._gathering())
         self._news.set()
+
+    def _gathering(self) -> float:
+        return GATHER if self._ready else 0.0
 
     def _stop_listening(self) -> None:
         if self._listening:

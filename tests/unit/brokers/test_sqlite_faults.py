@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -113,3 +114,31 @@ async def test_what_a_failed_settlement_left_is_not_handed_back_twice(
             depth = await broker.depth("orders")
             assert (depth.waiting, depth.in_hand, depth.bytes) == (0, 0, 0)
             assert await subscription.receive(1, 0.2) == []
+
+
+async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():  # noqa: ASYNC110  # what is waited for has no event
+            await asyncio.sleep(0.002)
+
+
+async def test_a_ring_during_a_look_is_not_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look came too early for the message: it is looked again at once, not at the next poll."""
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        async with broker.subscribe("orders", prefetch=10) as subscription:
+            assert isinstance(subscription, SQLiteSubscription)
+            waiting = asyncio.create_task(subscription.receive(1, 10.0))
+            await until(lambda: subscription._listening)
+            take = subscription._take
+            late: list[object] = []
+            monkeypatch.setattr(subscription, "_take", late.append)
+            await until(lambda: len(late) > 0)  # the next poll's look: nothing was there
+            assert subscription._listening
+            await publish(broker, "orders", [message(b"one")])
+            await until(lambda: subscription._heard)
+            monkeypatch.undo()
+            began = time.monotonic()
+            take(late[0])
+            assert len(await waiting) == 1
+            assert time.monotonic() - began < 0.5
