@@ -112,7 +112,6 @@ def run_power() -> int:
     figures = {
         "cuts": len(cuts),
         "promised": sum(cut["promised"] for cut in cuts),
-        "lost_of_what_was_answered_during_the_cut": sum(cut["lost_later"] for cut in cuts),
         "control_without_fsync": control,
     }
     targets = [

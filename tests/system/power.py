@@ -6,8 +6,9 @@ The queue lies on an ext4 file system in a loop device. The cut is the kernel's 
 everything that was not forced to the disk is gone, for the file system and for us.
 One thing differs from a real cut: an fdatasync that is under way when the ioctl comes
 may return success without having written (traced on Linux 6.18: begun 0.5 ms before
-the cut, 0 returned just after it, the data gone). So what counts is what was answered
-before the cut began; what was answered later is counted apart.
+the cut, 0 returned just after it, the data gone). So the gateway is frozen first, at a
+random instant and between two system calls, and its clients read what it had answered
+by then: every 202 that was ever sent counts.
 A real gateway works on it, real clients post and remember what was answered 202.
 """
 
@@ -20,10 +21,12 @@ import http.client
 import os
 import secrets
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,13 +114,22 @@ class Clients:
     port: int
     promised: dict[str, bytes] = field(default_factory=dict)
     """Body by id, of every 202."""
-    refused: int = 0
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
         self._threads = [threading.Thread(target=self._post, daemon=True) for _ in range(CLIENTS)]
         for thread in self._threads:
             thread.start()
+
+    def read_what_was_answered(self) -> None:
+        """Return when nothing more comes from a gateway that stands still."""
+
+        def quiet() -> bool:
+            before = len(self.promised)
+            time.sleep(0.3)  # what was sent is in our sockets; this is for the threads to read it
+            return len(self.promised) == before
+
+        until(quiet, within=30, what="the last answers")
 
     def join(self) -> None:
         for thread in self._threads:
@@ -135,9 +147,7 @@ class Clients:
                 if response.status == 202:
                     self.promised[response.headers["Location"].rpartition("/")[2]] = body
                 else:
-                    self.refused += 1
-                    if self.refused > 100:
-                        return
+                    return
 
 
 @dataclass
@@ -145,11 +155,9 @@ class Cut:
     """What one power cut left."""
 
     promised: int
-    """Answered 202 before the cut began."""
+    """Answered 202."""
     lost: int
-    """Of these."""
-    lost_later: int
-    """Answered 202 while the cut went on, or after it, and not there; without power nothing is answered."""
+    """Of these, not in the queue any more."""
     altered: int
     waiting: int
 
@@ -165,9 +173,9 @@ def cut_power_once(folder: Path, *, after: int, weakened: bool = False) -> Cut:
         clients = Clients(site.port)
         clients.start()
         gateway.until(lambda: len(clients.promised) >= after, within=60, what=f"{after} answers 202")
-        before_the_cut = set(clients.promised)
+        _freeze(gateway)
+        clients.read_what_was_answered()
         disk.cut()
-        until(lambda: clients.refused >= 10 or not gateway.running, within=30, what="a refusal after the cut")
         gateway.kill()
         clients.join()
         disk.unmount()
@@ -176,12 +184,20 @@ def cut_power_once(folder: Path, *, after: int, weakened: bool = False) -> Cut:
     finally:
         site.close()
         disk.close()
-    lost = sum(1 for id in before_the_cut if id not in found)
-    lost_later = sum(1 for id in clients.promised if id not in found) - lost
+    lost = sum(1 for id in clients.promised if id not in found)
     altered = sum(1 for id, body in clients.promised.items() if id in found and found[id] != body)
-    return Cut(
-        promised=len(before_the_cut), lost=lost, lost_later=lost_later, altered=altered, waiting=len(found)
-    )
+    return Cut(promised=len(clients.promised), lost=lost, altered=altered, waiting=len(found))
+
+
+def _freeze(process: Process) -> None:
+    """Stop every thread where it is; one in the middle of a system call finishes that first."""
+    process.signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{process.pid}/task")
+
+    def states() -> set[str]:
+        return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()}
+
+    until(lambda: states() == {"T"}, within=30, what="the gateway to stand still")
 
 
 def _weakened_gateway(site: Site) -> Process:
