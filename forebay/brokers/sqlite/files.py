@@ -37,6 +37,36 @@ def lock_file(path: Path) -> int:
     return os.open(path, _LOCK_FLAGS, 0o600)
 
 
+_held: set[int] = set()
+"""Descriptors of the locks that this process opened."""
+
+
+def open_lock(path: Path) -> int:
+    """
+    A descriptor to lock by, until `close_lock`; not shared with forked children.
+
+    A lock lives as long as any copy of its descriptor. A handler's pool of processes
+    that outlives a kill would keep the turn to write from everybody.
+    """
+    fd = lock_file(path)
+    _held.add(fd)
+    return fd
+
+
+def close_lock(fd: int) -> None:
+    _held.discard(fd)
+    os.close(fd)
+
+
+def _close_all_locks() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_all_locks)
+
+
 def try_lock(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
@@ -58,8 +88,8 @@ class Turn:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._next = lock_file(directory / "turn.next")
-        self._main = lock_file(directory / "turn.main")
+        self._next = open_lock(directory / "turn.next")
+        self._main = open_lock(directory / "turn.main")
 
     def __enter__(self) -> None:
         fcntl.flock(self._next, fcntl.LOCK_EX)
@@ -74,8 +104,8 @@ class Turn:
         fcntl.flock(self._main, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        os.close(self._next)
-        os.close(self._main)
+        close_lock(self._next)
+        close_lock(self._main)
 
 
 class Ballast:
@@ -196,13 +226,13 @@ class SideFiles:
         self._min_free = min_free_bytes
         self._suspect = os.fspath(self.directory / "suspect")
         self.ballast = Ballast(self.directory / "ballast", ballast_bytes)
-        self._door = lock_file(self.directory / "open")
-        self._users = lock_file(self.directory / "users")
+        self._door = open_lock(self.directory / "open")
+        self._users = open_lock(self.directory / "users")
         self._unclean = self.directory / "unclean"
         self.bells = Doorbells(wake)
         self.process = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._process_path = self.directory / f"process.{self.process}"
-        self._process_fd = lock_file(self._process_path)
+        self._process_fd = open_lock(self._process_path)
         try_lock(self._process_fd, fcntl.LOCK_EX)
 
     # ---- opening and closing
@@ -295,4 +325,4 @@ class SideFiles:
         self.bells.close()
         self._process_path.unlink(missing_ok=True)
         for fd in (self._process_fd, self._users, self._door):
-            os.close(fd)
+            close_lock(fd)

@@ -8,6 +8,8 @@ what a killed process had been told.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -63,6 +65,20 @@ async def wait_once(broker: Broker) -> None:
             await subscription.settle([Ack(d) for d in batch])
 
 
+async def orphan(broker: Broker) -> None:
+    """Be killed in the middle of a write, and leave a forked child behind; its process id."""
+    await broker.ping()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        signal.pause()
+    assert isinstance(broker, SQLiteBroker)
+    assert broker._publisher._turn is not None
+    with broker._publisher._turn:
+        say(child)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def turns(path: Path) -> None:
     """Take the turn for ever, coming back at once; say how often when told to stop by a line."""
     turn = Turn(path)
@@ -95,8 +111,11 @@ if __name__ == "__main__":
     if what in ("turns", "keep_turn"):
         {"turns": turns, "keep_turn": keep_turn}[what](file)
     else:
-        asyncio.run(
-            with_broker(
-                file, {"publish": publish, "hold": hold, "consume": consume, "wait_once": wait_once}[what]
-            )
-        )
+        jobs = {
+            "publish": publish,
+            "hold": hold,
+            "consume": consume,
+            "wait_once": wait_once,
+            "orphan": orphan,
+        }
+        asyncio.run(with_broker(file, jobs[what]))

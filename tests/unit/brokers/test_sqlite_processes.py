@@ -86,6 +86,19 @@ async def test_what_a_killed_publisher_was_told_is_there(path: Path) -> None:
     assert len(stored) == len(set(stored))
 
 
+async def test_a_killed_process_keeps_no_lock_through_its_forked_children(path: Path) -> None:
+    """A handler's pool of processes survives a kill of the consumer."""
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        with process("orphan", path) as parent:
+            child = int(line(parent)[0])
+            try:
+                parent.wait()
+                await publish(broker, "orders", messages(1), timeout=3.0)
+            finally:
+                os.kill(child, signal.SIGKILL)
+
+
 async def test_what_a_killed_consumer_held_goes_to_others_within_two_seconds(path: Path) -> None:
     async with SQLiteBroker.open(path, SETTINGS) as broker:
         await broker.declare("orders")
