@@ -232,8 +232,7 @@ class SideFiles:
         self.bells = Doorbells(wake)
         self.process = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._process_path = self.directory / f"process.{self.process}"
-        self._process_fd = open_lock(self._process_path)
-        try_lock(self._process_fd, fcntl.LOCK_EX)
+        self._process_fd: int | None = None
 
     # ---- opening and closing
 
@@ -265,6 +264,9 @@ class SideFiles:
         return self._unclean.exists()
 
     def begin_use(self) -> None:
+        """Behind the door: whoever is alone there removes the marks of all the others."""
+        self._process_fd = open_lock(self._process_path)
+        try_lock(self._process_fd, fcntl.LOCK_EX)
         os.close(lock_file(self._unclean))
         fcntl.flock(self._users, fcntl.LOCK_SH)
 
@@ -325,4 +327,5 @@ class SideFiles:
         self.bells.close()
         self._process_path.unlink(missing_ok=True)
         for fd in (self._process_fd, self._users, self._door):
-            close_lock(fd)
+            if fd is not None:
+                close_lock(fd)

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from forebay.brokers.sqlite import opening, schema
 from forebay.brokers.sqlite.broker import SQLiteBroker
+from forebay.brokers.sqlite.files import SideFiles
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.errors import BrokerUnavailable, SettingsError
 from forebay.testing.broker_contract.harness import drain, ids, message, messages, publish
@@ -162,3 +163,25 @@ async def test_a_stopped_process_in_the_door_does_not_hang_an_opening(
 async def test_several_may_open_and_close_at_once(path: Path) -> None:
     await asyncio.gather(*(open_and_close(path) for _ in range(8)))
     assert not (path.parent / "queue.db.run" / "unclean").exists()
+
+
+async def test_who_waits_at_the_door_is_no_leftover(path: Path) -> None:
+    """Its mark must outlive the tidying of the one before it, or its crash is noticed only by lease."""
+    await open_and_close(path)
+    first = SideFiles(path, ballast_bytes=0, min_free_bytes=0)
+    assert first.enter_door(1.0)
+    opened = asyncio.Event()
+
+    async def second() -> None:
+        async with SQLiteBroker.open(path, SETTINGS) as broker:
+            opened.set()
+            marks = [f.name for f in first.directory.glob("process.*")]
+            assert f"process.{broker._files.process}" in marks
+
+    waiting = asyncio.create_task(second())
+    await asyncio.sleep(0.3)  # it tries the door meanwhile; later would be no failure
+    assert not opened.is_set()
+    assert first.alone()
+    first.remove_leftovers()
+    first.close()
+    await waiting
