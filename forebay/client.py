@@ -21,7 +21,8 @@ import asyncio
 import math
 import os
 import random
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
@@ -123,7 +124,8 @@ class Client:
     Sends messages to one gateway, over at most `connections` connections.
 
     `retry_for` is how long one message is tried in all, `timeout` how long one try may take, in
-    seconds. Belongs to one event loop; use it as an async context manager or call `close`.
+    seconds. `on_retry` is told why each further try is needed. Belongs to one event loop; use it as
+    an async context manager or call `close`.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Client:
         timeout: float = 15.0,
         connections: int = 64,
         rng: random.Random | None = None,
+        on_retry: Callable[[str], None] | None = None,
     ) -> None:
         self._base = url.rstrip("/")
         if not self._base.startswith(("http://", "https://")):
@@ -144,6 +147,7 @@ class Client:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._connections = connections
         self._rng = rng or random.Random()
+        self._on_retry = on_retry
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, str] = {}
         self.retries = 0
@@ -213,6 +217,8 @@ class Client:
                     maybe_stored=maybe_stored,
                 )
             self.retries += 1
+            if self._on_retry is not None:
+                self._on_retry(outcome.detail)
             await asyncio.sleep(wait)
 
     def _wait(self, attempt: int, retry_after: float) -> float:
@@ -310,6 +316,11 @@ class _Unreadable(Exception):
 
 def _said_by_the_system(error: aiohttp.ClientConnectorError) -> str:
     """Connection refused, Name or service not known, …"""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted ({error.certificate_error})"
+    if isinstance(error.os_error, ssl.SSLError):
+        # Its numbers are those of TLS: 1 is not "Operation not permitted".
+        return f"no TLS there ({error.os_error.reason}); is it http:// instead of https://?"
     code = error.os_error.errno
     # Name resolution has numbers of its own, some of them negative.
     if code is not None and code > 0 and not isinstance(error, aiohttp.ClientConnectorDNSError):

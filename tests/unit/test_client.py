@@ -22,6 +22,7 @@ from forebay.client import (
     Unauthorized,
     Unreachable,
 )
+from tests.unit.cli.gateways import ScriptedGateway
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -250,6 +251,14 @@ async def test_nobody_listening_is_certainly_not_stored() -> None:
 
     assert not caught.value.maybe_stored
     assert client.retries >= 1
+
+
+async def test_https_to_a_port_that_speaks_http_is_named() -> None:
+    with ScriptedGateway().running() as gateway:
+        url = gateway.url.replace("http://", "https://")
+        async with Client(url, retry_for=0.1) as client:
+            with pytest.raises(Unreachable, match=r"no TLS there .* http:// instead of https://"):
+                await client.send("orders", b"body")
 
 
 async def test_a_gateway_that_comes_back_within_the_deadline_gets_the_message() -> None:
