@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ import typer
 from forebay.brokers.naming import check_queue_name
 from forebay.cli._common import JsonOption
 from forebay.cli._exit import CommandError, ExitCode
-from forebay.cli._output import emit, emit_json, fail, note, progress
+from forebay.cli._output import duration, emit, emit_json, fail, note, progress
 from forebay.cli._values import seconds
 
 if TYPE_CHECKING:
@@ -129,7 +129,11 @@ def send(
     recorder = Recorder(record) if record is not None else None
     try:
         client = Client(
-            url, os.environ.get("FOREBAY_API_KEY") or None, retry_for=retry_for, connections=concurrency
+            url,
+            os.environ.get("FOREBAY_API_KEY") or None,
+            retry_for=retry_for,
+            connections=concurrency,
+            on_retry=_said_once(retry_for),
         )
     except ValueError as error:
         raise CommandError(f"--url: {error}", ExitCode.USAGE) from error
@@ -148,6 +152,19 @@ def send(
         if content_type is None:
             envelope = _with_type(envelope, guessed)
         _run(_send_one(client, data, envelope, idempotency_key, recorder, as_json))
+
+
+def _said_once(retry_for: float) -> Callable[[str], None]:
+    """Says why it takes longer, the first time that it does."""
+    said = False
+
+    def on_retry(why: str) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            note(f"{why}; trying again, each message for at most {duration(retry_for)}")
+
+    return on_retry
 
 
 def _headers(pairs: list[str]) -> dict[str, str]:
@@ -194,6 +211,9 @@ def _one_body(text: str | None, body: str | None, file: Path | None) -> tuple[by
     if sys.stdin.isatty():
         note("reading the body from the terminal; end it with Ctrl-D")
     data = sys.stdin.buffer.read()
+    if not data:
+        # Under cron, or behind a command that failed: hardly ever meant to be a message.
+        raise CommandError("stdin is empty; to send an empty message: --body ''", ExitCode.USAGE)
     return data, _type_of(data)
 
 
@@ -418,7 +438,11 @@ def _report(tally: Tally, took: float, *, prefix: str, queue: str, again: str, a
         how = ", ".join(f"{count} {kind}" for kind, count in tally.durability.items())
         before = f", {tally.duplicates} of them already accepted before" if tally.duplicates else ""
         speed = f"{tally.accepted / took:,.0f}/s" if took else ""
-        emit(f"{tally.accepted} accepted on {queue} ({how or 'none'}{before}) in {took:.1f} s, {speed}")
+        emit(
+            f"{tally.accepted} accepted on {queue} ({how}{before}) in {took:.1f} s, {speed}"
+            if how
+            else "0 accepted"
+        )
     for line, reason in tally.failures:
         note(f"line {line}: {reason}")
     if tally.failed > len(tally.failures):

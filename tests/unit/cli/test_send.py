@@ -183,6 +183,34 @@ def test_a_gateway_that_is_not_there_is_exit_code_6(tmp_path: Path) -> None:
     assert b"Is the gateway running there?" in one.stderr
 
 
+def test_why_it_takes_longer_is_said_once(tmp_path: Path) -> None:
+    def busy_at_first(gateway: ScriptedGateway, _key: str, _body: bytes) -> int:
+        return 503 if len(gateway.requests) < 4 else 202
+
+    with ScriptedGateway(busy_at_first).running() as gateway:
+        done = send("orders", "x", "--url", gateway.url)
+
+    assert done.returncode == 0
+    assert done.stderr.count(b"said 503; trying again") == 1
+
+
+@pytest.mark.parametrize("dash", [(), ("-",)])
+def test_an_empty_stdin_is_no_message(dash: tuple[str, ...]) -> None:
+    with ScriptedGateway().running() as gateway:
+        refused = send("orders", *dash, "--url", gateway.url)
+        meant = send("orders", "--body", "", "--url", gateway.url)
+
+    assert (refused.returncode, meant.returncode) == (2, 0)
+    assert [body for _, body in gateway.requests] == [b""]
+
+
+def test_no_lines_are_no_messages() -> None:
+    with ScriptedGateway().running() as gateway:
+        done = send("orders", "--ndjson", "--url", gateway.url)
+
+    assert (done.returncode, done.stdout) == (0, b"0 accepted\n")
+
+
 @pytest.mark.parametrize(("status", "code"), [(404, 4), (422, 5), (413, 1), (401, 1)])
 def test_the_exit_code_tells_why_one_message_was_refused(status: int, code: int) -> None:
     with ScriptedGateway(lambda *_: status).running() as gateway:
