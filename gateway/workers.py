@@ -117,6 +117,9 @@ class _Supervisor:
                 self._workers[place] = self._start()
 
     def _drain(self) -> int:
+        # The workers have it as their own. Held open here, it would let clients connect
+        # that no worker accepts any more.
+        self._sock.close()
         for worker in self._workers:
             if worker.process.exitcode is None:
                 worker.process.terminate()

@@ -245,6 +245,32 @@ def test_workers_share_the_port_are_replaced_when_they_die_and_drain_on_sigterm(
     assert code == 0, errors
 
 
+def test_draining_workers_refuse_connections_that_nobody_will_serve(
+    start: Callable[[str], Workers],
+) -> None:
+    """Rather than let them wait in the queue of a socket that only the supervisor still has open."""
+    workers = start("make")
+    assert httpx2.get(f"{workers.url}/livez").status_code == 200
+    port = int(workers.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(b"POST /v1/queues/orders/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+        time.sleep(0.2)  # until a worker has it; were it later, there would be less to wait for
+        workers.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+            except ConnectionRefusedError:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert workers.process.poll() is None, "still draining"
+        slow.sendall(b"}")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 202 ")
+    code, errors = workers.end()
+    assert code == 0, errors
+
+
 def test_a_worker_that_cannot_start_stops_them_all_with_its_code(start: Callable[[str], Workers]) -> None:
     code, errors = start("broken").end()
 
