@@ -20,6 +20,15 @@ GRACE = 1.0
 """Seconds past its timeout that a publish may take to report, before it is given up as unconfirmed."""
 
 
+REPORT = 0.02
+"""
+Share of the timeout kept for the publisher's report.
+
+A publisher may know at its deadline that nothing was stored. Given all of the time,
+it would say so when the requests have just been answered that nobody knows.
+"""
+
+
 class Entry(Protocol):
     """What waits for an outcome."""
 
@@ -152,7 +161,7 @@ class GroupCommit(Generic[E]):
                 outcomes = await self._publisher.publish(
                     lane.queue,
                     [entry.message for entry in batch],
-                    timeout=max(deadline - started, 0.001),
+                    timeout=max(deadline - started - REPORT * self._timeout, 0.001),
                 )
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(outcomes)} results for {len(batch)} messages")

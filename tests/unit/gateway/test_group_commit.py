@@ -153,6 +153,23 @@ async def test_in_a_running_publish_at_the_deadline_the_outcome_comes_later(brok
     assert len(entry.outcomes) == 1
 
 
+async def test_what_the_publisher_reports_at_its_deadline_comes_before_the_entries_own() -> None:
+    """It may know that nothing was stored, which is far better to hear than that nobody knows."""
+
+    class Stalled:
+        async def publish(self, queue: str, messages: Sequence[Message], *, timeout: float) -> Any:
+            await asyncio.sleep(timeout)
+            raise BrokerUnavailable("no turn to write; nothing was stored")
+
+    commit = Commit(Stalled(), timeout=0.5)
+    entry = waiting()
+    commit.group.add("orders", entry)
+    await commit.group.close()
+
+    assert entry.expired == []
+    assert isinstance(entry.outcomes[0], BrokerUnavailable)
+
+
 async def test_a_publisher_that_never_reports_is_given_up_as_unconfirmed(
     broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
