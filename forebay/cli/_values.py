@@ -17,6 +17,15 @@ def seconds(text: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
+def seconds_with_unit(text: str | float) -> float:
+    """As `seconds`, for deleting: the unit must be said, since 90 was perhaps meant to be days."""
+    if isinstance(text, float):
+        return text  # The option's default.
+    if text.strip().replace(".", "", 1).isdigit():
+        raise typer.BadParameter(f"say the unit: {text}d for days, {text}s for seconds")
+    return seconds(text)
+
+
 def moment(text: str) -> datetime:
     """A time: ISO 8601 (UTC unless it says otherwise), or how long ago, as a duration."""
     try:

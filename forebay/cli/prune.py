@@ -16,21 +16,24 @@ from forebay.cli._common import (
 )
 from forebay.cli._output import confirm, duration, emit, emit_json, progress
 from forebay.cli._settings import read_settings
-from forebay.cli._values import seconds
+from forebay.cli._values import seconds_with_unit
 
 
 def prune(
     older_than: Annotated[
         float | None,
         typer.Option(
-            "--older-than", parser=seconds, metavar="DURATION", help="Also messages and once-only records."
+            "--older-than",
+            parser=seconds_with_unit,
+            metavar="DURATION",
+            help="Also messages and once-only records.",
         ),
     ] = None,
     resolved_older_than: Annotated[
         float,
         typer.Option(
             "--resolved-older-than",
-            parser=seconds,
+            parser=seconds_with_unit,
             metavar="DURATION",
             show_default="30d",
             help="Dead letters resolved or discarded this long ago.",

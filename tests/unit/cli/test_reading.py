@@ -125,6 +125,17 @@ def test_prune_tells_what_it_would_delete_and_deletes_it_when_told(site: Install
     assert site.run("prune", "--older-than", "0s", "--dry-run", "--json").json["messages"] == 0
 
 
+def test_prune_wants_to_know_the_unit(site: Installation) -> None:
+    """90 is 90 seconds elsewhere; who meant days would lose everything."""
+    site.store(delivery())
+
+    done = site.run("prune", "--older-than", "0", "--yes")
+
+    assert done.code == 2
+    assert "say the unit" in done.err
+    assert site.run("prune", "--older-than", "0s", "--dry-run", "--json").json["messages"] == 1
+
+
 def test_prune_keeps_messages_unless_an_age_is_given(site: Installation) -> None:
     stored, letter = delivery(), dead()
     site.store(stored)
