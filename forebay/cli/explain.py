@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forebay.brokers.naming import check_queue_name
 from forebay.cli._common import ConfigOption, JsonOption, load_to_read
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import duration, emit, emit_json, emit_table
@@ -32,6 +33,7 @@ def explain(
 
     loaded = load_to_read(config)
     settings = loaded.settings
+    check_queue_name(queue)
     # `forebay dev` takes any name; elsewhere a name that is nowhere in the settings is a slip.
     if queue not in settings.queues and settings.queues:
         near = difflib.get_close_matches(queue, settings.queues, n=1)

@@ -243,3 +243,8 @@ def test_explaining_a_queue_that_is_nowhere_exits_with_4(tmp_path: Path) -> None
     done = forebay("explain", "order", cwd=tmp_path, env={"FOREBAY_QUEUE_NAMES": "orders"})
     assert done.returncode == ExitCode.NOT_FOUND
     assert "did you mean 'orders'?" in done.stderr
+
+
+def test_a_name_that_no_queue_can_have_is_not_explained(tmp_path: Path) -> None:
+    done = forebay("explain", "Orders", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
