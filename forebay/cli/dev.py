@@ -23,7 +23,7 @@ from forebay.cli._common import (
     log_to_stderr,
 )
 from forebay.cli._exit import CommandError, ExitCode
-from forebay.cli.gateway import HostOption, PortOption, url_of
+from forebay.cli.gateway import HostOption, InsecureOption, PortOption, url_of
 
 if TYPE_CHECKING:
     from forebay.settings import Flag, Loaded
@@ -42,6 +42,7 @@ def dev(
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again when a Python file or the settings file changes.")
     ] = False,
+    insecure_no_auth: InsecureOption = False,
     listen_fd: Annotated[int | None, typer.Option("--listen-fd", hidden=True)] = None,
     config: ConfigOption = None,
     log_level: LogLevelOption = "info",
@@ -64,7 +65,11 @@ def dev(
     from forebay.settings import Flag
 
     log_to_stderr(log_level, verbose)
-    flags = [Flag("gateway.host", "--host", host), Flag("gateway.port", "--port", port)]
+    flags = [
+        Flag("gateway.host", "--host", host),
+        Flag("gateway.port", "--port", port),
+        Flag("gateway.insecure_no_auth", "--insecure-no-auth", insecure_no_auth or None),
+    ]
     flags += _handler_flags(handler or [])
     loaded = load(config, flags, fallbacks=dev_urls(data))
     if reload:
@@ -85,7 +90,9 @@ def _handler_flags(handlers: list[str]) -> list[Flag]:
     for text in handlers:
         queue, equals, function = text.partition("=")
         if not equals:
-            raise SettingsError(f"--handler {text!r} is not QUEUE=MODULE:FUNCTION; orders=shop.orders:handle")
+            raise SettingsError(
+                f"--handler {text!r} is not QUEUE=MODULE:FUNCTION, like orders=shop.orders:handle"
+            )
         flags.append(Flag(f"queues.{queue}.handler", "--handler", function))
         # Also where the settings file says otherwise: the flag is how a handler is tried.
         flags.append(Flag(f"queues.{queue}.sink", "--handler", "python"))
@@ -208,12 +215,13 @@ def _welcome(loaded: Loaded, sock: socket.socket) -> None:
     queue = next(iter(settings.queues), "orders")
     here = f"{Path.cwd()}/"
     print(
-        f"\nForebay is ready on {url}   (docs: {url}/docs · health: {url}/readyz · figures: {url}/metrics)\n"
+        f"\nForebay is ready on {url}\n"
+        f"  its pages           {url}/docs   {url}/readyz   {url}/metrics\n"
         f"  messages wait in    {str(shown(settings.broker.url)).replace(here, '')}\n"
         f"  and are stored in   {str(shown(settings.database.url)).replace(here, '')}\n"
         "Post one:\n"
         f"  curl -i {url}/v1/queues/{queue}/messages -H 'Content-Type: application/json' -d '{{\"id\": 1}}'\n"
-        "Ctrl-C stops it; nothing accepted is lost. For one machine; production runs"
-        " `forebay gateway` and `forebay consume`.\n",
+        "Ctrl-C stops it; nothing accepted is lost.\n"
+        "This is for one machine; production runs `forebay gateway` and `forebay consume`.\n",
         flush=True,
     )

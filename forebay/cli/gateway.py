@@ -28,6 +28,10 @@ PortOption = Annotated[
     int | None, typer.Option("--port", help="Where to listen; 8080 by default, 0 picks a free port.")
 ]
 
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure-no-auth", help="Listen beyond loopback without authentication.")
+]
+
 
 def gateway(
     host: HostOption = None,
@@ -35,9 +39,7 @@ def gateway(
     workers: Annotated[
         int | None, typer.Option("--workers", help="Processes that share the port; 1 by default.")
     ] = None,
-    insecure_no_auth: Annotated[
-        bool, typer.Option("--insecure-no-auth", help="Listen beyond loopback without authentication.")
-    ] = False,
+    insecure_no_auth: InsecureOption = False,
     broker_url: BrokerUrlOption = None,
     database_url: DatabaseUrlOption = None,
     config: ConfigOption = None,
@@ -49,7 +51,7 @@ def gateway(
 
     Examples:
       forebay gateway --broker-url sqlite:////var/lib/forebay/queue.db
-      forebay gateway --host 0.0.0.0 --port 8080 --workers 2
+      forebay gateway --host 0.0.0.0 --insecure-no-auth --workers 2
 
     It needs the broker's URL and at least one queue. With the database's URL it also
     answers GET /v1/messages/{id}; a dead database stops nothing else. SIGTERM drains

@@ -58,6 +58,16 @@ def test_dev_stores_what_is_posted_and_drains_on_a_signal(number: int, tmp_path:
         assert dev.end(number) == 0
 
 
+def test_dev_listens_beyond_loopback_only_when_told_that_this_is_meant(tmp_path: Path) -> None:
+    refused = forebay("dev", "--host", "0.0.0.0", "--port", "0", cwd=tmp_path)
+    assert (refused.returncode, "--insecure-no-auth" in refused.stderr) == (2, True)
+
+    args = ("dev", "--host", "0.0.0.0", "--insecure-no-auth", "--port", "0")
+    with Running(*args, cwd=tmp_path) as dev:
+        dev.until("Forebay is ready on")
+        assert dev.end(signal.SIGTERM) == 0
+
+
 def test_dev_starts_again_within_3_seconds_and_knows_its_queues(tmp_path: Path) -> None:
     """Counted in processor seconds: on a machine busy with other tests the clock says little."""
     with Running("dev", "--port", "0", cwd=tmp_path) as dev:
