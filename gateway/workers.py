@@ -31,6 +31,14 @@ USAGE, STARTUP_FAILED = 2, 3
 RESTART_PAUSE = 1.0
 """Seconds between two starts of one worker, at the least."""
 
+MEMORY = "/dev/shm"  # noqa: S108  # a directory of our own is made in it
+"""
+Where the workers' figures are kept, if it is there.
+
+They are files mapped into memory. Were they on a disk, the first figure to need a
+new page while it is full would kill the worker (SIGBUS), rather than be refused.
+"""
+
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -42,7 +50,8 @@ def run_workers(factory: str, settings: GatewaySettings, sock: socket.socket) ->
     worker that dies is replaced; one that cannot start stops them all, with its
     exit code. Workers end when this process does, however it ends.
     """
-    with tempfile.TemporaryDirectory(prefix="forebay-metrics-") as directory:
+    memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="forebay-metrics-", dir=memory) as directory:
         return _Supervisor(factory, settings, sock, directory).run()
 
 

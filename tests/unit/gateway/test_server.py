@@ -271,6 +271,16 @@ def test_draining_workers_refuse_connections_that_nobody_will_serve(
     assert code == 0, errors
 
 
+def test_workers_figures_need_no_disk(start: Callable[[str], Workers]) -> None:
+    """A full one would kill the worker that counts something for the first time."""
+    workers = start("make")
+    assert accepted(workers.url) == 0.0
+    files = [os.readlink(fd) for pid in workers.children() for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    figures = [f for f in files if f.endswith(".db")]
+    assert figures
+    assert all(f.startswith("/dev/shm/") for f in figures), figures  # no file is made here
+
+
 def test_a_worker_that_cannot_start_stops_them_all_with_its_code(start: Callable[[str], Workers]) -> None:
     code, errors = start("broken").end()
 
