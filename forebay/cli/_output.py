@@ -54,13 +54,20 @@ def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    room = console.width // 2
+    for number, column in enumerate(columns):
+        # Single words are what people copy (an id, a name): in one piece, while there is room.
+        words = [column, *(row[number] for row in cells)]
+        widest = max(map(len, words))
+        whole = widest <= room and not any(" " in word for word in words)
+        room -= widest if whole else 0
+        table.add_column(column, overflow="fold", no_wrap=whole)
     for row in cells:
         # Text, not str: a message's reason may hold square brackets, which are markup to rich.
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    console.print(table)
 
 
 def note(text: str) -> None:

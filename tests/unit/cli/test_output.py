@@ -17,6 +17,31 @@ def test_without_a_terminal_a_table_is_aligned_text(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "queue   ready\norders  12\nc       –\n"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", ["80", "110"])
+def test_an_id_stays_in_one_piece_on_a_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    id, reason = "0190c0de-1f2a-7c3b-8d4e-5f6a7b8c9d0e", "some words of a reason " * 5
+
+    output.emit_table(("id", "queue", "class", "reason"), [(id, "orders", "ValueError", reason)])
+
+    assert id in terminal.getvalue()
+
+
+def test_a_table_loses_nothing_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+
+    output.emit_table(("id", "n"), [("x" * 40, 1)])
+
+    assert terminal.getvalue().count("x") == 40
+
+
 def test_json_for_a_pipe_is_one_line_with_times_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     output.emit_json({"at": datetime(2026, 1, 2, tzinfo=UTC), "name": "ü"})
     line = capsys.readouterr().out
