@@ -86,6 +86,9 @@ def list_(
             if as_json:
                 emit_json([dataclasses.asdict(one) for one in found])
                 return
+            if not found:
+                _say_none(status)
+                return
             emit_table(
                 ("count", "group", "class", "destination", "first", "last", "reason"),
                 [
@@ -108,7 +111,7 @@ def list_(
         emit_json([_as_json(record) for record in records])
         return
     if not records:
-        note("none" if status == "all" else f"none is {status}")
+        _say_none(status)
         return
     emit_table(
         ("id", "queue", "died", "attempts", "class", "status", "reason"),
@@ -203,7 +206,8 @@ def redrive(
         count = min(count, limit) if limit is not None else count
         _warn_of_conflicts(store, which)
         if dry_run or not count:
-            _say(as_json, {"dry_run": dry_run, "count": count}, f"{count} would be sent back")
+            text = f"{count} would be sent back" if count else "nothing to send back: no dead letter fits"
+            _say(as_json, {"dry_run": dry_run, "count": count}, text)
             return
         confirm(f"Send {count} messages back to their queues?", yes=yes)
         sent, failed, why = run(_redrive(settings, store, which, count, rate))
@@ -257,7 +261,8 @@ def discard(
     with _store(read_settings(config, database_url=database_url)) as store:
         count = store.count(which)
         if dry_run or not count:
-            _say(as_json, {"dry_run": dry_run, "count": count}, f"{count} would be discarded")
+            text = f"{count} would be discarded" if count else "nothing to discard: no dead letter fits"
+            _say(as_json, {"dry_run": dry_run, "count": count}, text)
             return
         confirm(f"Discard {count} dead letters?", yes=yes)
         discarded = 0
@@ -336,6 +341,10 @@ def _warn_of_conflicts(store: DeadLetterStore, which: DeadLetterFilter) -> None:
 
 
 _CONFLICT = "idempotency-conflict"
+
+
+def _say_none(status: str) -> None:
+    note("none" if status == "all" else f"none is {status}")
 
 
 def _say(as_json: bool, value: dict[str, Any], text: str) -> None:

@@ -41,6 +41,13 @@ def test_a_list_can_be_narrowed(site: Installation) -> None:
     assert len(listed("--limit", "2")) == 2
 
 
+def test_nothing_to_do_is_said_in_words(site: Installation) -> None:
+    site.store()
+    for args in (("redrive", "--all", "--yes"), ("discard", "--all", "--yes")):
+        assert site.run("dead-letters", *args).out.startswith("nothing to ")
+    assert site.run("dead-letters", "list", "--groups").err == "none is dead\n"
+
+
 def test_groups_count_by_cause(site: Installation) -> None:
     site.archive(
         *[dead(b"%d" % n, reason=f"order {n} is negative") for n in range(3)], dead(reason="something else")
