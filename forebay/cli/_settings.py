@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forebay.settings import Settings
+    from forebay.settings import Loaded, Settings
 
 
 def read_settings(
@@ -18,6 +18,13 @@ def read_settings(
     Raises:
         SettingsError: with all that is wrong.
     """
+    return read_loaded(config, broker_url=broker_url, database_url=database_url).settings
+
+
+def read_loaded(
+    config: Path | None, *, broker_url: str | None = None, database_url: str | None = None
+) -> Loaded:
+    """As `read_settings`, with the origin of each value."""
     from forebay.cli._common import load_to_read
     from forebay.settings import Flag
 
@@ -25,4 +32,4 @@ def read_settings(
         Flag("broker.url", "--broker-url", broker_url),
         Flag("database.url", "--database-url", database_url),
     ]
-    return load_to_read(config, flags).settings
+    return load_to_read(config, flags)

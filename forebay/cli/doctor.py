@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from forebay.cli._common import (
+    BrokerUrlOption,
     ConfigOption,
+    DatabaseUrlOption,
     JsonOption,
-    load_to_read,
     open_broker,
     open_database,
     run,
@@ -23,6 +24,7 @@ from forebay.cli._common import (
 )
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, size
+from forebay.cli._settings import read_loaded
 from forebay.errors import ForebayError
 
 if TYPE_CHECKING:
@@ -45,7 +47,12 @@ class Finding:
     fix: str = ""
 
 
-def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    broker_url: BrokerUrlOption = None,
+    database_url: DatabaseUrlOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """
     Check this installation: each line says ok, warn or fail, and what to do about it.
 
@@ -55,7 +62,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     Exit code 1 if anything fails. It reads only, and creates nothing.
     """
-    loaded = load_to_read(config)
+    loaded = read_loaded(config, broker_url=broker_url, database_url=database_url)
     findings = run(_examine(loaded))
     worst = "fail" if any(f.verdict == "fail" for f in findings) else "ok"
     if as_json:
