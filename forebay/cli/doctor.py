@@ -25,7 +25,7 @@ from forebay.cli._common import (
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, size
 from forebay.cli._settings import read_loaded
-from forebay.errors import ForebayError
+from forebay.errors import ForebayError, SinkMisconfigured, SinkUnavailable
 
 if TYPE_CHECKING:
     from forebay.settings import Loaded, Settings
@@ -190,7 +190,11 @@ def _database(settings: Settings) -> Iterator[Finding]:
         return
     database = open_database(settings)
     try:
-        database.ping()
+        try:
+            database.ping()
+        except (SinkUnavailable, SinkMisconfigured) as error:
+            yield Finding("database", "fail", f"{database.safe_url}: {error}")
+            return
         yield Finding("database", "ok", f"{database.safe_url} answers")
         state = schema_state(database)
         fix = {

@@ -206,8 +206,14 @@ def _explain(error: Exception) -> int:
     """One line and an exit code for what went wrong on purpose; a traceback for a bug."""
     from forebay.cli._exit import ExitCode, exit_code
     from forebay.cli._output import fail
-    from forebay.errors import ForebayError
+    from forebay.errors import ForebayError, SinkMisconfigured, SinkUnavailable
 
+    if isinstance(error, (SinkUnavailable, SinkMisconfigured)):
+        # The driver's words, which may name neither a file nor a host.
+        fail(
+            f"the database cannot be used: {error}\nWhich one that is, and what else is wrong: forebay doctor"
+        )
+        return exit_code(error)
     if isinstance(error, ForebayError):
         fail(str(error))
         return exit_code(error)

@@ -219,6 +219,19 @@ def test_doctor_creates_neither_queue_nor_database(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_database_file_that_is_none_is_named_by_doctor(tmp_path: Path) -> None:
+    (tmp_path / "d.db").write_bytes(b"not a database at all" * 100)
+    env = {"FOREBAY_DATABASE__URL": "sqlite:///d.db"}
+
+    migrating = forebay("migrate", cwd=tmp_path, env=env)
+    doctor = forebay("doctor", cwd=tmp_path, env=env)
+
+    assert migrating.returncode == ExitCode.DATABASE_UNREACHABLE
+    assert "the database cannot be used: " in migrating.stderr
+    assert "forebay doctor" in migrating.stderr
+    assert f"sqlite:///{tmp_path}/d.db: " in doctor.stdout
+
+
 def test_doctor_finds_a_handler_that_cannot_be_imported(tmp_path: Path) -> None:
     (tmp_path / "forebay.toml").write_text('[queues.orders]\nhandler = "nosuch.module:handle"\n')
     report = json.loads(forebay("doctor", "--json", cwd=tmp_path).stdout)
