@@ -45,6 +45,9 @@ _LEND_SCHEDULED = (
 )
 _CLEAR_SCHEDULED = "delete from slot where queue = ? and due = ? and seq = ?"
 
+LONGEST_DELAY = 100 * 366 * 86_400.0
+"""A handler may ask for an infinite delay; it must not spoil the settlements beside it."""
+
 _HAND_BACK = (
     "insert into slot (queue, due, seq, attempt, deferrals, death)"
     " select ?, 0, seq, attempt, deferrals + 1, death from lease where owner = ?"
@@ -251,7 +254,7 @@ class Settle(FutureJob):
                     continue
                 case Retry(delay=delay):
                     death = None if d.death is None else _death_text(d.death)
-                    due = tx.now + microseconds(delay) if delay > 0 else 0
+                    due = tx.now + microseconds(min(delay, LONGEST_DELAY)) if delay > 0 else 0
                     back.append((self.queue_id, due, seq, d.attempt + 1, d.deferrals, death))
                 case Release():
                     death = None if d.death is None else _death_text(d.death)

@@ -11,13 +11,13 @@ import apsw
 import pytest
 from structlog.testing import capture_logs
 
-from forebay.brokers.api import Ack
+from forebay.brokers.api import Ack, Retry
 from forebay.brokers.sqlite import consuming
 from forebay.brokers.sqlite.broker import SQLiteBroker
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.brokers.sqlite.subscription import SQLiteSubscription
 from forebay.errors import BrokerUnavailable
-from forebay.testing.broker_contract.harness import collect, message, publish
+from forebay.testing.broker_contract.harness import FAILURE, collect, message, publish
 
 SETTINGS = SQLiteSettings(ballast_bytes=0)
 
@@ -142,3 +142,16 @@ async def test_a_ring_during_a_look_is_not_forgotten(path: Path, monkeypatch: py
             take(late[0])
             assert len(await waiting) == 1
             assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("delay", [1e20, float("inf")])
+async def test_an_endless_delay_spoils_no_other_settlement(path: Path, delay: float) -> None:
+    async with SQLiteBroker.open(path, SETTINGS) as broker:
+        await broker.declare("orders")
+        await publish(broker, "orders", [message(b"one"), message(b"two")])
+        async with broker.subscribe("orders", prefetch=10) as subscription:
+            one, two = await collect(subscription, 2, 2.0)
+            assert await subscription.settle([Ack(one), Retry(two, delay, FAILURE)]) == []
+            depth = await broker.depth("orders")
+            assert (depth.waiting, depth.scheduled, depth.in_hand) == (0, 1, 0)
+            assert await subscription.receive(1, 0.1) == []
