@@ -73,6 +73,11 @@ def section_of(model: Root, path: SettingPath) -> Root | None:
     return _find(model, path)[1] if path else model
 
 
+def field_of(model: Root, name: str) -> FieldInfo | None:
+    """The setting of this dotted name."""
+    return _find(model, tuple(name.split(".")))[0]
+
+
 def is_setting(model: Root, path: SettingPath, kind: type) -> bool:
     """Does `path` name a setting whose values are of this type (or None)?"""
     field, _ = _find(model, path)
@@ -124,7 +129,7 @@ def example(model: Root, path: SettingPath) -> str:
     if field is None or section is not None:
         return ""
     default = field.get_default(call_default_factory=True)
-    return f"; {dotted(path)} = {toml_value(default)}" if default is not None else ""
+    return f"; for example: {dotted(path)} = {as_written(field, default)}" if default is not None else ""
 
 
 # ---- showing values
@@ -142,6 +147,26 @@ def toml_value(value: object) -> str:
         return str(value)
     # A JSON string is a TOML basic string.
     return json.dumps(str(value), ensure_ascii=False)
+
+
+_UNITS = (("d", 86_400.0), ("h", 3_600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001))
+_SIZES = (("GiB", 2**30), ("MiB", 2**20), ("kB", 1_000))
+
+
+def as_written(field: FieldInfo | None, value: object) -> str:
+    """A value as a person would write it in TOML: "10m" for the duration 600."""
+    kind = type_in_words(field) if field is not None else ""
+    if kind == "duration" and isinstance(value, (int, float)):
+        for unit, length in _UNITS:
+            count = round(value / length)
+            if count and abs(count * length - value) < 1e-9:
+                return toml_value(f"{count}{unit}")
+        return toml_value("0s") if value == 0 else toml_value(value)
+    if kind == "size" and isinstance(value, int):
+        for name, size in _SIZES:
+            if value >= size and value % size == 0:
+                return toml_value(f"{value // size}{name}")
+    return toml_value(value)
 
 
 def shown(value: object) -> object:

@@ -23,7 +23,7 @@ class GatewaySettings(Section):
     insecure_no_auth: bool = False
     """Listen beyond loopback without authentication: anyone who reaches the port may post."""
     keys_file: Path | None = None
-    """API keys (hashes); re-read on change."""
+    """API keys (hashes). Not in this release: where it is set, the gateway refuses to start."""
     max_body_bytes: ByteCount = 900_000
     """Larger bodies are answered 413, before the rest is read."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from pydantic.fields import FieldInfo
 
 from forebay.settings import Settings
-from forebay.settings_schema import ANY_QUEUE, fields, section_of, toml_value, type_in_words
+from forebay.settings_schema import (
+    ANY_QUEUE,
+    as_written,
+    fields,
+    section_of,
+    toml_value,
+    type_in_words,
+)
 from forebay.settings_sources import SettingPath, dotted, variable
 
 _INTRO = """\
@@ -61,7 +68,7 @@ def _tables() -> list[tuple[SettingPath, list[tuple[SettingPath, FieldInfo]]]]:
 
 def _row(path: SettingPath, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = "–" if default is None else f"`{_default(field, default)}`"
+    shown = "–" if default is None else f"`{as_written(field, default)}`"
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
     return f"| `{path[-1]}` | {type_in_words(field)} | {shown} | {meaning} |"
 
@@ -107,19 +114,4 @@ def starter_file(queues: Iterable[str]) -> str:
 def _commented(path: SettingPath, field: FieldInfo) -> list[str]:
     default = field.get_default(call_default_factory=True)
     text = " ".join((field.description or "").split())
-    return [f"# {text}", f"#{path[-1]} = {_default(field, '' if default is None else default)}"]
-
-
-def _default(field: FieldInfo, value: object) -> str:
-    """A default as a person would write it: "10m", not 600."""
-    kind = type_in_words(field)
-    if isinstance(value, float) and kind == "duration" and value >= 60:
-        unit, length = next(
-            (u, n) for u, n in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)) if value % n == 0
-        )
-        return toml_value(f"{value / length:.0f}{unit}")
-    if isinstance(value, int) and kind == "size":
-        for name, size in (("GiB", 2**30), ("MiB", 2**20), ("kB", 1_000)):
-            if value >= size and value % size == 0:
-                return toml_value(f"{value // size}{name}")
-    return toml_value(value)
+    return [f"# {text}", f"#{path[-1]} = {as_written(field, '' if default is None else default)}"]

@@ -71,12 +71,16 @@ def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         emit_json({name: {"value": value, "from": origin} for name, value, origin in rows})
         return
-    from forebay.settings_schema import toml_value
+    from forebay.settings import Settings
+    from forebay.settings_schema import as_written, field_of
 
     note(f"settings file: {loaded.file or 'none'}")
     emit_table(
         ("setting", "value", "from"),
-        [(name, None if value is None else toml_value(value), origin) for name, value, origin in rows],
+        [
+            (name, None if value is None else as_written(field_of(Settings, name), value), origin)
+            for name, value, origin in rows
+        ],
     )
 
 

@@ -254,10 +254,8 @@ def test_an_unknown_key_is_refused_with_its_place(folder: Path, toml: str, place
 def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
     text = refused(folder, '[gateway]\nport = "eighty"\nworkers = 0\n')
     assert text.splitlines()[0] == "2 settings are wrong:"
-    assert (
-        f"  {folder}/forebay.toml:2:1: gateway.port must be a whole number, not 'eighty'; gateway.port = 8080"
-        in text
-    )
+    assert f"  {folder}/forebay.toml:2:1: gateway.port must be a whole number, not 'eighty'; for" in text
+    assert "; for example: gateway.port = 8080" in text
     assert "gateway.workers must be at least 1, not 0" in text
 
 

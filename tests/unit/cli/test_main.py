@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -150,6 +151,21 @@ def test_every_line_of_the_starter_file_may_be_uncommented(tmp_path: Path) -> No
 def _is_example(line: str) -> bool:
     """A commented setting with a value; those without a default show an empty text."""
     return line.startswith("#") and not line.startswith("# ") and not line.endswith('""')
+
+
+def test_durations_and_sizes_are_shown_with_their_unit(tmp_path: Path) -> None:
+    env = {"FOREBAY_QUEUE_DEFAULTS__MAX_WAIT": "0.25", "FOREBAY_GATEWAY__MAX_BODY_BYTES": "65536"}
+    shown = forebay("config", "show", cwd=tmp_path, env=env).stdout
+
+    for name, value in (
+        ("queue_defaults.max_wait", '"250ms"'),
+        ("queue_defaults.retry.max_age", '"1d"'),
+        ("database.lock_timeout", '"5s"'),
+        ("gateway.drain_delay", '"0s"'),
+        ("gateway.max_body_bytes", "65536"),
+        ("broker.sqlite.ballast_bytes", '"64MiB"'),
+    ):
+        assert re.search(rf"^{re.escape(name)} +{value} ", shown, re.MULTILINE), name
 
 
 def test_config_init_replaces_nothing_unless_told(tmp_path: Path) -> None:
