@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from sqlalchemy import Connection, event
 
@@ -20,6 +21,8 @@ from forebay.sinks import WriteResult
 from forebay.storage.classify import TransientError, classify
 from forebay.storage.database import Database
 from forebay.storage.once import claim
+
+T = TypeVar("T")
 
 BUDGET = 2.0
 """
@@ -113,40 +116,49 @@ class PythonSink:
     # ---- in the sink's thread
 
     def _write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        write = self._write_in_transaction if self._handler.takes_db else self._write_outside
-        for attempt in range(1, TRANSIENT_TRIES + 1):
-            try:
-                return write(batch)
-            except TransientError as error:
-                if attempt == TRANSIENT_TRIES:
-                    raise SinkUnavailable(str(error)) from error
-                time.sleep(random.uniform(0.0, 0.05 * 2**attempt))
-            except _Broken as broken:
-                # Its neighbours' effects went with the transaction: they come again, uncounted.
-                return [
-                    WriteResult(
-                        message_id=d.message.id, error=broken.error if d is broken.delivery else NotTried()
-                    )
-                    for d in batch
-                ]
-        raise AssertionError("the last try returns or raises")
+        if not self._handler.takes_db:
+            return self._write_outside(batch)
+        try:
+            return _patiently(lambda: self._write_in_transaction(batch))
+        except _Broken as broken:
+            # Its neighbours' effects went with the transaction: they come again, uncounted.
+            return [
+                WriteResult(
+                    message_id=d.message.id, error=broken.error if d is broken.delivery else NotTried()
+                )
+                for d in batch
+            ]
 
     def _write_in_transaction(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         assert self._database is not None
-        with self._database.begin() as db:
-            lent = _Lent(db)
-            return self._each(batch, lambda group: self._handle_in(db, lent, group))
+        try:
+            with self._database.begin() as db:
+                lent = _Lent(db)
+                return self._each(batch, lambda group: self._handle_in(db, lent, group))
+        except (SinkUnavailable, SinkMisconfigured, TransientError, _Broken):
+            raise
+        except Exception as error:
+            # One of them spoiled the transaction for all, and it showed too late for a savepoint: a
+            # deferred constraint at COMMIT, or a database error that the handler kept to itself.
+            return self._divide(batch, error, self._write_in_transaction)
 
     def _write_outside(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        results = self._known(batch)
+        results = _patiently(lambda: self._known(batch))
         todo = [i for i, r in enumerate(results) if _is_new(r)]
-        for i, result in zip(todo, self._each([batch[i] for i in todo], self._handle_outside), strict=True):
+        handled: list[Delivery] = []
+        try:
+            told = self._each([batch[i] for i in todo], lambda group: self._handle_outside(group, handled))
+        finally:
+            # Also when the rest of the batch met an outage: what is done must not be done again.
+            _patiently(lambda: self._record(handled))
+        for i, result in zip(todo, told, strict=True):
             results[i] = result
-        done = [batch[i] for i in todo if results[i].error is None]
-        if self._database is not None and done:
-            with self._database.begin() as db:
-                claim(db, self.destination, done)
         return results
+
+    def _record(self, handled: Sequence[Delivery]) -> None:
+        if self._database is not None and handled:
+            with self._database.begin() as db:
+                claim(db, self.destination, handled)
 
     def _known(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         """What can be said without calling the handler: a plain result for each that is to be handled."""
@@ -194,13 +206,14 @@ class PythonSink:
         savepoint.commit()
         return results
 
-    def _handle_outside(self, group: Sequence[Delivery]) -> list[WriteResult]:
+    def _handle_outside(self, group: Sequence[Delivery], handled: list[Delivery]) -> list[WriteResult]:
         try:
             self._handler.call([d.message for d in group], None)
         except (SinkUnavailable, SinkMisconfigured):
             raise
         except Exception as error:
-            return self._divide(group, error, self._handle_outside)
+            return self._divide(group, error, lambda half: self._handle_outside(half, handled))
+        handled += group
         return [WriteResult(message_id=d.message.id) for d in group]
 
     def _divide(
@@ -218,6 +231,18 @@ class PythonSink:
             return [WriteResult(message_id=d.message.id, error=error) for d in group]
         middle = len(group) // 2
         return handle(group[:middle]) + handle(group[middle:])
+
+
+def _patiently(run: Callable[[], T]) -> T:
+    """What `run` returns, which is run again when its transaction met another one."""
+    for attempt in range(1, TRANSIENT_TRIES + 1):
+        try:
+            return run()
+        except TransientError as error:
+            if attempt == TRANSIENT_TRIES:
+                raise SinkUnavailable(str(error)) from error
+            time.sleep(random.uniform(0.0, 0.05 * 2**attempt))
+    raise AssertionError("the last try returns or raises")
 
 
 def _is_new(result: WriteResult) -> bool:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from consumers.handlers import as_handler
 from consumers.sinks import NotTried
@@ -16,7 +17,9 @@ from forebay import Message, Reject, RetryLater, Unavailable
 from forebay.brokers.api import Delivery
 from forebay.errors import IdempotencyConflict, MessageRejected, SinkMisconfigured, SinkUnavailable
 from forebay.ids import new_id
+from forebay.storage.classify import TransientError
 from forebay.storage.database import Database
+from forebay.storage.once import Claims, claim
 from forebay.storage.schema import migrate
 from forebay.storage.settings import DatabaseSettings
 from tests.unit.consumers.build import FakeClock, delivery
@@ -121,23 +124,78 @@ async def test_one_that_failed_is_handled_when_it_comes_again(database: Database
     assert stock(database) == {0}
 
 
-@pytest.mark.parametrize("takes_db", [True, False])
-async def test_unavailable_undoes_the_batch_and_counts_nothing(database: Database, takes_db: bool) -> None:
-    def with_db(message: Message, db: Connection) -> None:
+async def test_unavailable_undoes_the_batch_and_counts_nothing(database: Database) -> None:
+    def handle(message: Message, db: Connection) -> None:
         insert(message, db)
-        without_db(message)
-
-    def without_db(message: Message) -> None:
         if message.body == b"3":
             raise Unavailable("the warehouse does not answer", retry_after=7)
 
-    sink = sink_for(with_db if takes_db else without_db, database)
     with pytest.raises(SinkUnavailable, match="warehouse") as caught:
-        await sink.write(batch(5))
+        await sink_for(handle, database).write(batch(5))
 
     assert caught.value.retry_after == 7
     assert stock(database) == set()
     assert done(database) == 0
+
+
+async def test_what_was_handled_outside_before_an_outage_is_not_handled_again(database: Database) -> None:
+    handled = []
+    down = True
+
+    def handle(message: Message) -> None:
+        if message.body == b"3" and down:
+            raise Unavailable("the warehouse does not answer")
+        handled.append(message.body)
+
+    sink = sink_for(handle, database)
+    deliveries = batch(5)
+    with pytest.raises(Unavailable, match="warehouse"):
+        await sink.write(deliveries)
+    down = False
+    results = await sink.write(deliveries)
+
+    assert handled == [b"0", b"1", b"2", b"3", b"4"]
+    assert [r.duplicate for r in results] == [True, True, True, False, False]
+
+
+async def test_a_record_that_meets_another_writer_does_not_repeat_the_work(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled = []
+    fails = iter([False, True, False])  # the look before, the record, the record again
+
+    def handle(message: Message) -> None:
+        handled.append(message.body)
+
+    def busy(*args: Any) -> Claims:
+        if next(fails):
+            raise TransientError("SQLITE_BUSY: database is locked")
+        return claim(*args)
+
+    monkeypatch.setattr("consumers.sinks.python.claim", busy)
+    results = await sink_for(handle, database).write(batch(3))
+
+    assert [r.error for r in results] == [None] * 3
+    assert handled == [b"0", b"1", b"2"]
+    assert done(database) == 3
+
+
+async def test_a_constraint_that_is_checked_at_commit_kills_only_that_message(database: Database) -> None:
+    with database.begin() as db:
+        db.execute(sa.text("CREATE TABLE parent (n INTEGER PRIMARY KEY)"))
+        db.execute(sa.text("INSERT INTO parent VALUES (0), (2)"))
+        db.execute(sa.text("CREATE TABLE child (n INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"))
+
+    def handle(message: Message, db: Connection) -> None:
+        db.execute(sa.text("INSERT INTO child VALUES (:n)"), {"n": int(message.body)})
+
+    event.listen(database.engine, "connect", lambda c, _: c.execute("PRAGMA foreign_keys = on"))
+    database.dispose()
+    deliveries = batch(3)
+    results = await sink_for(handle, database).write(deliveries)
+
+    assert [type(r.error) for r in results] == [type(None), MessageRejected, type(None)]
+    assert done(database) == 2
 
 
 async def test_a_constraint_of_the_users_table_kills_only_that_message(database: Database) -> None:
@@ -190,6 +248,23 @@ async def test_a_handler_that_ends_its_transaction_harms_no_other_message(
     assert done(database) == 0
     again = await sink.write(deliveries[:2])
     assert [r.error for r in again] == [None, None]
+
+
+async def test_a_handler_that_keeps_a_database_error_to_itself_harms_no_other(postgres_url: str) -> None:
+    """PostgreSQL then refuses all that follows in the transaction, up to the COMMIT."""
+    database = Database(postgres_url)
+    migrate(database)
+
+    def handle(message: Message, db: Connection) -> None:
+        if message.body == b"1":
+            with contextlib.suppress(sa.exc.DBAPIError):
+                db.execute(sa.text("SELECT 1 / 0"))
+
+    results = await sink_for(handle, database).write(batch(3))
+
+    assert [r.error is None for r in results] == [True, False, True]
+    assert done(database) == 2
+    database.dispose()
 
 
 async def test_slow_messages_do_not_hold_the_rest_of_the_batch(database: Database) -> None:
