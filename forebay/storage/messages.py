@@ -97,6 +97,12 @@ class MessageStore:
             ):
                 with attempt:
                     return self._write_once(batch)
+        except MessageRejected as error:
+            # One of them spoiled the COMMIT, too late for a savepoint: a deferred constraint.
+            if len(batch) == 1:
+                return [WriteResult(message_id=batch[0].message.id, error=error)]
+            middle = len(batch) // 2
+            return self.write(batch[:middle]) + self.write(batch[middle:])
         except TransientError as error:
             raise SinkUnavailable(f"gave up after {_ATTEMPTS} attempts: {error}") from error
         raise AssertionError("stamina neither returned nor raised")

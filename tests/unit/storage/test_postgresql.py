@@ -119,6 +119,15 @@ def test_a_trigger_that_refuses_rows_rejects_them(postgres_database: Database) -
     assert str(bad.error) == "P0001 RaiseException"
 
 
+def test_a_constraint_that_is_checked_at_commit_rejects_only_its_row(postgres_database: Database) -> None:
+    add_trigger(postgres_database, "IF NEW.queue = 'rude' THEN RAISE EXCEPTION ''; END IF", at_commit=True)
+
+    results = MessageStore(postgres_database).write([delivery(), delivery(queue="rude"), delivery()])
+
+    assert [type(r.error) for r in results] == [type(None), MessageRejected, type(None)]
+    assert stored_count(postgres_database) == 2
+
+
 def test_reasons_name_constraint_and_column_but_no_value(postgres_database: Database) -> None:
     execute(postgres_database, "ALTER TABLE messages ADD CONSTRAINT one_key UNIQUE (key)")
     execute(postgres_database, "ALTER TABLE messages ALTER COLUMN key SET NOT NULL")
