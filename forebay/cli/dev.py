@@ -107,8 +107,8 @@ def _data_folder(loaded: Loaded, data: Path) -> Iterator[None]:
         yield
         return
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        fd = os.open(data / "dev.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(data / "dev.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CommandError(
             f"{error.filename}: {error.strerror}; choose another place with --data DIR",

@@ -110,6 +110,15 @@ def test_a_step_that_fails_leaves_nothing_behind(empty: Database) -> None:
         assert not sa.inspect(connection).has_table("messages")
 
 
+def test_what_is_created_is_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "data" / "forebay.db"
+    database = Database(f"sqlite:///{file}")
+    migrate(database)
+    database.dispose()
+
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
 def test_a_file_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SinkUnavailable, match=r"cannot create the database file .*file/forebay\.db"):
