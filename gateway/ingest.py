@@ -124,7 +124,7 @@ class Ingest:
         """Account for a body of which `received` bytes are here; an answer if that is too many."""
         if received > self.max_body_bytes:
             self.abandon(ticket)
-            return self.refused(self._too_large("The body is larger"))
+            return self.refused(self._too_large("The body has too many bytes"))
         more = received - ticket.reserved
         if more > 0:
             if not self._admission.grow(more):
