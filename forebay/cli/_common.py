@@ -88,8 +88,10 @@ def load_to_read(config: Path | None, flags: Iterable[Flag] = ()) -> Loaded:
     log_to_stderr("warning")
     fallbacks = dev_urls(DEV_DATA) if (DEV_DATA / "queue.db").exists() else {}
     loaded = load(config, flags, fallbacks=fallbacks)
-    if any(loaded.provenance.get(name, "").startswith("default of") for name in fallbacks):
-        note(f"(no URLs are set: looking at what `forebay dev` keeps in {DEV_DATA}/)")
+    missing = [name for name in fallbacks if loaded.provenance.get(name, "").startswith("default of")]
+    if missing:
+        are = "is not set" if len(missing) == 1 else "are not set"
+        note(f"({' and '.join(missing)} {are}: looking at what `forebay dev` keeps in {DEV_DATA}/)")
     return loaded
 
 

@@ -105,6 +105,8 @@ def judge(queues: Sequence[Trend], *, database: str = "", dead_letters: int = 0)
     dead = f" {_messages(dead_letters)} given up: forebay dead-letters list" if dead_letters else ""
     names = ", ".join(trend.queue for trend in behind)
     if database:
+        # Also what came a moment ago: nothing of it can be on its way.
+        waiting = sum(trend.due or 0 for trend in queues)
         held = f"{_messages(waiting)} wait safely until it is back" if waiting else "nothing waits yet"
         return Verdict(ok=False, sentence=f"The database does not answer ({database}); {held}.{dead}")
     if not behind:

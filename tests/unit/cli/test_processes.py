@@ -160,6 +160,16 @@ def test_a_handler_that_cannot_be_found_ends_dev_with_2(handler: str, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
+def test_what_is_taken_from_the_folder_of_dev_is_said(tmp_path: Path) -> None:
+    with Running("dev", "--port", "0", cwd=tmp_path) as dev:
+        dev.url()
+    neither = forebay("queues", cwd=tmp_path)
+    one = forebay("queues", cwd=tmp_path, env={"FOREBAY_DATABASE__URL": "sqlite:///d.db"})
+
+    assert "(broker.url and database.url are not set: looking at" in neither.stderr
+    assert "(broker.url is not set: looking at" in one.stderr
+
+
 def test_config_init_writes_the_queues_that_dev_has_seen(tmp_path: Path) -> None:
     with Running("dev", "--port", "0", cwd=tmp_path) as dev:
         assert post(dev.url(), b"1", queue="clicks") == 202

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,12 @@ def test_a_queue_with_work_that_does_not_move_is_standing_still() -> None:
 
     assert not verdict.ok
     assert verdict.sentence.startswith("Standing still: 100 messages on orders")
+
+
+def test_what_came_a_moment_ago_waits_for_the_database_too() -> None:
+    verdict = judge([dataclasses.replace(trend(0.0), fresh=True)], database="connection refused")
+
+    assert "100 messages wait safely" in verdict.sentence
 
 
 def test_an_unreachable_database_is_the_first_thing_said() -> None:
