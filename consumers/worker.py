@@ -115,7 +115,6 @@ class Worker:
             try:
                 await self._run_once(stop)
             except Exception as error:
-                _forget_cancellations()
                 self._ended_by(_innermost(error))
             finally:
                 self.connected = False
@@ -166,6 +165,9 @@ class Worker:
                 writer = group.create_task(self._write(received, decided, stop))
                 settler = group.create_task(self._settle(subscription, decided, slots))
                 group.create_task(self._stop(stop, receiver, writer, settler))
+        except ExceptionGroup:
+            _forget_cancellations()
+            raise
         finally:
             while not received.empty():
                 self._give_back(received.get_nowait())
@@ -379,8 +381,8 @@ def _forget_cancellations() -> None:
 
     A group whose child fails while the group is being left cancels its parent and never takes it back.
     Until 3.11.3 `asyncio.timeout` lets such a leftover turn its own end into a
-    CancelledError, and that would end the worker for good. A real cancellation
-    does not get here: it is no Exception.
+    CancelledError, and that would end the worker for good: already while it
+    unsubscribes. A real cancellation does not get here: it is no Exception.
     """
     task = asyncio.current_task()
     while task is not None and task.cancelling():

@@ -19,7 +19,7 @@ from consumers.processor import Processor
 from consumers.retry import ExponentialBackoff
 from consumers.settings import BreakerSettings
 from consumers.worker import IN_HAND, Worker
-from forebay.brokers.api import Delivery, Settlement
+from forebay.brokers.api import Delivery, Settlement, Subscription
 from forebay.errors import Reject, RetryLater, SinkUnavailable
 from forebay.sinks import WriteResult
 from tests.unit.consumers.fakes import FlakyBroker, MemorySink, messages, until
@@ -379,3 +379,32 @@ async def test_whatever_goes_wrong_every_message_ends_stored_or_dead(seed: int) 
 
     assert set(bench.sink.stored) == set(ids) - rejected
     assert bench.depth("orders.dead") == 10
+
+
+async def test_a_failed_step_leaves_no_cancellation_behind_for_the_unsubscribing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On Python 3.11.2 a deadline that passed there would end the worker for good."""
+    bench = Bench()
+    await bench.publish(5)
+    leftovers: list[int] = []
+    subscribe = bench.broker.subscribe
+
+    @asynccontextmanager
+    async def observed(queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+        async with subscribe(queue, prefetch=prefetch) as subscription:
+            try:
+                yield subscription
+            finally:
+                task = asyncio.current_task()
+                assert task is not None
+                leftovers.append(task.cancelling())
+
+    monkeypatch.setattr(bench.broker, "subscribe", observed)
+    bench.broker.failing = "settle"
+    async with bench.running():
+        await until(lambda: bench.broker.failures > 0)
+        bench.broker.failing = None
+        await until(lambda: bench.depth() == 0)
+
+    assert leftovers[0] == 0
