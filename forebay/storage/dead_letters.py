@@ -137,24 +137,31 @@ class DeadLetterStore:
                 self._archive(connection, record)
 
     def _archive(self, connection: sa.Connection, record: DeadLetterRecord) -> None:
-        found = connection.execute(
-            sa.select(table.c.body).where(table.c.id == record.id, table.c.destination == record.destination)
-        ).one_or_none()
+        if not self._put(connection, record):
+            new_id = ids.conflict_id(record.id, record.body)
+            self._put(connection, replace(record, id=new_id, original_id=record.original_id or record.id))
+
+    def _put(self, connection: sa.Connection, record: DeadLetterRecord) -> bool:
+        """Insert or renew the record; False if its id belongs to another body, there or here."""
         arrived = _arrived(connection, record)
-        if arrived == "other bytes" or (found is not None and bytes(found.body) != record.body):
-            original = record.original_id or record.id
-            record = replace(record, id=ids.conflict_id(record.id, record.body), original_id=original)
-        elif arrived == "same bytes":
+        if arrived == "other bytes":
+            return False
+        if arrived == "same bytes":
             record = replace(record, status="resolved")
         row = {c: getattr(record, c) for c in _COLUMNS} | {"changed_at": datetime.now(UTC)}
         insert = self._insert(table).values(row)
-        connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=["id", "destination"],
-                set_={c: insert.excluded[c] for c in _REDIED},
-                where=table.c.died_at < insert.excluded.died_at,
-            )
+        insert = insert.on_conflict_do_update(
+            index_elements=["id", "destination"],
+            set_={c: insert.excluded[c] for c in _REDIED},
+            where=sa.and_(table.c.died_at < insert.excluded.died_at, table.c.body == insert.excluded.body),
+        ).returning(table.c.id)
+        if connection.execute(insert).one_or_none() is not None:
+            return True
+        # Asked only now: another archiver may have been first, and the insert has waited for it.
+        same = sa.select(table.c.body == record.body).where(
+            table.c.id == record.id, table.c.destination == record.destination
         )
+        return bool(connection.execute(same).scalar_one())
 
     def count(self, which: DeadLetterFilter) -> int:
         with self._database.read() as connection:

@@ -108,6 +108,18 @@ def test_other_bytes_under_a_dead_id_get_an_id_of_their_own(store: DeadLetterSto
     }
 
 
+def test_another_death_of_a_conflict_that_was_redriven_and_stored_is_resolved(
+    database: Database, store: DeadLetterStore
+) -> None:
+    stored, other = delivery(b"1"), b"2"
+    moved = ids.conflict_id(stored.message.id, other)
+    MessageStore(database).write([stored, delivery(other, id=moved)])
+
+    store.archive([dead(other, id=stored.message.id, error_class="expired")])
+
+    assert [(r.id, r.status) for r in store.get(stored.message.id)] == [(moved, "resolved")]
+
+
 def test_a_dead_letter_that_is_stored_is_resolved_and_one_with_other_bytes_is_not(
     database: Database, store: DeadLetterStore
 ) -> None:

@@ -14,12 +14,13 @@ from forebay.errors import MessageRejected, SinkMisconfigured, SinkUnavailable
 from forebay.sinks import WriteResult
 from forebay.storage.classify import POSTGRESQL, ConnectionLost, classify
 from forebay.storage.database import Database
+from forebay.storage.dead_letters import DeadLetterStore, _record
 from forebay.storage.messages import MessageStore
 from forebay.storage.schema import migrate
 from forebay.storage.settings import DatabaseSettings
 from tests.servers.postgres import Postgres
 from tests.unit.storage.conftest import FAST
-from tests.unit.storage.deliveries import add_check, delivery, stored_count
+from tests.unit.storage.deliveries import add_check, dead, delivery, stored_count
 
 pytestmark = pytest.mark.external
 
@@ -188,6 +189,23 @@ def test_a_deadlock_between_two_writers_is_survived(postgres: Postgres, postgres
     patient.dispose()
 
     assert [(r.error, r.duplicate) for r in results] == [(None, True), (None, True)]
+
+
+def test_two_archivers_with_two_bodies_of_one_id_keep_both(
+    postgres: Postgres, postgres_database: Database
+) -> None:
+    one = dead(b"1")
+    other = dead(b"2", id=one.message.id, minute=1)
+    patient = Database(postgres.url(name_of(postgres_database)), DatabaseSettings(lock_timeout=20))
+    with ThreadPoolExecutor(1) as pool:
+        with postgres_database.begin() as connection:
+            DeadLetterStore(postgres_database)._archive(connection, _record(one))
+            waiting = pool.submit(DeadLetterStore(patient).archive, [other])
+            wait_until_someone_waits(postgres)
+        waiting.result(30)
+    patient.dispose()
+
+    assert {r.body for r in DeadLetterStore(postgres_database).get(one.message.id)} == {b"1", b"2"}
 
 
 def wait_until_someone_waits(postgres: Postgres, kind: str = "Lock") -> None:
