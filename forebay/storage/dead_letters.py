@@ -150,12 +150,12 @@ class DeadLetterStore:
             record = replace(record, status="resolved")
         row = {c: getattr(record, c) for c in _COLUMNS} | {"changed_at": datetime.now(UTC)}
         insert = self._insert(table).values(row)
-        insert = insert.on_conflict_do_update(
+        put = insert.on_conflict_do_update(
             index_elements=["id", "destination"],
             set_={c: insert.excluded[c] for c in _REDIED},
             where=sa.and_(table.c.died_at < insert.excluded.died_at, table.c.body == insert.excluded.body),
         ).returning(table.c.id)
-        if connection.execute(insert).one_or_none() is not None:
+        if connection.execute(put).one_or_none() is not None:
             return True
         # Asked only now: another archiver may have been first, and the insert has waited for it.
         same = sa.select(table.c.body == record.body).where(
