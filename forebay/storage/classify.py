@@ -39,7 +39,7 @@ class ConnectionLost(SinkUnavailable):
     """
 
 
-_MIGRATE = "; run `forebay migrate`"
+_OURS = re.compile(r"\b(?:messages|dead_letters|processed_messages)\b")
 
 POSTGRESQL: dict[str, type[ForebayError]] = {
     # Two characters stand for the class; a full code goes before its class.
@@ -150,7 +150,7 @@ def _classify_postgresql(error: BaseException | None) -> Exception | None:
         return MessageRejected(", ".join(parts), error_class=name, detail=detail)
     # These are about the server and its tables, so their text holds no row.
     text = f"{state} {name}: {_one_line(diagnosis.message_primary or str(error))}"
-    return kind(text + (_MIGRATE if state in ("42P01", "42703") else ""))
+    return kind(_what_to_run(text) if state in ("42P01", "42703") else text)
 
 
 def _classify_sqlite(error: sqlite3.Error) -> Exception | None:
@@ -161,13 +161,19 @@ def _classify_sqlite(error: sqlite3.Error) -> Exception | None:
     text = _one_line(str(error))
     if code == sqlite3.SQLITE_ERROR:
         # "SQL logic error" covers everything that was wrong with a statement.
-        return SinkMisconfigured(f"{name}: {text}{_MIGRATE}") if _SQLITE_MISSING.search(text) else None
+        missing = _SQLITE_MISSING.search(text)
+        return SinkMisconfigured(_what_to_run(f"{name}: {text}")) if missing else None
     kind = SQLITE.get(code & 0xFF)
     if kind is None:
         return None
     if kind is MessageRejected:
         return MessageRejected(_sqlite_reason(name, text), error_class=name, detail=text)
     return kind(f"{name}: {text}")
+
+
+def _what_to_run(text: str) -> str:
+    """Our tables are made by us; a handler's own are not."""
+    return f"{text}; run `forebay migrate`" if _OURS.search(text) else text
 
 
 # "CHECK constraint failed: positive", "NOT NULL constraint failed: messages.key"

@@ -56,6 +56,14 @@ def test_a_missing_table_is_a_misconfiguration_that_names_the_command(sqlite_dat
         MessageStore(sqlite_database).write([delivery()])
 
 
+def test_a_handlers_own_missing_table_is_not_ours_to_create(sqlite_database: Database) -> None:
+    with (
+        pytest.raises(SinkMisconfigured, match=r"no such table: shop_orders$"),
+        sqlite_database.begin() as connection,
+    ):
+        connection.exec_driver_sql("DELETE FROM shop_orders")
+
+
 def test_a_full_disk_is_an_outage_that_ends(sqlite_database: Database, tmp_path: Path) -> None:
     with_pragma(sqlite_database, "max_page_count=40")
     store = MessageStore(sqlite_database)
