@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from forebay.errors import SinkUnavailable
+
 T = TypeVar("T")
 
 
@@ -32,7 +34,12 @@ class SinkThreads:
         self._closed = False
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """What `function(*args)` returns or raises, in one of the threads."""
+        """
+        What `function(*args)` returns or raises, in one of the threads.
+
+        Raises:
+            SinkUnavailable: the system has no thread for it; it was not called.
+        """
         if self._closed:
             raise RuntimeError(f"{self._name} is closed")
         loop = asyncio.get_running_loop()
@@ -56,12 +63,20 @@ class SinkThreads:
             except RuntimeError:
                 pass  # The loop was closed meanwhile: nobody is waiting any more.
 
-        self._calls.put(call)
         if len(self._threads) < self._count:
-            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._start_one()
+        self._calls.put(call)
         return await future
+
+    def _start_one(self) -> None:
+        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # "can't start new thread"
+            if not self._threads:
+                raise SinkUnavailable(f"{self._name}: {error}; out of memory or of processes") from error
+        else:
+            self._threads.append(thread)
 
     def close(self) -> None:
         """Let the threads end after what was given to them. Idempotent; does not wait."""

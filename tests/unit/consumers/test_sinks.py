@@ -13,7 +13,7 @@ from consumers.sinks import factory
 from consumers.sinks.factory import make_sink
 from consumers.sinks.threads import SinkThreads
 from forebay import Message
-from forebay.errors import SettingsError
+from forebay.errors import SettingsError, SinkUnavailable
 from forebay.storage.database import Database
 from tests.unit.consumers.fakes import MemorySink
 
@@ -76,6 +76,25 @@ async def test_calls_run_in_threads_of_their_own_one_after_the_other() -> None:
     threads.close()
 
     assert names == ["test"] * 5
+
+
+async def test_a_thread_that_cannot_be_started_is_an_outage_and_started_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads = SinkThreads("test")
+    calls: list[int] = []
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(SinkUnavailable, match="can't start new thread"):
+            await threads.run(calls.append, 1)
+    async with asyncio.timeout(5):
+        await threads.run(calls.append, 2)
+    threads.close()
+
+    assert calls == [2]
 
 
 async def test_a_cancelled_call_is_abandoned_and_the_next_one_waits_for_it() -> None:
