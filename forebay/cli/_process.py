@@ -108,12 +108,14 @@ async def until_reachable(
     A process that starts in an outage of the database waits for its end: exiting
     would only add a supervisor's back-off to it. Whatever else `check` raises is raised.
     """
+    from forebay.storage.classify import TransientError
+
     wait = 0.5
     while not stop.is_set():
         try:
             await asyncio.to_thread(check, database)
             return True
-        except SinkUnavailable as error:
+        except (SinkUnavailable, TransientError) as error:  # away, or busy with another process's lock
             log.warning(
                 "database unreachable, trying again",
                 database=database.safe_url,
