@@ -242,8 +242,10 @@ def _build(values: Mapping[SettingPath, Assignment]) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        _raise([_line(e, values) for e in error.errors()])
-        raise
+        wrong = [_line(e, values) for e in error.errors()]
+    # Not while that error is handled: a traceback would quote its input, which may be a password.
+    _raise(wrong)
+    raise AssertionError("a ValidationError without errors")
 
 
 def _value(path: SettingPath, a: Assignment) -> object:

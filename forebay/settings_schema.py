@@ -197,7 +197,7 @@ def mask_url(url: str) -> str:
         return "***"
     # The last @ before the path ends the credentials: a password may hold one, wrongly unescaped.
     authority, slash, tail = rest.partition("/")
-    if "@" in tail.partition("?")[0] and ":" in authority and "@" not in authority:
+    if "@" in tail.partition("?")[0] and ":" in authority:
         # An unescaped slash in the password moved its end into what looks like the path.
         return f"{scheme}://***"
     user, at, host = authority.rpartition("@")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -300,6 +301,7 @@ def test_what_kubernetes_sets_for_a_service_called_forebay_is_ignored(folder: Pa
         ("postgresql://u@db/x", "postgresql://u@db/x"),
         ("postgresql://u:p@ss@db/x", "postgresql://u:***@db/x"),
         ("postgresql://u:p/ss@db/x", "postgresql://***"),
+        ("postgresql://u:p@s/s@db/x", "postgresql://***"),
         ("postgresql://db/x?user=u&password=pa55&a=b", "postgresql://db/x?user=u&password=***&a=b"),
         ("sqlite:////var/x.db", "sqlite:////var/x.db"),
         ("pa55", "***"),
@@ -307,6 +309,14 @@ def test_what_kubernetes_sets_for_a_service_called_forebay_is_ignored(folder: Pa
 )
 def test_a_url_is_shown_without_its_password(url: str, masked: str) -> None:
     assert mask_url(url) == masked
+
+
+def test_no_traceback_quotes_a_url_of_the_wrong_type(folder: Path) -> None:
+    (folder / "forebay.toml").write_text('[database]\nurl = ["postgresql://u:pa55@db/x"]\n')
+    with pytest.raises(SettingsError, match=r"forebay\.toml:2:1: database\.url") as caught:
+        loaded(folder)
+
+    assert "pa55" not in "".join(traceback.format_exception(caught.value))
 
 
 @given(st.from_regex(r"[A-Z0-9]{12}", fullmatch=True))
