@@ -17,6 +17,7 @@ queue    name and counters, kept in the transaction that changes them
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -140,11 +141,22 @@ def translated(path: Path) -> Iterator[None]:
     except apsw.CorruptError as error:
         raise BrokerUnavailable(damaged(path, str(error))) from error
     except apsw.ReadOnlyError as error:
-        raise SettingsError(f"this user may not write the queue file {path}") from error
+        raise SettingsError(_not_ours(path)) from error
     except apsw.FullError as error:
         raise BrokerUnavailable(f"the disk under {path} is full") from error
+    except apsw.CantOpenError as error:
+        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+            raise SettingsError(_not_ours(path)) from error
+        raise BrokerUnavailable(f"cannot open the queue file {path}: {error}") from error
     except apsw.Error as error:
         raise BrokerUnavailable(f"cannot open the queue file {path}: {error}") from error
+
+
+def _not_ours(path: Path) -> str:
+    return (
+        f"this user may not read and write the queue file {path}; run the command as its owner, or give"
+        " broker.url another path"
+    )
 
 
 def version(db: apsw.Connection, path: Path) -> int:

@@ -6,6 +6,9 @@ import asyncio
 import os
 import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
@@ -71,6 +74,28 @@ async def test_a_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path
 async def test_a_directory_as_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BrokerUnavailable, match="cannot open the queue file"):
         await open_and_close(tmp_path)
+
+
+def test_the_file_of_another_user_is_a_wrong_setting() -> None:
+    # Not tmp_path: nobody else gets into that.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)
+        path = Path(folder) / "queue.db"
+        path.touch(mode=0o000)
+        with unprivileged(), pytest.raises(SettingsError, match="this user may not read and write"):
+            schema.open_file(path, create=False)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may open everything, so for a while it is somebody else."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
 
 
 async def test_reading_commands_make_nothing(path: Path) -> None:
