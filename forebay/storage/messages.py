@@ -19,12 +19,14 @@ import stamina
 
 from forebay import ids
 from forebay.brokers.api import Delivery
-from forebay.errors import IdempotencyConflict, MessageRejected, SinkUnavailable
+from forebay.errors import IdempotencyConflict, MessageRejected, SinkMisconfigured, SinkUnavailable
 from forebay.sinks import WriteResult
 from forebay.storage.classify import ConnectionLost, TransientError, classify
 from forebay.storage.database import Database
 
 _ATTEMPTS = 4
+
+_NOT_THE_ROWS = (SinkUnavailable, SinkMisconfigured, TransientError)
 
 _message_id = attrgetter("message.id")
 
@@ -108,17 +110,18 @@ class MessageStore:
         raise AssertionError("stamina neither returned nor raised")
 
     def _write_once(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        distinct = len({d.message.id for d in batch}) == len(batch)
-        if distinct:
-            try:
-                new = self._insert_all(batch)
-            except MessageRejected:
-                pass
-            else:
-                if new is None:
-                    return [WriteResult(message_id=d.message.id) for d in batch]
-                return self._results(batch, new)
-        return self._write_carefully(batch)
+        if len({d.message.id for d in batch}) < len(batch):
+            return self._write_carefully(batch)
+        try:
+            new = self._insert_all(batch)
+        except _NOT_THE_ROWS:
+            raise
+        except Exception:
+            # A row's fault, whether or not we know the error: which one's will be found out.
+            return self._write_carefully(batch)
+        if new is None:
+            return [WriteResult(message_id=d.message.id) for d in batch]
+        return self._results(batch, new)
 
     def _insert_all(self, batch: Sequence[Delivery]) -> set[str] | None:
         # Every writer inserts in the order of ids, so that two of them with the same
@@ -157,6 +160,10 @@ class MessageStore:
                 for half in filter(None, halves):
                     self._bisect(connection, half, results)
                 waiting = later
+        errors = [r.error for r in results.values()]
+        if all(e is not None and not isinstance(e, MessageRejected) for e in errors):
+            # Unknown, and with every row: rather the database's fault. The breaker is to hear of it.
+            raise next(filter(None, errors))
         return [results[n] for n in range(len(batch))]
 
     def _bisect(
@@ -194,7 +201,7 @@ class MessageStore:
         results: dict[int, WriteResult],
         *,
         payload: bool,
-    ) -> MessageRejected | None:
+    ) -> Exception | None:
         batch = [delivery for _, delivery in rows]
         savepoint = connection.begin_nested()
         try:
@@ -204,7 +211,7 @@ class MessageStore:
             return MessageRejected("the id is not a UUID", error_class="InvalidId")
         except Exception as error:
             known = classify(error, self._database.dialect)
-            if not isinstance(known, MessageRejected):
+            if isinstance(known, _NOT_THE_ROWS):
                 raise
             savepoint.rollback()
             return known

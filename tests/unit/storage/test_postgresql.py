@@ -149,6 +149,18 @@ def test_an_unknown_error_of_the_server_is_raised_as_it_is(postgres_database: Da
         MessageStore(postgres_database).write([delivery(), delivery()])
 
 
+def test_an_unknown_error_with_one_row_is_that_row_s_alone(postgres_database: Database) -> None:
+    add_trigger(
+        postgres_database, "IF NEW.queue = 'rude' THEN RAISE EXCEPTION USING ERRCODE = 'ZZ123'; END IF"
+    )
+
+    results = MessageStore(postgres_database).write([delivery(), delivery(queue="rude"), delivery()])
+
+    assert [r.error is None for r in results] == [True, False, True]
+    assert isinstance(results[1].error, psycopg.Error)
+    assert stored_count(postgres_database) == 2
+
+
 # ---- transient
 
 
