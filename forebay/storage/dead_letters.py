@@ -150,10 +150,15 @@ class DeadLetterStore:
             record = replace(record, status="resolved")
         row = {c: getattr(record, c) for c in _COLUMNS} | {"changed_at": datetime.now(UTC)}
         insert = self._insert(table).values(row)
+        # What was sent back has died again whatever the clock of that consumer says.
+        died_again = sa.or_(
+            table.c.died_at < insert.excluded.died_at,
+            sa.and_(table.c.status == "redriving", table.c.died_at != insert.excluded.died_at),
+        )
         put = insert.on_conflict_do_update(
             index_elements=["id", "destination"],
             set_={c: insert.excluded[c] for c in _REDIED},
-            where=sa.and_(table.c.died_at < insert.excluded.died_at, table.c.body == insert.excluded.body),
+            where=sa.and_(table.c.body == insert.excluded.body, died_again),
         ).returning(table.c.id)
         if connection.execute(put).one_or_none() is not None:
             return True

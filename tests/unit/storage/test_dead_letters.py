@@ -87,6 +87,17 @@ def test_a_later_death_opens_the_record_again(store: DeadLetterStore) -> None:
     assert (record.status, record.reason) == ("dead", "again")
 
 
+def test_a_redriven_one_that_dies_where_the_clock_is_behind_is_dead_again(store: DeadLetterStore) -> None:
+    first = dead(minute=5)
+    store.archive([first])
+    store.mark(store.get(first.message.id), status="redriving", expected="dead")
+
+    store.archive([first])
+    assert store.get(first.message.id)[0].status == "redriving"
+    store.archive([dead(id=first.message.id, minute=4)])
+    assert store.get(first.message.id)[0].status == "dead"
+
+
 def test_two_destinations_have_a_record_each(store: DeadLetterStore) -> None:
     sent = dead()
     store.archive([sent, dead(id=sent.message.id, destination="handler:orders")])
