@@ -84,8 +84,13 @@ def verify(
     """
     from forebay.ledger import read_record
 
-    with file.open("rb") as lines:
-        record = read_record(lines)
+    try:
+        with file.open("rb") as lines:
+            record = read_record(lines)
+    except OSError as error:
+        # Not exit code 1, which says that something is lost.
+        text = f"{file}: {error.strerror}; give the file that `forebay send --record` wrote"
+        raise CommandError(text, ExitCode.USAGE) from error
     if not record.sent:
         if record.unreadable:
             raise CommandError(

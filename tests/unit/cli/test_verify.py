@@ -223,6 +223,14 @@ def test_without_its_queues_a_complete_database_is_proof_enough(
     assert site.run("verify", site.record(stored)).code == 0
 
 
+def test_a_record_that_is_not_there_is_no_loss(site: Installation) -> None:
+    """Exit code 1 says that something is lost; this only says that nobody looked."""
+    done = site.run("verify", str(site.folder / "nosuch.txt"))
+
+    assert done.code == 2
+    assert "nosuch.txt: No such file or directory" in done.err
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b"hello\nworld\n"])
 def test_a_file_that_is_no_record_proves_nothing(site: Installation, content: bytes) -> None:
     Path("x.txt").write_bytes(content)
