@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from forebay.errors import BrokerError
+from forebay.errors import BrokerError, MessageTooLarge, QueueNotFound
 from forebay.message import Message
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ class Redrive:
         self._page = _PAGE if rate is None else max(1, min(_PAGE, int(rate)))
         self.sent = 0
         self.failed = 0
+        self._blocked = False
         self.why = ""
         """The first reason for a failure."""
 
     async def run(self, which: DeadLetterFilter, *, limit: int) -> None:
-        """At most `limit`, the oldest first. Stops at the first page of which nothing could be sent."""
+        """At most `limit`, the oldest first. Stops when the broker is away or full."""
         loop = asyncio.get_running_loop()
         left, due = limit, loop.time()
         status = which.status or "dead"
@@ -64,13 +65,13 @@ class Redrive:
                 return
             await asyncio.sleep(max(0.0, due - loop.time()))
             left -= len(page)
-            sent = await self._send_page(page, status)
-            if not sent and self.failed:
+            await self._send_page(page, status)
+            if self._blocked:
                 return
             if self._rate is not None:
                 due = max(due, loop.time() - 1.0) + len(page) / self._rate
 
-    async def _send_page(self, page: Sequence[DeadLetterRecord], expected: DeadLetterStatus) -> int:
+    async def _send_page(self, page: Sequence[DeadLetterRecord], expected: DeadLetterStatus) -> None:
         taken = await asyncio.to_thread(self._store.take, page, status="redriving", expected=expected)
         by_queue: dict[str, list[DeadLetterRecord]] = defaultdict(list)
         for record in taken:
@@ -80,25 +81,28 @@ class Redrive:
             refused += await self._publish(queue, records)
         if refused:
             await asyncio.to_thread(self._store.mark, refused, status="dead", expected="redriving")
-        sent = len(taken) - len(refused)
-        self.sent += sent
+        self.sent += len(taken) - len(refused)
         self.failed += len(refused)
         self._progress(len(page))
-        return sent
 
     async def _publish(self, queue: str, records: Sequence[DeadLetterRecord]) -> list[DeadLetterRecord]:
         """Send to one queue; return those that are not certainly there."""
         try:
             results = await self._broker.publish(queue, [_message(r) for r in records], timeout=_TIMEOUT)
         except BrokerError as error:
-            self.why = self.why or str(error)
+            self._note(error)
             return list(records)
         refused = []
         for record, result in zip(records, results, strict=True):
             if result.error is not None:
-                self.why = self.why or str(result.error)
+                self._note(result.error)
                 refused.append(record)
         return refused
+
+    def _note(self, error: BrokerError) -> None:
+        self.why = self.why or str(error)
+        # The others are about one message, or one queue, and no reason to leave the rest where it is.
+        self._blocked |= not isinstance(error, (QueueNotFound, MessageTooLarge))
 
 
 def pages(
