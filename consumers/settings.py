@@ -61,5 +61,5 @@ class ConsumerSettings(Section):
     """After SIGTERM: how long the batch in hand may take before it is handed back."""
     health_host: str = "127.0.0.1"
     """Where /livez, /readyz and /metrics of `forebay consume` listen."""
-    health_port: int | None = None
+    health_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     """Their port; none by default."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr
+from typing import Annotated
+
+from pydantic import Field, SecretStr
 
 from forebay.section import PositiveSeconds, Section
 
@@ -20,5 +22,5 @@ class DatabaseSettings(Section):
     """How long one statement may take before the server ends it."""
     lock_timeout: PositiveSeconds = 5.0
     """How long one statement may wait for a lock."""
-    pool_size: int = 4
+    pool_size: Annotated[int, Field(ge=1)] = 4
     """Connections kept per process."""

@@ -326,3 +326,14 @@ def test_no_error_repeats_a_wrong_url(password: str) -> None:
     with pytest.raises(SettingsError) as error:
         load(environ=environ, cwd=Path("/nonexistent"))
     assert password not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DATABASE__POOL_SIZE", "0"), ("CONSUMER__HEALTH_PORT", "99999")]
+)
+def test_numbers_that_would_mean_something_else_below_are_refused(
+    folder: Path, name: str, value: str
+) -> None:
+    """An empty pool has no limit to SQLAlchemy, and a port beyond the last begins again at 0."""
+    with pytest.raises(SettingsError, match=f"FOREBAY_{name}.*, not '{value}'"):
+        loaded(folder, environ={f"FOREBAY_{name}": value})
