@@ -47,7 +47,9 @@ SinceOption = Annotated[
 BeforeOption = Annotated[
     datetime | None, typer.Option("--before", parser=moment, metavar="TIME", help="Died earlier.")
 ]
-IdOption = Annotated[list[str] | None, typer.Option("--id", help="Only these; may be repeated.")]
+IdOption = Annotated[
+    list[str] | None, typer.Option("--id", metavar="ID", help="Only these; may be repeated.")
+]
 StatusOption = Annotated[
     str, typer.Option("--status", help="dead, redriving, resolved, discarded; or all (list only).")
 ]

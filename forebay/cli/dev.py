@@ -37,7 +37,11 @@ def dev(
     ] = DEV_DATA,
     handler: Annotated[
         list[str] | None,
-        typer.Option("--handler", help="Your function for a queue: orders=shop.orders:handle. Repeatable."),
+        typer.Option(
+            "--handler",
+            metavar="QUEUE=FUNCTION",
+            help="Your function for a queue: orders=shop.orders:handle. Repeatable.",
+        ),
     ] = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again when a Python file or the settings file changes.")

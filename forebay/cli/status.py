@@ -120,7 +120,8 @@ def judge(queues: Sequence[Trend], *, database: str = "", dead_letters: int = 0)
         still = _messages(sum(trend.due or 0 for trend in stuck))
         return Verdict(
             ok=False,
-            sentence=f"Standing still: {still} on {which}, and none moves; does a consumer run?{dead}",
+            sentence=f"Standing still: {still} on {which}, and none moves. Does a consumer run?"
+            f" Then its log says why it waits.{dead}",
         )
     if growing:
         which = ", ".join(trend.queue for trend in growing)

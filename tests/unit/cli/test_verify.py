@@ -238,13 +238,6 @@ def test_a_file_that_is_no_record_proves_nothing(site: Installation, content: by
     assert site.run("verify", "x.txt").code == 2
 
 
-def test_a_file_that_is_not_there_is_named(site: Installation) -> None:
-    done = site.run("verify", "nowhere.txt")
-
-    assert done.code != 0
-    assert "nowhere.txt" in done.err
-
-
 def test_a_torn_line_is_said_and_does_not_hide_the_others(site: Installation) -> None:
     stored = delivery()
     site.store(stored)
