@@ -85,6 +85,8 @@ def load_handler(spec: str) -> Handler:
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
         place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        if isinstance(error, SyntaxError):
+            place = ""  # Its text names the line; the last frame is the one that compiles.
         raise SettingsError(
             f"handler {spec!r}: importing {module_name} failed with {type(error).__name__}: {error}{place}"
         ) from error

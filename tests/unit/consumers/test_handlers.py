@@ -85,6 +85,7 @@ def test_a_handler_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: p
         ("no_such_package.orders:handle", "no module 'no_such_package'"),
         ("broken_a:handle", "imports 'no_such_dependency', which is not installed"),
         ("broken_b:handle", r"failed with ValueError: boom \(.*broken_b.py, line 2\)"),
+        ("broken_c:handle", r"failed with SyntaxError: .*\(broken_c.py, line 2\)$"),
         ("fine:handel", "has no 'handel'; did you mean 'handle'"),
         ("fine:NUMBER", "is a int, not a function"),
     ],
@@ -94,10 +95,11 @@ def test_a_handler_that_cannot_be_loaded_is_explained(
 ) -> None:
     (tmp_path / "broken_a.py").write_text("import no_such_dependency\n")
     (tmp_path / "broken_b.py").write_text("\nraise ValueError('boom')\n")
+    (tmp_path / "broken_c.py").write_text("\ndef handle(message db): ...\n")
     (tmp_path / "fine.py").write_text("NUMBER = 1\ndef handle(message): ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for module in ("broken_a", "broken_b", "fine"):
+    for module in ("broken_a", "broken_b", "broken_c", "fine"):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
     with pytest.raises(SettingsError, match=says):
