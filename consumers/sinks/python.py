@@ -66,14 +66,6 @@ class _Lent:
             raise HandlerEndedTransaction
 
 
-class _Broken(Exception):
-    """The transaction is lost, through the handling of this delivery."""
-
-    def __init__(self, delivery: Delivery, error: Exception) -> None:
-        self.delivery = delivery
-        self.error = error
-
-
 class PythonSink:
     """
     Calls a handler for each message, and keeps a record of what was handled.
@@ -118,16 +110,7 @@ class PythonSink:
     def _write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         if not self._handler.takes_db:
             return self._write_outside(batch)
-        try:
-            return _patiently(lambda: self._write_in_transaction(batch))
-        except _Broken as broken:
-            # Its neighbours' effects went with the transaction: they come again, uncounted.
-            return [
-                WriteResult(
-                    message_id=d.message.id, error=broken.error if d is broken.delivery else NotTried()
-                )
-                for d in batch
-            ]
+        return _patiently(lambda: self._write_in_transaction(batch))
 
     def _write_in_transaction(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         assert self._database is not None
@@ -135,11 +118,11 @@ class PythonSink:
             with self._database.begin() as db:
                 lent = _Lent(db)
                 return self._each(batch, lambda group: self._handle_in(db, lent, group))
-        except (SinkUnavailable, SinkMisconfigured, TransientError, _Broken):
+        except (SinkUnavailable, SinkMisconfigured, TransientError):
             raise
         except Exception as error:
-            # One of them spoiled the transaction for all, and it showed too late for a savepoint: a
-            # deferred constraint at COMMIT, or a database error that the handler kept to itself.
+            # One of them spoiled the transaction for all, beyond what a savepoint mends: it ended it, a
+            # deferred constraint failed at COMMIT, or the handler kept a database error to itself.
             return self._divide(batch, error, self._write_in_transaction)
 
     def _write_outside(self, batch: Sequence[Delivery]) -> list[WriteResult]:
@@ -200,7 +183,7 @@ class PythonSink:
             if lent.ended:
                 # SQLAlchemy takes the transaction for ended while the server's is open: never lend it again.
                 db.invalidate()
-                raise _Broken(group[0], HandlerEndedTransaction()) from raised
+                raise HandlerEndedTransaction from raised
             savepoint.rollback()
             return self._divide(group, error, lambda half: self._handle_in(db, lent, half))
         savepoint.commit()
