@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -219,6 +219,8 @@ def type_in_words(field: FieldInfo) -> str:
     for kind in _alternatives(field.annotation):
         if kind is NoneType:
             continue
+        if get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
         if get_origin(kind) is Literal:
             words.append(" or ".join(f'"{v}"' for v in get_args(kind)))
         else:
