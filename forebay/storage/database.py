@@ -122,13 +122,13 @@ class Database:
         try:
             yield
         except Exception as error:
-            if not _is_dead(connection):
+            if not (_is_dead(connection) or _is_replaced(error)):
                 raise
             waited = _gave_up(connection)
             connection.invalidate()
             self.engine.dispose()
             known = classify(error, self.dialect)
-            if waited or not isinstance(known, SinkUnavailable):
+            if waited or not (isinstance(known, SinkUnavailable) or _is_replaced(error)):
                 raise
             raise ConnectionLost(str(known)) from error
 
@@ -197,6 +197,12 @@ def _is_dead(connection: sa.Connection) -> bool:
         return False
     driver = connection.connection.driver_connection
     return bool(getattr(driver, "closed", False))
+
+
+def _is_replaced(error: Exception) -> bool:
+    """Was the SQLite file moved away under the connection: another one may be in its place by now."""
+    original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED
 
 
 def _gave_up(connection: sa.Connection) -> bool:

@@ -14,6 +14,7 @@ from forebay.errors import MessageRejected, SinkMisconfigured, SinkUnavailable
 from forebay.storage.classify import SQLITE, TransientError, classify
 from forebay.storage.database import Database
 from forebay.storage.messages import MessageStore
+from forebay.storage.schema import migrate
 from tests.unit.storage.deliveries import delivery, stored_count
 
 
@@ -62,6 +63,18 @@ def test_a_handlers_own_missing_table_is_not_ours_to_create(sqlite_database: Dat
         sqlite_database.begin() as connection,
     ):
         connection.exec_driver_sql("DELETE FROM shop_orders")
+
+
+def test_a_file_that_was_replaced_is_found_and_the_old_one_is_not_written(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
+    store = MessageStore(sqlite_database)
+    store.write([delivery()])
+    (tmp_path / "forebay.db").rename(tmp_path / "old.db")
+    migrate(Database(f"sqlite:///{tmp_path / 'forebay.db'}"))
+
+    assert [r.error for r in store.write([delivery(), delivery()])] == [None, None]
+    assert stored_count(sqlite_database) == 2
 
 
 def test_a_full_disk_is_an_outage_that_ends(sqlite_database: Database, tmp_path: Path) -> None:
