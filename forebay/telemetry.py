@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -77,6 +77,30 @@ class _Filter(logging.Filter):
         return record.levelno < logging.WARNING or self._limit.allows(record.name, record.msg) is not None
 
 
+class _Lossy:
+    """
+    A stream that drops what it cannot write.
+
+    Standard error may be a file on the disk that is just full, or a pipe whose reader
+    is gone: a line less in the log must not stop what the line is about.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return 0
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+
 def configure(level: str = "info", *, stream: TextIO | None = None, json: bool | None = None) -> None:
     """
     Set up logging for this process. `json` None: readable if `stream` is a terminal.
@@ -108,7 +132,7 @@ def configure(level: str = "info", *, stream: TextIO | None = None, json: bool |
     structlog.configure(
         processors=[*shared, limit, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Lossy(stream))),
         cache_logger_on_first_use=False,
     )
 

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from forebay import telemetry
 from forebay.telemetry import RepeatLimit
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
-    logging.getLogger("uvicorn.access").disabled = False
-    structlog.reset_defaults()
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
@@ -95,3 +83,16 @@ def test_repeated_information_is_not_limited() -> None:
         structlog.get_logger().warning("down")
     events = [line["event"] for line in lines(stream)]
     assert (events.count("retried"), events.count("down")) == (20, 5)
+
+
+class FullDisk(io.StringIO):
+    """Standard error in a file on a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    telemetry.configure(stream=FullDisk())
+
+    structlog.get_logger().error("the disk is full")
