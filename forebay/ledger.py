@@ -195,12 +195,8 @@ class Ledger:
         return len(self.missing) - self.waiting
 
     @property
-    def complete(self) -> bool:
-        """Nothing is on its way any more and every figure is as it should be."""
-        return self.adds_up and not self.missing
-
-    @property
     def adds_up(self) -> bool:
+        """Every figure is as it should be; what is missing may still be on its way."""
         return not (self.lost or self.altered or self.duplicated)
 
 
