@@ -121,7 +121,7 @@ class DeadLetterStore:
 
     def archive(self, deliveries: Sequence[Delivery]) -> None:
         """
-        Store deliveries from a dead-letter queue, in one transaction.
+        Store deliveries from a dead-letter queue.
 
         The same death archived twice is one record, whatever an operator did to it
         meanwhile; a later death of the same message opens its record again. Another
@@ -135,6 +135,11 @@ class DeadLetterStore:
             # Dead letters are few; where they are many, the budget stops the queue.
             for record in records:
                 self._archive(connection, record)
+        with self._database.begin() as connection:
+            # Stored by another process meanwhile: neither of the two saw what the other had not committed.
+            for record in records:
+                if _arrived(connection, record) == "same bytes":
+                    resolve(connection, record.destination, {record.id: record.body})
 
     def _archive(self, connection: sa.Connection, record: DeadLetterRecord) -> None:
         if not self._put(connection, record):

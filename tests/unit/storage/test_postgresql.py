@@ -220,6 +220,29 @@ def test_two_archivers_with_two_bodies_of_one_id_keep_both(
     assert {r.body for r in DeadLetterStore(postgres_database).get(one.message.id)} == {b"1", b"2"}
 
 
+def test_a_dead_letter_whose_twin_is_stored_while_it_is_archived_is_resolved(
+    postgres: Postgres, postgres_database: Database
+) -> None:
+    twin = delivery(b"1")
+    store = DeadLetterStore(postgres_database)
+    patient = Database(
+        postgres.url(name_of(postgres_database)), DatabaseSettings(lock_timeout=20, statement_timeout=20)
+    )
+    with ThreadPoolExecutor(1) as threads:
+        with postgres_database.begin() as connection:
+            # Holds the archiver up between its look at the messages and its commit.
+            store._archive(connection, _record(dead(b"1", id=twin.message.id)))
+            archived = threads.submit(
+                DeadLetterStore(patient).archive, [dead(b"1", id=twin.message.id, minute=1)]
+            )
+            wait_until_someone_waits(postgres)
+            MessageStore(postgres_database).write([twin])
+        archived.result(30)
+    patient.dispose()
+
+    assert [r.status for r in store.get(twin.message.id)] == ["resolved"]
+
+
 def wait_until_someone_waits(postgres: Postgres, kind: str = "Lock") -> None:
     """Return when a client's session of the cluster waits for a lock, or something of another kind."""
     pause = threading.Event()
