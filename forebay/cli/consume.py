@@ -57,7 +57,7 @@ def consume(
     Handlers are found in the current folder and in the settings file's.
     """
     from forebay.cli._process import run_until_stopped, starting, until_reachable
-    from forebay.cli.gateway import require_queues
+    from forebay.cli.gateway import require_queues, where_messages_wait
     from forebay.settings import Flag
     from forebay.wiring import (
         broker_opener,
@@ -104,7 +104,7 @@ def consume(
                         supervisor.add(name, settings.queue(name))
                     supervisors.append(supervisor)
                     start.done()
-                    note(f"consuming {', '.join(names)}")
+                    note(f"consuming {', '.join(names)}; {where_messages_wait(settings)}")
                     await supervisor.run(stop)
         finally:
             database.dispose()

@@ -85,13 +85,13 @@ def gateway(
             from gateway.workers import run_workers
 
             to_environment(flags, loaded.file, level)
-            note(f"{url} with {settings.gateway.workers} workers")
+            note(f"{url} with {settings.gateway.workers} workers; {where_messages_wait(settings)}")
             code = run_workers("forebay.wiring:gateway_app", settings.gateway, sock)
             raise typer.Exit(code)
 
         def started() -> None:
             start.done()
-            note(f"{url} is ready")
+            note(f"{url} is ready; {where_messages_wait(settings)}")
 
         async def main(stop: asyncio.Event) -> None:
             app = make_gateway(settings)
@@ -116,6 +116,13 @@ def require_queues(settings: Settings) -> None:
             '  queue_names = "orders"          # in forebay.toml\n'
             "  [queues.orders]                 # in forebay.toml, with the queue's own settings below"
         )
+
+
+def where_messages_wait(settings: Settings) -> str:
+    """The broker in use, without credentials, so that a mistyped URL is seen at the start."""
+    from forebay.settings_schema import shown
+
+    return f"messages wait in {shown(settings.broker.url)}"
 
 
 def url_of(host: str, sock: socket.socket) -> str:

@@ -105,6 +105,8 @@ def _make_file(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         return
+    # For whoever mistyped the path: their messages would wait where nobody looks.
+    log.info("made a new queue file", path=str(path))
     # SQLite syncs the directory of its log; those above it are ours to make durable.
     for directory in {path.parent, *(p.parent for p in missing)}:
         fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)

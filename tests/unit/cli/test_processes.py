@@ -201,6 +201,22 @@ def test_the_gateway_works_without_a_database(tmp_path: Path) -> None:
         assert gateway.end(signal.SIGTERM) == 0
 
 
+def test_the_start_names_the_broker_and_says_when_it_made_the_file(tmp_path: Path) -> None:
+    """A mistyped path would otherwise be a queue that nobody reads."""
+    forebay("migrate", cwd=tmp_path, env=URLS)
+    mistyped = ("gateway", "--port", "0", "--broker-url", "sqlite:///nosuchdir/q.db")
+    with Running(*mistyped, cwd=tmp_path, env=URLS) as gateway:
+        made = gateway.until("made a new queue file")
+        assert str(tmp_path / "nosuchdir" / "q.db") in made.string
+        gateway.until("is ready; messages wait in sqlite:///.*nosuchdir/q.db")
+    with Running(*mistyped, cwd=tmp_path, env=URLS) as again:
+        again.until("is ready")
+        assert "made a new queue file" not in again.output
+    with Running("consume", cwd=tmp_path, env=URLS) as consumer:
+        consumer.until("made a new queue file")
+        consumer.until("consuming orders; messages wait in sqlite:///.*q.db")
+
+
 def test_several_workers_get_the_flags_and_drain(tmp_path: Path) -> None:
     env = {"FOREBAY_QUEUE_NAMES": "orders"}
     with Running(
