@@ -58,6 +58,8 @@ def run_until_stopped(
     import uvloop
 
     uvloop.run(body())
+    # Last of all: with this line in the log nothing of ours runs any more, and it was no crash.
+    log.info("stopped")
 
 
 class Start:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 
 from forebay.cli._common import (
@@ -87,6 +88,8 @@ def gateway(
             to_environment(flags, loaded.file, level)
             note(f"{url} with {settings.gateway.workers} workers; {where_messages_wait(settings)}")
             code = run_workers("forebay.wiring:gateway_app", settings.gateway, sock)
+            if code == 0:
+                structlog.get_logger().info("stopped")
             raise typer.Exit(code)
 
         def started() -> None:

@@ -56,6 +56,7 @@ def test_dev_stores_what_is_posted_and_drains_on_a_signal(number: int, tmp_path:
         wait_for(lambda: stored(tmp_path / "forebay-data" / "forebay.db") == [("orders", b'{"id": 1}')])
 
         assert dev.end(number) == 0
+        dev.until('"event": "stopped"')
 
 
 def test_dev_listens_beyond_loopback_only_when_told_that_this_is_meant(tmp_path: Path) -> None:
@@ -192,6 +193,8 @@ def test_gateway_and_consumer_work_side_by_side_and_drain(tmp_path: Path) -> Non
         wait_for(lambda: stored(tmp_path / "d.db") == [("orders", b"x")])
         assert consumer.end(signal.SIGTERM) == 0
         assert gateway.end(signal.SIGTERM) == 0
+        consumer.until('"event": "stopped"')
+        gateway.until('"event": "stopped"')
 
 
 def test_the_gateway_works_without_a_database(tmp_path: Path) -> None:
@@ -225,6 +228,7 @@ def test_several_workers_get_the_flags_and_drain(tmp_path: Path) -> None:
         url = gateway.url()
         assert [post(url, b"x") for _ in range(4)] == [202] * 4
         assert gateway.end(signal.SIGTERM) == 0
+        gateway.until('"event": "stopped"')
 
 
 def test_a_consumer_before_migrate_says_what_to_run_and_exits_with_3(tmp_path: Path) -> None:
