@@ -147,9 +147,14 @@ def make_supervisor(
     registry: CollectorRegistry | None = None,
 ) -> Supervisor:
     """The consumers of this process; add queues to it."""
+    from stamina.instrumentation import set_on_retry_hooks
+
     from consumers.sinks.factory import make_sink
     from consumers.supervisor import Supervisor
 
+    # The store says itself what it tries again; these would say it once more, and say it
+    # worse. Before handlers are loaded: one that wants them for retries of its own sets them.
+    set_on_retry_hooks(())
     return Supervisor(
         broker,
         settings.consumer,

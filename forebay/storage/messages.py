@@ -16,6 +16,7 @@ from typing import Protocol
 
 import sqlalchemy as sa
 import stamina
+import structlog
 
 from forebay import ids
 from forebay.brokers.api import Delivery
@@ -23,6 +24,8 @@ from forebay.errors import IdempotencyConflict, MessageRejected, SinkMisconfigur
 from forebay.sinks import WriteResult
 from forebay.storage.classify import ConnectionLost, TransientError, classify
 from forebay.storage.database import Database
+
+log = structlog.get_logger()
 
 _ATTEMPTS = 4
 
@@ -98,7 +101,12 @@ class MessageStore:
                 wait_jitter=0.05,
             ):
                 with attempt:
-                    return self._write_once(batch)
+                    try:
+                        return self._write_once(batch)
+                    except (TransientError, ConnectionLost) as error:
+                        if attempt.num < _ATTEMPTS:
+                            log.info("writing a batch again", reason=str(error), attempt=attempt.num)
+                        raise
         except MessageRejected as error:
             # One of them spoiled the COMMIT, too late for a savepoint: a deferred constraint.
             if len(batch) == 1:

@@ -261,6 +261,26 @@ def test_a_consumer_waits_for_a_database_that_is_away(tmp_path: Path) -> None:
         assert "pa55" not in consumer.output
 
 
+def test_a_batch_that_is_tried_again_is_said_in_our_words_only(tmp_path: Path) -> None:
+    forebay("migrate", cwd=tmp_path, env=URLS)
+    env = URLS | {"FOREBAY_DATABASE__LOCK_TIMEOUT": "50ms"}
+    with (
+        Running("gateway", "--port", "0", cwd=tmp_path, env=env) as gateway,
+        Running("consume", cwd=tmp_path, env=env) as consumer,
+    ):
+        url = gateway.url()
+        consumer.until("consuming orders")
+        lock = sqlite3.connect(tmp_path / "d.db", isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        assert post(url, b"x") == 202
+        consumer.until('"attempt": 2.*"writing a batch again"')
+        lock.close()
+        wait_for(lambda: stored(tmp_path / "d.db") == [("orders", b"x")])
+        assert consumer.end(signal.SIGTERM) == 0
+        consumer.until('"event": "stopped"')
+        assert "stamina" not in consumer.output
+
+
 def test_a_consumer_serves_health_and_figures(tmp_path: Path) -> None:
     forebay("migrate", cwd=tmp_path, env=URLS)
     # A port by its number: with 0 a second listener in the process would go unnoticed.

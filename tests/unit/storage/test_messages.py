@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from forebay import ids
 from forebay.brokers.api import Delivery
@@ -255,10 +256,16 @@ def test_a_lock_that_is_not_given_up_makes_the_destination_unavailable(
         if database.dialect == "postgresql":
             blocker.execute(sa.text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
 
-        with pytest.raises(SinkUnavailable, match="gave up after 4 attempts"):
+        with (
+            capture_logs() as log,
+            pytest.raises(SinkUnavailable, match="gave up after 4 attempts"),
+        ):
             MessageStore(database).write([delivery(), delivery()])
 
     assert stored_count(database) == 0
+    tries = [line for line in log if line["event"] == "writing a batch again"]
+    assert [line["attempt"] for line in tries] == [1, 2, 3]
+    assert all(line["reason"] for line in tries)
 
 
 def test_a_lock_that_is_given_up_in_time_is_waited_for(
