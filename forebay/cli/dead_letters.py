@@ -143,10 +143,7 @@ def show(
     with _store(read_settings(config, database_url=database_url)) as store:
         records = store.get(_checked(id))
     if not records:
-        raise CommandError(
-            f"no dead letter {id} in the database; where it is otherwise: forebay message {id}",
-            ExitCode.NOT_FOUND,
-        )
+        raise _not_there(id)
     if raw:
         if len({record.body for record in records}) > 1:
             ids = ", ".join(record.id for record in records)
@@ -206,6 +203,7 @@ def redrive(
     with _store(settings) as store:
         count = store.count(which)
         count = min(count, limit) if limit is not None else count
+        _require_ids(store, which)
         _warn_of_conflicts(store, which)
         if dry_run or not count:
             text = f"{count} would be sent back" if count else "nothing to send back: no dead letter fits"
@@ -262,6 +260,7 @@ def discard(
     _some_choice(everything, queue, error_class, group, since, before, id)
     with _store(read_settings(config, database_url=database_url)) as store:
         count = store.count(which)
+        _require_ids(store, which)
         if dry_run or not count:
             text = f"{count} would be discarded" if count else "nothing to discard: no dead letter fits"
             _say(as_json, {"dry_run": dry_run, "count": count}, text)
@@ -329,6 +328,29 @@ def _some_choice(everything: bool, *filters: object) -> None:
             "which ones? Choose by --queue, --group, --error-class, --since, --before or --id, or say --all",
             ExitCode.USAGE,
         )
+
+
+def _require_ids(store: DeadLetterStore, which: DeadLetterFilter) -> None:
+    """
+    Return if every message that was named by --id is a dead letter, of whatever status.
+
+    Nobody names an id without meaning that message: leaving one out silently would say it was done.
+
+    Raises:
+        CommandError
+    """
+    from forebay.storage.dead_letters import DeadLetterFilter
+
+    for id in which.ids or ():
+        if not store.count(DeadLetterFilter(ids=[id])):
+            raise _not_there(id)
+
+
+def _not_there(id: str) -> CommandError:
+    return CommandError(
+        f"no dead letter {id} in the database; where it is otherwise: forebay message {id}",
+        ExitCode.NOT_FOUND,
+    )
 
 
 def _warn_of_conflicts(store: DeadLetterStore, which: DeadLetterFilter) -> None:

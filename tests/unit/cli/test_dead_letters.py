@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from forebay import ids
 from forebay.brokers.api import Ack, Broker
 from forebay.message import Message
 from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
@@ -78,7 +79,22 @@ def test_a_binary_body_is_shown_in_hex(site: Installation) -> None:
 
 
 def test_what_is_not_there_is_exit_code_4(site: Installation) -> None:
-    assert site.run("dead-letters", "show", delivery().message.id).code == 4
+    unknown = delivery().message.id
+    for args in (("show", unknown), ("redrive", "--id", unknown), ("discard", "--id", unknown, "--yes")):
+        done = site.run("dead-letters", *args)
+        assert (done.code, done.out) == (4, "")
+        assert f"no dead letter {unknown} in the database" in done.err
+
+
+@pytest.mark.parametrize("command", ["redrive", "discard"])
+def test_one_unknown_id_among_others_changes_nothing(site: Installation, command: str) -> None:
+    letter = dead()
+    site.archive(letter)
+
+    done = site.run("dead-letters", command, "--id", letter.message.id, "--id", ids.new_id(), "--yes")
+
+    assert done.code == 4
+    assert site.status_of(letter.message.id) == "dead"
 
 
 def test_a_redrive_sends_the_same_message_back_at_attempt_1(site: Installation) -> None:
