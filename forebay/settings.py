@@ -24,7 +24,7 @@ from forebay.brokers.settings import BrokerSettings
 from forebay.errors import SettingsError
 from forebay.section import Section
 from forebay.settings_schema import example, is_path, is_setting, kind_of, leaf_settings, suggestion
-from forebay.settings_sources import Assignment, SettingPath, dotted, from_environment, from_toml
+from forebay.settings_sources import Assignment, SettingPath, dotted, from_environment, from_toml, unreadable
 from forebay.storage.settings import DatabaseSettings
 from gateway.settings import GatewaySettings
 
@@ -112,8 +112,11 @@ def find_file(config: Path | None, environ: Mapping[str, str], cwd: Path) -> Pat
     """The settings file in use. One that somebody named must exist."""
     named = config or (Path(environ["FOREBAY_CONFIG"]) if environ.get("FOREBAY_CONFIG") else None)
     file = cwd / (named or DEFAULT_FILE)
-    if file.is_file():
-        return file
+    try:
+        if file.is_file():
+            return file
+    except OSError as error:  # a folder above it that may not be entered, say
+        raise unreadable(file, error) from error
     if named is None:
         return None
     by = "--config" if config else "FOREBAY_CONFIG"

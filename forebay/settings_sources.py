@@ -64,7 +64,7 @@ def from_toml(file: Path) -> list[Assignment]:
         text = file.read_text(encoding="utf-8")
         tree = tomllib.loads(text)
     except OSError as error:
-        raise SettingsError(f"the settings file {file} cannot be read: {error.strerror}") from error
+        raise unreadable(file, error) from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
@@ -78,6 +78,13 @@ def from_toml(file: Path) -> list[Assignment]:
         Assignment(path=path, value=value, origin=_place(file, places, path), written=dotted(path), base=base)
         for path, value in leaves(tree)
     ]
+
+
+def unreadable(file: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"the settings file {file} cannot be read: {error.strerror}; run the command as a user who may,"
+        " or name another file with --config"
+    )
 
 
 def leaves(tree: Mapping[str, object], above: SettingPath = ()) -> Iterator[tuple[SettingPath, object]]:

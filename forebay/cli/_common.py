@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import unquote
@@ -60,6 +60,20 @@ def log_to_stderr(level: str, verbose: bool = False) -> str:
         raise SettingsError(f"--log-level {level!r}: choose one of {', '.join(telemetry.LEVELS)}")
     telemetry.configure(level)
     return level
+
+
+@contextmanager
+def usable(next_step: str) -> Iterator[None]:
+    """
+    Turn an error with a file that was named on the command line into a usage error.
+
+    Raises:
+        CommandError: which file, why not, and `next_step`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}; {next_step}", ExitCode.USAGE) from error
 
 
 def load(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forebay.cli._common import ConfigOption, JsonOption, load, load_to_read, run, unknown_sink
+from forebay.cli._common import ConfigOption, JsonOption, load, load_to_read, run, unknown_sink, usable
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, emit_table, note
 from forebay.errors import SettingsError
@@ -37,7 +37,8 @@ def init(
             f"{file} is there already; --force replaces it, or name another file", ExitCode.CONFLICT
         )
     queues = run(_queues_seen())
-    file.write_text(starter_file(queues), encoding="utf-8")
+    with usable("make its folder first, or name a file in one that may be written"):
+        file.write_text(starter_file(queues), encoding="utf-8")
     note(f"wrote {file}" + (f" with the queues {', '.join(queues)}" if queues else ""))
 
 

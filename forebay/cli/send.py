@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forebay.brokers.naming import check_queue_name
-from forebay.cli._common import JsonOption
+from forebay.cli._common import JsonOption, usable
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import duration, emit, emit_json, fail, note, progress
 from forebay.cli._values import seconds
@@ -126,7 +126,8 @@ def send(
         hint = "give the file instead" if body is not None else "write --key-prefix"
         raise CommandError(f"{name} is for one message; with --ndjson {hint}", ExitCode.USAGE)
 
-    recorder = Recorder(record) if record is not None else None
+    with usable("--record wants a file in a folder that is there and may be written"):
+        recorder = Recorder(record) if record is not None else None
     try:
         client = Client(
             url,
@@ -195,6 +196,8 @@ def _run(job: Any) -> Any:
 
 # ---- one message
 
+_GIVE_A_FILE = "give a file that can be read, or '-' for stdin"
+
 
 def _one_body(text: str | None, body: str | None, file: Path | None) -> tuple[bytes, str]:
     """The body and what type it seems to be."""
@@ -202,7 +205,8 @@ def _one_body(text: str | None, body: str | None, file: Path | None) -> tuple[by
     if len(given) > 1:
         raise CommandError("give one body: an argument, --body, --file or stdin", ExitCode.USAGE)
     if file is not None:
-        data = file.read_bytes()
+        with usable(_GIVE_A_FILE):
+            data = file.read_bytes()
         named, _ = mimetypes.guess_type(file.name)
         return data, named or _type_of(data)
     if given and text != "-":
@@ -365,7 +369,9 @@ def _opened(lines: Path | None) -> Iterator[int]:
             note("reading lines from the terminal; end them with Ctrl-D")
         yield sys.stdin.fileno()
         return
-    with lines.open("rb", buffering=0) as file:
+    with usable(_GIVE_A_FILE):
+        file = lines.open("rb", buffering=0)
+    with file:
         yield file.fileno()
 
 

@@ -80,6 +80,29 @@ def test_a_slip_exits_with_2_and_a_hint(args: list[str], hint: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("args", "next_step"),
+    [
+        (("send", "orders", "--file", "nosuch"), "nosuch: No such file or directory; give a file"),
+        (("send", "orders", "--ndjson", "nosuch"), "nosuch: No such file or directory; give a file"),
+        (("send", "orders", "x", "--record", "nosuch/r"), "nosuch/r: No such file or directory; --record"),
+        (("config", "init", "nosuch/x.toml"), "nosuch/x.toml: No such file or directory; make its folder"),
+        (
+            ("config", "check", "--config", "x" * 300),
+            "cannot be read: File name too long; run the command as",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value)[:40],
+)
+def test_a_file_that_cannot_be_used_exits_with_2_and_the_next_step(
+    args: tuple[str, ...], next_step: str, tmp_path: Path
+) -> None:
+    done = forebay(*args, cwd=tmp_path)
+
+    assert done.returncode == ExitCode.USAGE
+    assert next_step in done.stderr
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (SettingsError("x"), 2),
