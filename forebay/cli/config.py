@@ -92,21 +92,41 @@ def _rows(loaded: Loaded) -> list[tuple[str, object, str]]:
     return [(name, value, loaded.provenance.get(name, "default")) for name, value in found]
 
 
-def check(config: ConfigOption = None) -> None:
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """
     Check the settings; exit 2 and name file, line and column of what is wrong.
 
     Examples:
       forebay config check
       forebay config check --config /etc/forebay.toml
+      forebay config check --json
+
+    With --json what is wrong is on stdout too: {"verdict": "fail", "error": "…"}.
+    """
+    try:
+        loaded = _checked(config)
+    except SettingsError as error:
+        if as_json:
+            emit_json({"verdict": "fail", "error": str(error)})
+        raise
+    names = list(loaded.settings.queues)
+    if as_json:
+        emit_json({"verdict": "ok", "file": loaded.file, "queues": names})
+        return
+    note(f"{loaded.file or 'settings'}: ok, {len(names)} queue{'' if len(names) == 1 else 's'}")
+
+
+def _checked(config: Path | None) -> Loaded:
+    """
+    Raises:
+        SettingsError
     """
     loaded = load(config)
     for name, queue in loaded.settings.queues.items():
         if (wrong := unknown_sink(queue.sink)) is not None:
             origin = loaded.provenance.get(f"queues.{name}.sink", "default")
             raise SettingsError(f"{origin}: queues.{name}.{wrong}")
-    queues = len(loaded.settings.queues)
-    note(f"{loaded.file or 'settings'}: ok, {queues} queue{'' if queues == 1 else 's'}")
+    return loaded
 
 
 def docs() -> None:

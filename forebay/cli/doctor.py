@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from forebay.cli._common import (
     BrokerUrlOption,
@@ -37,6 +37,7 @@ TIMEOUT = 15.0
 """How long broker or database may take to answer before that is the finding."""
 
 Verdict = Literal["ok", "warn", "fail"]
+"""From good to bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,12 @@ def doctor(
       forebay doctor
       forebay doctor --json
 
-    Exit code 1 if anything fails. It reads only, and creates nothing.
+    Exit code 1 if anything fails; a warning is none. It reads only, and creates nothing.
     """
     loaded = read_loaded(config, broker_url=broker_url, database_url=database_url)
     findings = run(_examine(loaded))
-    worst = "fail" if any(f.verdict == "fail" for f in findings) else "ok"
     if as_json:
+        worst = max((f.verdict for f in findings), key=get_args(Verdict).index)
         emit_json({"verdict": worst, "findings": [asdict(f) for f in findings]})
     else:
         for f in findings:

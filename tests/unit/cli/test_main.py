@@ -217,6 +217,19 @@ def test_config_check_names_the_place(tmp_path: Path) -> None:
     assert f"{tmp_path}/forebay.toml:2:1: gateway.port must be a whole number" in done.stderr
 
 
+def test_config_check_says_the_same_in_json(tmp_path: Path) -> None:
+    file = tmp_path / "forebay.toml"
+    file.write_text("[queues.orders]\n")
+    good = forebay("config", "check", "--json", cwd=tmp_path)
+    file.write_text("[gateway]\nport = 'x'\n")
+    bad = forebay("config", "check", "--json", cwd=tmp_path)
+
+    assert json.loads(good.stdout) == {"verdict": "ok", "file": str(file), "queues": ["orders"]}
+    assert json.loads(bad.stdout)["verdict"] == "fail"
+    assert f"{file}:2:1: gateway.port must be" in json.loads(bad.stdout)["error"]
+    assert (good.returncode, bad.returncode) == (0, 2)
+
+
 def test_config_check_knows_which_sinks_are_installed(tmp_path: Path) -> None:
     (tmp_path / "forebay.toml").write_text("[queues.orders]\nsink = 'databse'\n")
     done = forebay("config", "check", cwd=tmp_path)

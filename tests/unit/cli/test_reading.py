@@ -45,6 +45,14 @@ def test_an_id_that_is_none_is_a_usage_error(site: Installation) -> None:
     assert site.run("message", "42").code == 2
 
 
+def test_a_warning_is_the_verdict_of_doctor_and_no_failure(site: Installation) -> None:
+    """No queue is named here."""
+    done = site.run("doctor", "--json")
+
+    assert {f["verdict"] for f in done.json["findings"]} == {"ok", "warn"}
+    assert (done.code, done.json["verdict"]) == (0, "warn")
+
+
 def test_queues_shows_what_waits_and_what_is_dead(site: Installation) -> None:
     site.publish("orders", *[delivery(b"x" * 10).message for _ in range(3)])
     site.kill_one()
