@@ -69,4 +69,6 @@ def _print(known: dict[str, Any]) -> None:
             continue
         if name == "conflicts":
             value = ", ".join(value) + "  (other bodies that came under this id)"
+        if name == "stored_at" and known["state"] == "done":
+            name = "handled_at"
         emit(f"{name.replace('_', ' '):<12} {value}")

@@ -25,7 +25,7 @@ def queues(
       forebay queues
       forebay queues --json
 
-    ready      can be received now
+    waiting    can be received now
     scheduled  wait for their time: delayed, or between two attempts
     in hand    on loan to a consumer
     dead       given up and not yet archived in the database (`forebay dead-letters list`)
@@ -39,7 +39,7 @@ def queues(
         note("there are no queues; add one: FOREBAY_QUEUE_NAMES=orders, or queue_names in forebay.toml")
         return
     emit_table(
-        ("queue", "ready", "scheduled", "in hand", "dead", "bytes", "oldest"), [_row(d) for d in depths]
+        ("queue", "waiting", "scheduled", "in hand", "dead", "bytes", "oldest"), [_row(d) for d in depths]
     )
     for depth in depths:
         if not depth.declared:

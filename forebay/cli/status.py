@@ -41,7 +41,7 @@ class Trend:
 
     queue: str
     due: int | None
-    """What could be worked on: ready or in hand. None: the broker cannot tell."""
+    """What could be worked on: waiting or in hand. None: the broker cannot tell."""
     scheduled: int
     change: float | None
     """Messages per second; negative while the queue drains."""
@@ -93,9 +93,17 @@ def _due(of: QueueDepth) -> int | None:
     return of.depth.waiting + (of.depth.in_hand or 0)
 
 
-def judge(queues: Sequence[Trend], *, database: str = "", dead_letters: int = 0) -> Verdict:
+def judge(
+    queues: Sequence[Trend],
+    *,
+    database: str = "",
+    dead_letters: int = 0,
+    advice: str = "Then its log says why it waits.",
+) -> Verdict:
     """
     The one sentence. `database` is why it does not answer, if it does not.
+
+    `advice` is where to look when nothing moves: why a consumer waits, only it knows.
 
     Standing still is judged by a queue that has work and neither shrinks nor grows:
     with nobody sending, that is what a missing consumer looks like.
@@ -121,7 +129,7 @@ def judge(queues: Sequence[Trend], *, database: str = "", dead_letters: int = 0)
         return Verdict(
             ok=False,
             sentence=f"Standing still: {still} on {which}, and none moves. Does a consumer run?"
-            f" Then its log says why it waits.{dead}",
+            f" {advice}{dead}",
         )
     if growing:
         which = ", ".join(trend.queue for trend in growing)
@@ -180,7 +188,7 @@ async def _status(settings: Settings, interval: float, watch: bool, as_json: boo
                 after, now = await look(broker, await known_queues(broker, settings.queues)), time.monotonic()
                 trouble, dead = await asyncio.to_thread(_ask_database, database)
                 found = trends(before, after, now - at)
-                verdict = judge(found, database=trouble, dead_letters=dead)
+                verdict = judge(found, database=trouble, dead_letters=dead, advice=_advice(settings))
                 _show(verdict, found, dead, as_json=as_json)
                 if not watch:
                     if trouble:
@@ -190,6 +198,22 @@ async def _status(settings: Settings, interval: float, watch: bool, as_json: boo
     finally:
         if database is not None:
             database.dispose()
+
+
+def _advice(settings: Settings) -> str:
+    """What to do when nothing moves although the database, where we know it, has just answered."""
+    consumer = settings.consumer
+    if consumer.health_port:
+        host = f"[{consumer.health_host}]" if ":" in consumer.health_host else consumer.health_host
+        page = f"http://{host}:{consumer.health_port}/readyz?verbose (on its host)"
+    else:
+        page = "/readyz?verbose, if it was started with --port"
+    asked = (
+        "The database was not asked: database.url is not set here."
+        if settings.database.url is None
+        else "The database answers."
+    )
+    return f"Then its log says why it waits, and so does its {page}. {asked}"
 
 
 def _database(settings: Settings) -> Database | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from forebay.brokers.api import Depth
 from forebay.cli._depths import QueueDepth
 from forebay.cli.status import Trend, judge, trends
-from tests.unit.cli.installation import Installation, dead, delivery
+from forebay.storage.once import claim
+from tests.unit.cli.installation import NOW, Installation, dead, delivery
 
 
 def test_a_stored_message_says_where_and_when(site: Installation) -> None:
@@ -20,6 +22,18 @@ def test_a_stored_message_says_where_and_when(site: Installation) -> None:
     found = site.run("message", stored.message.id, "--json").json
 
     assert (found["state"], found["queue"], found["attempts"]) == ("stored", "orders", 3)
+
+
+def test_a_handled_message_was_not_stored_but_handled(site: Installation) -> None:
+    handled = delivery()
+    with site.database() as database, database.begin() as connection:
+        claim(connection, "python:shop:handle", [handled])
+
+    done = site.run("message", handled.message.id)
+
+    assert "is done: handled" in done.out
+    assert "handled at" in done.out
+    assert "stored at" not in done.out
 
 
 def test_a_dead_message_says_why_and_how_to_send_it_back(site: Installation) -> None:
@@ -59,6 +73,7 @@ def test_queues_shows_what_waits_and_what_is_dead(site: Installation) -> None:
 
     (found,) = site.run("queues", "--json").json
 
+    assert site.run("queues").out.split()[:4] == ["queue", "waiting", "scheduled", "in"]
     assert (found["queue"], found["waiting"], found["dead"], found["bytes"]) == ("orders", 2, 1, 20)
 
 
@@ -86,6 +101,23 @@ def test_status_names_a_database_that_does_not_answer(site: Installation) -> Non
 
     assert done.code == 7
     assert done.out.startswith("The database does not answer")
+
+
+def test_status_says_where_a_consumer_tells_why_nothing_moves(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.publish("orders", dataclasses.replace(delivery().message, accepted_at=NOW - timedelta(minutes=1)))
+
+    plain = site.run("status", "--interval", "100ms")
+    monkeypatch.setenv("FOREBAY_CONSUMER__HEALTH_PORT", "9100")
+    monkeypatch.delenv("FOREBAY_DATABASE__URL")
+    known = site.run("status", "--interval", "100ms")
+
+    assert (plain.code, known.code) == (1, 1)
+    assert "Does a consumer run? Then its log says why it waits" in plain.out
+    assert "started with --port. The database answers." in plain.out
+    assert "http://127.0.0.1:9100/readyz?verbose" in known.out
+    assert "The database was not asked: database.url is not set here." in known.out
 
 
 def test_status_counts_open_dead_letters(site: Installation) -> None:
