@@ -282,9 +282,16 @@ def broker_problem(
     return problem(kind, f"{detail}. {kind.advice}", id=message_id, queue=queue)
 
 
-def queue_not_found(queue: str, *, nearest: str | None = None) -> Answer:
-    """404 with the two lines of settings that would declare it."""
+def queue_not_found(queue: str, *, nearest: str | None = None, made_by_first_use: bool = False) -> Answer:
+    """404 with what would declare it: its first message, or two lines of settings."""
     guess = f" Did you mean {nearest!r}?" if nearest else ""
+    if made_by_first_use:
+        return problem(
+            QUEUE_NOT_FOUND,
+            f"Queue {queue!r} is not there yet.{guess} Its first message makes it:"
+            f" POST /v1/queues/{queue}/messages",
+            queue=queue,
+        )
     return problem(
         QUEUE_NOT_FOUND,
         f"Queue {queue!r} is not declared.{guess} To declare it, add it to forebay.toml:\n"

@@ -113,7 +113,11 @@ def make_router(
         if not QUEUE_NAME.fullmatch(queue):
             return to_response(problem(INVALID_QUEUE_NAME, f"A queue name is made of {QUEUE_NAME_RULE}"))
         if queue not in queues:
-            return to_response(queue_not_found(queue, nearest=queues.nearest(queue)))
+            return to_response(
+                queue_not_found(
+                    queue, nearest=queues.nearest(queue), made_by_first_use=queues.declare_on_first_use
+                )
+            )
         try:
             return JSONResponse(await _depth(parts().broker, queue))
         except BrokerError as error:

@@ -374,6 +374,17 @@ async def test_in_development_the_first_message_declares_its_queue() -> None:
         assert len(gateway.broker.queues["new"]) == 3
 
 
+async def test_in_development_a_look_at_a_queue_that_is_not_there_yet_says_what_makes_it() -> None:
+    async with running(queues=QueueRegistry(["orders"], declare_on_first_use=True)) as gateway:
+        looked = await gateway.client.get("/v1/queues/order")
+        nothing_made = await gateway.client.get("/v1/queues/order")
+
+    assert (looked.status_code, nothing_made.status_code) == (404, 404)
+    detail = looked.json()["detail"]
+    assert "Did you mean 'orders'? Its first message makes it: POST /v1/queues/order/messages" in detail
+    assert "restart" not in detail
+
+
 async def test_in_development_the_queues_of_an_earlier_run_are_taken_on() -> None:
     broker = ScriptedBroker()
     await broker.declare("old")
