@@ -34,6 +34,9 @@ _MINIMUM_LIBRARY = (3, 51, 3)
 
 CHECKPOINT_BYTES = 64 * 2**20
 
+BUSY_TIMEOUT = 5_000
+"""Milliseconds that a statement waits for somebody else's lock."""
+
 TABLES = """
 create table queue (
   id integer primary key,
@@ -124,7 +127,7 @@ def open_file(path: Path, *, create: bool) -> apsw.Connection:
     with translated(path):
         db = apsw.Connection(str(path), flags=flags, statementcachesize=100)
         # Taking turns is done by locks of our own; this is for people with a SQLite shell.
-        db.set_busy_timeout(5_000)
+        db.set_busy_timeout(BUSY_TIMEOUT)
         db.execute("pragma wal_autocheckpoint = 0")
         db.execute(f"pragma journal_size_limit = {CHECKPOINT_BYTES}")
         db.execute("pragma cache_size = -16000")

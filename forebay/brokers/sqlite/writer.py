@@ -9,7 +9,9 @@ load, and the cost of one fsync is shared by more messages just when it matters.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -18,7 +20,7 @@ import apsw
 import structlog
 
 from forebay.brokers.sqlite.files import SideFiles, Turn
-from forebay.brokers.sqlite.schema import CHECKPOINT_BYTES, connect, one_row
+from forebay.brokers.sqlite.schema import BUSY_TIMEOUT, CHECKPOINT_BYTES, connect, one_row
 from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable, SettingsError
 
 log = structlog.get_logger()
@@ -28,6 +30,9 @@ _MAX_WEIGHT = 8 * 2**20
 
 _IDLE = 2.0
 """Seconds without work after which what the log holds is moved into the file."""
+
+_LOG_KEPT = 4 * 2**20
+"""Bytes of the log's file that an idle queue keeps: writing over them is cheaper than making them anew."""
 
 _CHECKPOINT_STEP = CHECKPOINT_BYTES // 4
 
@@ -173,6 +178,9 @@ class Writer:
                     self._work()
                 if self._stopping:
                     return
+                # A subscription looks more often than that, and rings each time.
+                if self._dirty and self._log_is_long_and_quiet():
+                    self._while_idle()
         finally:
             self._close_connection()
             if self._turn is not None:
@@ -358,10 +366,34 @@ class Writer:
         self._dirty = False
         try:
             with self._turn:
-                self._checkpoint()
+                if self._log_is_long_and_quiet():
+                    self._cut_log()
+                else:
+                    self._checkpoint()
         except (apsw.Error, OSError) as error:
             log.warning("moving the log into the queue file failed; tried again later", error=str(error))
             self._close_connection()
+
+    def _log_is_long_and_quiet(self) -> bool:
+        """Whether its space is worth having back, and no process has written to it for a while."""
+        try:
+            log_file = os.stat(f"{self._files.database}-wal")
+        except OSError:
+            return False
+        return log_file.st_size > _LOG_KEPT and time.time() - log_file.st_mtime >= _IDLE
+
+    def _cut_log(self) -> None:
+        """Move the log into the file and give its space back, unless somebody is reading from it."""
+        if self._db is None:
+            return
+        # Whoever reads for long (a backup) is not waited for: the others want the turn.
+        self._db.set_busy_timeout(0)
+        try:
+            self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+        except apsw.FullError:
+            pass  # as below
+        finally:
+            self._db.set_busy_timeout(BUSY_TIMEOUT)
 
     def _checkpoint(self) -> None:
         # Only with the turn: two checkpoints at once, or one beside a writer, would

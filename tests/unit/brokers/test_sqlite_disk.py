@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -207,6 +208,53 @@ async def test_the_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: 
             await publish(broker, "orders", [message(b"x" * 10_000) for _ in range(20)])
             await drain(broker, "orders", 20, 1.0)
         assert log.stat().st_size < 5 * 2**20, "16 MB went through it"
+
+
+async def test_an_idle_queue_gives_the_space_of_its_log_back_also_beside_a_subscription(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The subscription looks all the time, and settles after the publisher has come to rest."""
+    monkeypatch.setattr("forebay.brokers.sqlite.writer._IDLE", 0.2)
+    monkeypatch.setattr("forebay.brokers.sqlite.writer._LOG_KEPT", 2**20)
+    monkeypatch.setattr("forebay.brokers.sqlite.broker.FALLBACK_POLL", 0.05)
+    path, log = tmp_path / "queue.db", tmp_path / "queue.db-wal"
+    async with SQLiteBroker.open(path, SQLiteSettings(ballast_bytes=0)) as broker:
+        await broker.declare("orders")
+        async with broker.subscribe("orders", prefetch=100) as subscription:
+            for _ in range(30):
+                await publish(broker, "orders", [message(b"x" * 10_000) for _ in range(20)])
+            assert log.stat().st_size > 2**20
+            reader = apsw.Connection(str(path))
+            reader.execute("begin")
+            assert reader.execute("select count(*) from message").get == 600
+            settled = 0
+            while settled < 600:
+                found = await subscription.receive(100, 1.0)
+                await subscription.settle([Ack(one) for one in found])
+                settled += len(found)
+            started = time.monotonic()
+            await publish(broker, "orders", [message()])
+            await _publisher_at_rest(broker)
+            await publish(broker, "orders", [message()])
+            assert time.monotonic() - started < 3, "the turn was kept, waiting for the one who reads"
+            await _publisher_at_rest(broker)
+            assert log.stat().st_size > 2**20
+            reader.close()
+            await subscription.settle([Ack(one) for one in await subscription.receive(2, 1.0)])
+            deadline = time.monotonic() + 10
+            while log.stat().st_size > 2**20:
+                assert time.monotonic() < deadline, "the log keeps its space"
+                await asyncio.sleep(0.05)
+            await publish(broker, "orders", [message(b"after")])
+            (last,) = await subscription.receive(1, 1.0)
+            assert last.message.body == b"after"
+
+
+async def _publisher_at_rest(broker: SQLiteBroker) -> None:
+    deadline = time.monotonic() + 10
+    while broker._publisher._dirty:
+        assert time.monotonic() < deadline, "never idle"
+        await asyncio.sleep(0.01)
 
 
 async def test_an_idle_queue_moves_its_log_into_the_file(
