@@ -196,7 +196,7 @@ def _run(job: Any) -> Any:
 
 # ---- one message
 
-_GIVE_A_FILE = "give a file that can be read, or '-' for stdin"
+_GIVE_A_FILE = "name a file that can be read, or pipe it in"
 
 
 def _one_body(text: str | None, body: str | None, file: Path | None) -> tuple[bytes, str]:

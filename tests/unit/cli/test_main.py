@@ -82,8 +82,8 @@ def test_a_slip_exits_with_2_and_a_hint(args: list[str], hint: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("args", "next_step"),
     [
-        (("send", "orders", "--file", "nosuch"), "nosuch: No such file or directory; give a file"),
-        (("send", "orders", "--ndjson", "nosuch"), "nosuch: No such file or directory; give a file"),
+        (("send", "orders", "--file", "nosuch"), "nosuch: No such file or directory; name a file"),
+        (("send", "orders", "--ndjson", "nosuch"), "nosuch: No such file or directory; name a file"),
         (("send", "orders", "x", "--record", "nosuch/r"), "nosuch/r: No such file or directory; --record"),
         (("config", "init", "nosuch/x.toml"), "nosuch/x.toml: No such file or directory; make its folder"),
         (
