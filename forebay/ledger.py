@@ -200,9 +200,6 @@ class Ledger:
         return not (self.lost or self.altered or self.duplicated)
 
 
-_SETTLED = ("stored", "done", "dead", "discarded")
-
-
 class Accountant:
     """
     Compares what was accepted with where it is, batch by batch.

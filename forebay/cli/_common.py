@@ -85,7 +85,7 @@ def load(
     return load(config, flags, fallbacks=fallbacks)
 
 
-def load_settings(config: Path | None) -> Settings:
+def load_to_read(config: Path | None, flags: Iterable[Flag] = ()) -> Loaded:
     """
     The settings for a command that looks or repairs. Logs warnings to stderr.
 
@@ -94,11 +94,6 @@ def load_settings(config: Path | None) -> Settings:
     Raises:
         SettingsError: with all that is wrong.
     """
-    return load_to_read(config).settings
-
-
-def load_to_read(config: Path | None, flags: Iterable[Flag] = ()) -> Loaded:
-    """As `load_settings`, with the origin of each value."""
     log_to_stderr("warning")
     fallbacks = dev_urls(DEV_DATA) if (DEV_DATA / "queue.db").exists() else {}
     loaded = load(config, flags, fallbacks=fallbacks)

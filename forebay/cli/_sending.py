@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from forebay.cli._feed import Feed, Line
-from forebay.client import Accepted, Client, ClientError, GaveUp, QueueUnknown, Unauthorized, Unreachable
+from forebay.client import Accepted, Client, ClientError, GaveUp, QueueUnknown, Unauthorized
 from forebay.ledger import Recorder
 
 _KEPT_FAILURES = 10
@@ -44,10 +44,6 @@ class Tally:
     """Lines in flight."""
     first_failed: int | None = None
     last_taken: int = 0
-
-    @property
-    def unreachable(self) -> bool:
-        return isinstance(self.stopped_by, Unreachable)
 
     @property
     def go_on_at(self) -> int:

@@ -13,7 +13,7 @@ def read_settings(
     config: Path | None, *, broker_url: str | None = None, database_url: str | None = None
 ) -> Settings:
     """
-    As `forebay.cli._common.load_settings`; a URL that is given wins over every other source.
+    What `forebay.cli._common.load_to_read` finds; a URL that is given wins over every other source.
 
     Raises:
         SettingsError: with all that is wrong.

@@ -19,7 +19,6 @@ class PruneReport:
     messages: int
     dead_letters: int
     processed_messages: int
-    dry_run: bool
 
     @property
     def total(self) -> int:
@@ -62,7 +61,7 @@ def prune(
         for deleted in _count(database, table, old) if dry_run else _delete(database, table, old, batch):
             counts[table.name] += deleted
             progress(deleted)
-    return PruneReport(**counts, dry_run=dry_run)
+    return PruneReport(**counts)
 
 
 def _count(database: Database, table: sa.Table, old: list[sa.ColumnElement[bool]]) -> Iterator[int]:
