@@ -19,7 +19,11 @@ State = Literal["stored", "done", "dead", "discarded", "waiting"]
 _BATCH = 5_000
 """Ids per query of `digests`."""
 
-_OF_STATUS: dict[str, State] = {"dead": "dead", "redriving": "waiting", "discarded": "discarded"}
+# `resolved` without a row: it arrived, and was pruned since. Open ones first: with one destination dead
+# and another one discarded a message is dead.
+_OF_STATUS: dict[str, State] = {
+    "dead": "dead", "redriving": "waiting", "discarded": "discarded", "resolved": "done",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +111,13 @@ def message_status(database: Database, message_id: str) -> MessageStatus | None:
                 id=id, state="done", destination=done.destination, stored_at=done.processed_at,
                 conflicts=conflicts,
             )  # fmt: skip
-    # Open ones first: with one destination dead and another one discarded it is dead.
-    own = sorted((x for x in letters if x.id == id), key=lambda x: list(_STATUSES).index(x.status))
+    own = sorted((x for x in letters if x.id == id), key=lambda x: list(_OF_STATUS).index(x.status))
     if not own and conflicts is None:
         return None
     letter = own[0] if own else letters[0]
     return MessageStatus(
         id=id,
-        state=_STATUSES[letter.status],
+        state=_OF_STATUS[letter.status],
         queue=letter.queue,
         destination=letter.destination,
         accepted_at=letter.accepted_at,
@@ -124,10 +127,6 @@ def message_status(database: Database, message_id: str) -> MessageStatus | None:
         original_id=letter.original_id,
         conflicts=conflicts,
     )
-
-
-# `resolved` without a row: it arrived, and was pruned since.
-_STATUSES: dict[str, State] = {**_OF_STATUS, "resolved": "done"}
 
 
 def digests(database: Database, ids: Sequence[str]) -> dict[str, list[StoredDigest]]:
