@@ -11,7 +11,7 @@ import os
 import random
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,27 +48,21 @@ def broker_opener(settings: Settings) -> BrokerOpener:
     async def opened() -> AsyncIterator[Broker]:
         url = settings.broker.url.get_secret_value() if settings.broker.url else ""
         wait = 0.5
-        while True:
-            manager = open_broker(settings.broker)
-            try:
-                broker = await manager.__aenter__()
-                break
-            except BrokerUnavailable as error:
-                # A file of ours that cannot be opened will not mend itself. A server will: when all
-                # starts at once it comes up after us, and exiting would only add a supervisor's
-                # back-off to the outage.
-                if url.startswith(EMBEDDED):
-                    raise
-                log.warning("broker unreachable, trying again", reason=str(error), delay=round(wait, 1))
-                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
-                wait = min(wait * 2, 15.0)
-        try:
+        async with AsyncExitStack() as stack:
+            while True:
+                try:
+                    broker = await stack.enter_async_context(open_broker(settings.broker))
+                    break
+                except BrokerUnavailable as error:
+                    # A file of ours that cannot be opened will not mend itself. A server will: when all
+                    # starts at once it comes up after us, and exiting would only add a supervisor's
+                    # back-off to the outage.
+                    if url.startswith(EMBEDDED):
+                        raise
+                    log.warning("broker unreachable, trying again", reason=str(error), delay=round(wait, 1))
+                    await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                    wait = min(wait * 2, 15.0)
             yield broker
-        except BaseException:
-            if not await manager.__aexit__(*sys.exc_info()):
-                raise
-        else:
-            await manager.__aexit__(None, None, None)
 
     return opened
 
