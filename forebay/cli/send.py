@@ -11,10 +11,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from forebay.cli._sending import Envelope, Sender, Tally
     from forebay.client import Client, ClientError
     from forebay.ledger import Recorder
+
+T = TypeVar("T")
 
 
 def send(
@@ -184,7 +186,7 @@ def _with_type(envelope: Envelope, content_type: str) -> Envelope:
     return dataclasses.replace(envelope, content_type=content_type)
 
 
-def _run(job: Any) -> Any:
+def _run(job: Coroutine[Any, Any, T]) -> T:
     # The faster loop takes a quarter off the cost of a message.
     try:
         from uvloop import new_event_loop

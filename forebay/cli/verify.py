@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from forebay.brokers.api import Broker
     from forebay.cli._output import Progress
     from forebay.ledger import Accountant, Ledger, Record, Sent
+    from forebay.settings import Settings
     from forebay.storage.database import Database
 
 _BATCH = 5_000
@@ -111,7 +112,7 @@ def verify(
     _conclude(record, ledger, blind, waited=wait > 0)
 
 
-async def _verify(settings: Any, database: Database, record: Record, wait: float) -> tuple[Ledger, str]:
+async def _verify(settings: Settings, database: Database, record: Record, wait: float) -> tuple[Ledger, str]:
     """The ledger at the end, and why the queues could not be asked, if so."""
     async with AsyncExitStack() as stack:
         broker, blind = None, ""
