@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -296,26 +297,24 @@ def test_an_address_without_a_scheme_is_named() -> None:
 
 
 def test_the_synchronous_client_sends_too() -> None:
-    async def serve(ready: asyncio.Event) -> None:
+    async def serve() -> None:
         async with gateway.running():
             ready.set()
-            await asyncio.Event().wait()
-
-    import threading
+            await stop.wait()
 
     gateway = Gateway(accept)
     loop = asyncio.new_event_loop()
-    ready = asyncio.Event()
+    ready, stop = asyncio.Event(), asyncio.Event()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    serving = asyncio.run_coroutine_threadsafe(serve(ready), loop)
+    serving = asyncio.run_coroutine_threadsafe(serve(), loop)
     asyncio.run_coroutine_threadsafe(ready.wait(), loop).result(5)
     try:
         with SyncClient(gateway.url) as client:
             first, second = (client.send("orders", body) for body in (b"a", b"b"))
     finally:
-        serving.cancel()
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result(5)
+        loop.call_soon_threadsafe(stop.set)
+        serving.result(5)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
         loop.close()
