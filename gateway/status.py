@@ -75,7 +75,7 @@ class StatusLookup:
         if accepted is not None:
             queue, accepted_at = accepted
             return _json({"id": message_id, "state": "accepted", "queue": queue, "accepted_at": accepted_at})
-        return problem(NOT_SEEN_YET, f"{NOT_SEEN_YET.advice}", id=message_id)
+        return problem(NOT_SEEN_YET, NOT_SEEN_YET.advice, id=message_id)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
