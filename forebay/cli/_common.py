@@ -154,9 +154,10 @@ DatabaseUrlOption = Annotated[
 ]
 
 
-def open_database(settings: Settings) -> Database:
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Database]:
     """
-    The database, without ever creating one; `.dispose()` it at the end.
+    The database, without ever creating one.
 
     Raises:
         SettingsError: no URL is set.
@@ -171,7 +172,11 @@ def open_database(settings: Settings) -> Database:
             f"there is no database {file} yet; `forebay migrate` (or `forebay dev`) creates it",
             ExitCode.DATABASE_UNREACHABLE,
         )
-    return make_database(settings)
+    database = make_database(settings)
+    try:
+        yield database
+    finally:
+        database.dispose()
 
 
 @asynccontextmanager

@@ -283,12 +283,9 @@ def _store(settings: Settings) -> Iterator[DeadLetterStore]:
     from forebay.storage.dead_letters import DeadLetterStore
     from forebay.storage.schema import require_current
 
-    database = open_database(settings)
-    try:
+    with open_database(settings) as database:
         require_current(database)
         yield DeadLetterStore(database)
-    finally:
-        database.dispose()
 
 
 def _filter(

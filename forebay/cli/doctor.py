@@ -189,8 +189,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
         fix = "FOREBAY_DATABASE__URL, or `forebay dev`"
         yield Finding("database", "fail", "database.url is not set", fix)
         return
-    database = open_database(settings)
-    try:
+    with open_database(settings) as database:
         try:
             database.ping()
         except (SinkUnavailable, SinkMisconfigured) as error:
@@ -210,8 +209,6 @@ def _database(settings: Settings) -> Iterator[Finding]:
                 on_disk = "" if table.bytes is None else f", {size(table.bytes)}"
                 text = f"{about}{table.rows:,} rows{on_disk}, {table.rows_last_day:,} of them in the last day"
                 yield Finding("table", "ok", f"{table.name}: {text}")
-    finally:
-        database.dispose()
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:

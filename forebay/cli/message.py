@@ -33,11 +33,8 @@ def message(
 
     if canonical(id) is None:
         raise CommandError(f"{id!r} is not a message id; they look like {_EXAMPLE}", ExitCode.USAGE)
-    database = open_database(read_settings(config, database_url=database_url))
-    try:
+    with open_database(read_settings(config, database_url=database_url)) as database:
         status = message_status(database, id)
-    finally:
-        database.dispose()
     if status is None:
         raise CommandError(
             f"the database has not seen message {id}. Either it still waits in its queue (see how much"

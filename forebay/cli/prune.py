@@ -60,8 +60,7 @@ def prune(
     from forebay.storage.prune import prune
     from forebay.storage.schema import require_current
 
-    database = open_database(read_settings(config, database_url=database_url))
-    try:
+    with open_database(read_settings(config, database_url=database_url)) as database:
         require_current(database)
         would = prune(database, older_than=older_than, resolved_older_than=resolved_older_than, dry_run=True)
         report = would
@@ -75,8 +74,6 @@ def prune(
                     dry_run=False,
                     progress=bar.advance,
                 )
-    finally:
-        database.dispose()
     if as_json:
         emit_json(
             {

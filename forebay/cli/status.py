@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,8 +180,7 @@ def status(
 
 
 async def _status(settings: Settings, interval: float, watch: bool, as_json: bool) -> ExitCode:
-    database = _database(settings)
-    try:
+    with _database(settings) as database:
         async with open_broker(settings) as broker:
             before, at = await look(broker, await known_queues(broker, settings.queues)), time.monotonic()
             while True:
@@ -195,9 +195,6 @@ async def _status(settings: Settings, interval: float, watch: bool, as_json: boo
                         return ExitCode.DATABASE_UNREACHABLE
                     return ExitCode.OK if verdict.ok else ExitCode.FAILED
                 before, at = after, now
-    finally:
-        if database is not None:
-            database.dispose()
 
 
 def _advice(settings: Settings) -> str:
@@ -216,10 +213,10 @@ def _advice(settings: Settings) -> str:
     return f"Then its log says why it waits, and so does its {page}. {asked}"
 
 
-def _database(settings: Settings) -> Database | None:
+def _database(settings: Settings) -> AbstractContextManager[Database | None]:
     """None where none is set: a gateway's host need not know the database."""
     if settings.database.url is None:
-        return None
+        return nullcontext()
     return open_database(settings)
 
 

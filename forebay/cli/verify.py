@@ -100,11 +100,8 @@ def verify(
             )
         raise CommandError(f"{file} is empty: nothing was recorded, so nothing is proved", ExitCode.USAGE)
     settings = read_settings(config, broker_url=broker_url, database_url=database_url)
-    database = open_database(settings)
-    try:
+    with open_database(settings) as database:
         ledger, blind = run(_verify(settings, database, record, wait))
-    finally:
-        database.dispose()
     if as_json:
         emit_json(_as_json(record, ledger))
     else:
