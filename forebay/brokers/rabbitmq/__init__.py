@@ -1,0 +1,1 @@
+"""RabbitMQ as the broker: quorum queues, publisher confirms, a ladder of delay queues."""

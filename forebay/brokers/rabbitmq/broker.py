@@ -1,0 +1,231 @@
+"""RabbitMQ as one process sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from forebay.brokers.api import Capabilities, Depth, Durability, PublishResult, Subscription
+from forebay.brokers.naming import check_queue_name, dead_letter_queue
+from forebay.brokers.rabbitmq import wire
+from forebay.brokers.rabbitmq.ladder import Ladder
+from forebay.brokers.rabbitmq.link import Channel, Connection, Link
+from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
+from forebay.brokers.rabbitmq.settings import RabbitMQSettings
+from forebay.brokers.rabbitmq.subscription import RabbitMQSubscription
+from forebay.brokers.rabbitmq.topology import PATIENCE, Topology, declare_queue, look
+from forebay.brokers.rabbitmq.url import read_url
+from forebay.brokers.wire import to_micros
+from forebay.errors import (
+    BrokerClosed,
+    BrokerUnavailable,
+    MessageTooLarge,
+    PublishRejected,
+    PublishUnconfirmed,
+)
+from forebay.message import Message
+
+PING_TIMEOUT = 2.0
+CLOSE_TIMEOUT = 3.0
+
+DURABILITY: Durability = "synced"
+"""A quorum queue confirms what most of its members have flushed; how many it has, AMQP does not tell."""
+
+
+class RabbitMQBroker:
+    """
+    Two connections: one publishes, one consumes and declares.
+
+    A server in alarm stops reading from connections that publish; consumers must go on,
+    or the alarm would never end.
+    """
+
+    def __init__(self, url: str, settings: RabbitMQSettings) -> None:
+        hosts = read_url(url, settings)
+        self._settings = settings
+        self._topology = Topology(settings)
+        self._consumer = Link("consume", hosts, on_up=self._consumer_up, on_down=self._down)
+        self._publisher = PublishLink(hosts, settings, DURABILITY, self._returned)
+        self._ladder = Ladder(self._consumer, self._topology, settings.delays)
+        self._known: set[str] = set()
+        """Queues that were seen, by their names on the server."""
+        self._subscriptions: set[RabbitMQSubscription] = set()
+        self._closed = False
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def open(url: str, settings: RabbitMQSettings | None = None) -> AsyncIterator[RabbitMQBroker]:
+        """
+        Connect to one of the hosts.
+
+        Raises:
+            SettingsError: the URL is not readable.
+            BrokerUnavailable: no host took both connections in time.
+        """
+        settings = settings or RabbitMQSettings()
+        broker = RabbitMQBroker(url, settings)
+        try:
+            await broker._both_up(2 * settings.connect_timeout)
+            yield broker
+        finally:
+            await broker.close()
+
+    async def _both_up(self, timeout: float) -> None:
+        await asyncio.gather(self._consumer.up(timeout), self._publisher.link.up(timeout))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            durability=DURABILITY,
+            ordering="one_subscription",
+            bounded=True,
+            max_body_bytes=self._settings.max_body_bytes,
+            retry_delays=self._settings.delays,
+        )
+
+    async def _consumer_up(self, connection: Connection) -> None:
+        properties = connection.server_properties or {}
+        version = str(properties.get("version", ""))
+        if _too_old(version):
+            raise BrokerUnavailable(f"this is RabbitMQ {version}; Forebay needs 3.10 or later")
+
+    def _down(self, _: str) -> None:
+        self._ladder.forget()
+        self._known.clear()
+
+    def _returned(self, server_name: str) -> None:
+        self._known.discard(server_name)
+
+    # ---- publish
+
+    async def publish(
+        self, queue: str, messages: Sequence[Message], *, timeout: float
+    ) -> list[PublishResult]:
+        self._check_open()
+        if not messages:
+            return []
+        deadline = time.monotonic() + timeout
+        # Before anything else that waits: a server that takes nothing is told at once.
+        self._publisher.check_up()
+        now = time.time()
+        delayed = any(m.not_before is not None and m.not_before.timestamp() > now for m in messages)
+        name = self._topology.queue(queue)
+        if name not in self._known or delayed:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._prepare(queue, name, delayed)
+            except TimeoutError:
+                raise BrokerUnavailable(f"RabbitMQ did not answer within {timeout:g} s") from None
+        outgoing = [self._outgoing(name, m, now) for m in messages]
+        batch = await self._publisher.publish(outgoing, max(0.0, deadline - time.monotonic()))
+        return [
+            r if r is not None else _unknown(id_) for id_, r in zip(batch.ids, batch.results, strict=True)
+        ]
+
+    async def _prepare(self, queue: str, name: str, delayed: bool) -> None:
+        if name not in self._known:
+            await look(await self._consumer.up(PATIENCE), queue, name)
+            self._known.add(name)
+        if delayed:
+            await self._ladder.ready()
+
+    def _outgoing(self, name: str, m: Message, now: float) -> Outgoing:
+        limit = self._settings.max_body_bytes
+        if len(m.body) > limit:
+            return Outgoing(m.id, "", name, None, b"", MessageTooLarge(len(m.body), limit))
+        due: int | None = None
+        exchange = ""
+        if m.not_before is not None and (left := m.not_before.timestamp() - now) > 0:
+            due = to_micros(m.not_before)
+            exchange = self._ladder.exchange(left)
+        properties = wire.properties(m, due=due)
+        if m.headers or m.key:
+            try:
+                wire.check(properties.headers)
+            except ValueError as error:
+                return Outgoing(m.id, "", name, None, b"", PublishRejected(str(error)))
+        return Outgoing(m.id, exchange, name, properties, m.body)
+
+    async def declare(self, queue: str) -> None:
+        self._check_open()
+        check_queue_name(queue)
+        connection = await self._consumer.up(PATIENCE)
+        channel = await Channel.open(connection, PATIENCE)
+        try:
+            # The dead-letter queue first: the other one points to it.
+            for name in (dead_letter_queue(queue), queue):
+                server_name = self._topology.queue(name)
+                await declare_queue(channel, server_name, self._topology.arguments(name))
+                self._known.add(server_name)
+        finally:
+            channel.close()
+        await self._ladder.ready()
+
+    async def declared_queues(self) -> list[str] | None:
+        """Not told by AMQP."""
+        self._check_open()
+        return None
+
+    # ---- consume
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+        self._check_open()
+        subscription = RabbitMQSubscription(
+            link=self._consumer,
+            publisher=self._publisher,
+            ladder=self._ladder,
+            queue=queue,
+            server_name=self._topology.queue,
+            prefetch=prefetch,
+        )
+        self._subscriptions.add(subscription)
+        try:
+            await subscription.first
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+            await subscription.close(CLOSE_TIMEOUT)
+
+    async def depth(self, queue: str) -> Depth:
+        """
+        What waits on the server. What consumers hold, and what is on the delay queues, AMQP does not tell.
+
+        With a subscription of our own nothing is told: part of what waits is in its buffer.
+        """
+        self._check_open()
+        connection = await self._consumer.up(PATIENCE)
+        waiting, _ = await look(connection, queue, self._topology.queue(queue))
+        ours = any(s.queue == queue for s in self._subscriptions)
+        return Depth(
+            waiting=None if ours else waiting, scheduled=None, in_hand=None, bytes=None, oldest_age=None
+        )
+
+    # ---- the rest
+
+    async def ping(self) -> None:
+        self._check_open()
+        await self._publisher.ping(PING_TIMEOUT)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerClosed("the connection to RabbitMQ was closed")
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*[s.close(CLOSE_TIMEOUT) for s in self._subscriptions])
+        await asyncio.gather(self._consumer.close(CLOSE_TIMEOUT), self._publisher.close(CLOSE_TIMEOUT))
+
+
+def _too_old(version: str) -> bool:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < (3, 10)
+
+
+def _unknown(message_id: str) -> PublishResult:
+    return PublishResult(message_id=message_id, error=PublishUnconfirmed("no answer from RabbitMQ"))

@@ -1,0 +1,267 @@
+"""One connection that is made again whenever it is lost, and calls on its channels that can be awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pika
+import structlog
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from forebay.errors import BrokerClosed, BrokerUnavailable
+
+log = structlog.get_logger()
+
+BACKOFF = (0.1, 5.0)
+"""Seconds before the first and before every later attempt to connect, with jitter."""
+
+
+class Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
+    """
+    pika's connection, writing once per turn of the event loop instead of three times per message.
+
+    It overrides a method that is pika's own affair. Should a later pika not call it,
+    frames are written as pika does it, only slower.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._gathered: list[bytes] = []
+        super().__init__(*args, **kwargs)
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        if not self._gathered:
+            asyncio.get_running_loop().call_soon(self._write_gathered)
+        self._gathered += marshaled_frames
+
+    def _write_gathered(self) -> None:
+        frames, self._gathered = self._gathered, []
+        data = b"".join(frames)
+        self.bytes_sent += len(data)
+        self.frames_sent += len(frames)
+        transport = self._transport
+        if transport is not None and not self.is_closed:
+            self._adapter_emit_data(data)
+
+    def abort(self) -> None:
+        """Cut the connection without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Channel:
+    """A channel whose calls can be awaited. `closed` is done when it is gone; its result is the reason."""
+
+    def __init__(self, raw: Any, closed: asyncio.Future[Exception]) -> None:
+        self.raw = raw
+        self.closed = closed
+
+    @classmethod
+    async def open(cls, connection: Connection, timeout: float) -> Channel:
+        """
+        Raises:
+            BrokerUnavailable
+        """
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[Any] = loop.create_future()
+        closed: asyncio.Future[Exception] = loop.create_future()
+
+        def on_open(raw: Any) -> None:
+            raw.add_on_close_callback(on_close)
+            if not opened.done():
+                opened.set_result(raw)
+            elif raw.is_open:
+                raw.close()
+
+        def on_close(_: Any, reason: Exception) -> None:
+            if not closed.done():
+                closed.set_result(reason)
+
+        try:
+            raw = connection.channel(on_open_callback=on_open)
+            raw.add_on_close_callback(on_close)
+        except AMQPError as error:
+            raise BrokerUnavailable(f"no channel to RabbitMQ: {error!r}") from error
+        await _first(opened, closed, timeout, "opening a channel")
+        return cls(raw, closed)
+
+    async def call(self, method: str, *args: Any, timeout: float, **kwargs: Any) -> Any:
+        """
+        The answer to an AMQP method, by its name in pika.
+
+        Raises:
+            ChannelClosedByBroker: the server refused; the channel is gone.
+            BrokerUnavailable
+        """
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def on_answer(frame: Any) -> None:
+            if not answer.done():
+                answer.set_result(frame)
+
+        try:
+            getattr(self.raw, method)(*args, callback=on_answer, **kwargs)
+        except AMQPError as error:
+            raise BrokerUnavailable(f"the channel to RabbitMQ is closed: {error!r}") from error
+        return await _first(answer, self.closed, timeout, method)
+
+    def close(self) -> None:
+        if self.raw.is_open:
+            self.raw.close()
+
+
+async def _first(
+    answer: asyncio.Future[Any], closed: asyncio.Future[Exception], timeout: float, what: str
+) -> Any:
+    await asyncio.wait((answer, closed), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    if answer.done():
+        return answer.result()
+    answer.cancel()
+    if not closed.done():
+        raise BrokerUnavailable(f"RabbitMQ did not answer within {timeout:g} s ({what})")
+    reason = closed.result()
+    if isinstance(reason, ChannelClosedByBroker):
+        raise reason
+    raise BrokerUnavailable(f"the connection to RabbitMQ was lost ({what}): {reason!r}")
+
+
+class Link:
+    """
+    Keeps one connection to one of the hosts. `on_up` prepares it; only then the link is up.
+
+    When `on_up` fails, or the connection ends, the next host is tried, after a pause.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hosts: Sequence[pika.ConnectionParameters],
+        *,
+        on_up: Callable[[Connection], Awaitable[None]],
+        on_down: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self._hosts = list(hosts)
+        random.shuffle(self._hosts)
+        self._on_up = on_up
+        self._on_down = on_down
+        self.connection: Connection | None = None
+        """The connection while the link is up."""
+        self.reason = "not connected yet"
+        """Why the link is down."""
+        self._changed = asyncio.Event()
+        self._closing = False
+        self._raw: Connection | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"forebay-rabbitmq-{name}")
+
+    async def up(self, timeout: float) -> Connection:
+        """
+        The connection; waits for it if need be.
+
+        Raises:
+            BrokerUnavailable, BrokerClosed
+        """
+        if self.connection is not None:
+            return self.connection
+        try:
+            async with asyncio.timeout(timeout):
+                while self.connection is None:
+                    if self._closing:
+                        raise BrokerClosed("the connection to RabbitMQ was closed")
+                    await self._changed.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(f"RabbitMQ cannot be reached: {self.reason}") from None
+        return self.connection
+
+    async def _run(self) -> None:
+        failures = 0
+        turn = 0
+        while not self._closing:
+            host = self._hosts[turn % len(self._hosts)]
+            turn += 1
+            closed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+            began = asyncio.get_running_loop().time()
+            try:
+                raw = await self._connect(host, closed)
+                if raw is not None:
+                    await self._on_up(raw)
+                    if raw.is_open:
+                        log.info("connected to RabbitMQ", host=host.host, port=host.port, purpose=self.name)
+                        self.connection = raw
+                        self._notify()
+                    reason = _text(await closed)
+                else:
+                    reason = f"{host.host}:{host.port}: {_text(closed.result())}"
+            except (BrokerUnavailable, AMQPError) as error:
+                reason = f"{host.host}:{host.port}: {error}"
+                if self._raw is not None:
+                    self._raw.abort()
+            was_up = self.connection is not None
+            self.connection = self._raw = None
+            self.reason = reason
+            self._on_down(reason)
+            self._notify()
+            if self._closing:
+                return
+            if was_up and asyncio.get_running_loop().time() - began > BACKOFF[1]:
+                failures = 0
+            log.warning("no connection to RabbitMQ", reason=reason, purpose=self.name)
+            pause = min(BACKOFF[1], BACKOFF[0] * 2 ** (failures // len(self._hosts)))
+            failures += 1
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _connect(
+        self, host: pika.ConnectionParameters, closed: asyncio.Future[Exception]
+    ) -> Connection | None:
+        opened = asyncio.get_running_loop().create_future()
+
+        def on_open(raw: Connection) -> None:
+            if not opened.done():
+                opened.set_result(None)
+
+        def on_end(_: Connection, reason: Exception) -> None:
+            if not closed.done():
+                closed.set_result(reason)
+
+        loop = asyncio.get_running_loop()
+        raw = Connection(host, on_open, on_end, on_end, custom_ioloop=loop)
+        self._raw = raw
+        await asyncio.wait((opened, closed), return_when=asyncio.FIRST_COMPLETED)
+        return raw if opened.done() and not closed.done() else None
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def close(self, timeout: float) -> None:
+        """Say goodbye, or cut the connection when nobody answers. Idempotent."""
+        self._closing = True
+        self._notify()
+        raw = self._raw
+        if raw is not None and raw.is_open:
+            raw.close()
+            await asyncio.wait((self._task,), timeout=timeout)
+            if not self._task.done():
+                raw.abort()
+                await asyncio.wait((self._task,), timeout=0.5)
+        elif raw is not None and not raw.is_closed:
+            raw.abort()
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        self.connection = None
+        self._on_down("the broker was closed")
+
+
+def _text(reason: BaseException) -> str:
+    """pika's reasons often have no text, or wrap the one that has."""
+    inner = getattr(reason, "exceptions", None)
+    if inner:
+        return _text(inner[-1])
+    cause = getattr(reason, "exception", None)
+    if isinstance(cause, BaseException):
+        return _text(cause)
+    return str(reason) or repr(reason)

@@ -1,0 +1,222 @@
+"""The publishing connection: many messages in flight, each answered for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+import structlog
+from pika import BasicProperties
+from pika.exceptions import AMQPError
+
+from forebay.brokers.api import Durability
+from forebay.brokers.rabbitmq.confirms import Batch, Confirms
+from forebay.brokers.rabbitmq.link import Channel, Connection, Link
+from forebay.brokers.rabbitmq.settings import RabbitMQSettings
+from forebay.errors import BrokerUnavailable, PublishRejected, QueueFull
+
+log = structlog.get_logger()
+
+CANARY = "forebay.canary"
+"""A routing key that leads nowhere: the message is confirmed and dropped."""
+CANARY_PATIENCE = 10.0
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One message as it goes over the wire."""
+
+    id: str
+    exchange: str
+    routing_key: str
+    properties: BasicProperties | None
+    body: bytes
+    refused: PublishRejected | None = None
+    """Why it cannot be sent at all."""
+
+
+class PublishLink:
+    """
+    Publishes, within bounds on what is unconfirmed.
+
+    After each connect a canary is published first, and only its confirmation opens
+    the way: a server in alarm says so only to those who publish.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[pika.ConnectionParameters],
+        settings: RabbitMQSettings,
+        durability: Durability,
+        on_returned: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._durability = durability
+        self._on_returned = on_returned
+        self._channel: Channel | None = None
+        self._confirms = Confirms(self._make_room)
+        self._room = asyncio.Event()
+        self._queue = asyncio.Lock()
+        self.blocked: str | None = None
+        self.link = Link("publish", hosts, on_up=self._prepare, on_down=self._down)
+
+    async def _prepare(self, connection: Connection) -> None:
+        self.blocked = None
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        patience = self._settings.connect_timeout
+        channel = await Channel.open(connection, patience)
+        confirms = Confirms(self._make_room)
+
+        def on_answer(frame: Any) -> None:
+            method = frame.method
+            confirms.answered(
+                method.delivery_tag, multiple=method.multiple, taken=isinstance(method, pika.spec.Basic.Ack)
+            )
+
+        def on_return(_: Any, method: Any, properties: Any, body: bytes) -> None:
+            self._on_returned(method.routing_key)
+            confirms.returned(properties.message_id or "", method.exchange, method.routing_key)
+
+        # The first publish must come after the answer, or the two sides count differently.
+        await channel.call("confirm_delivery", on_answer, timeout=patience)
+        channel.raw.add_on_return_callback(on_return)
+        self._channel, self._confirms = channel, confirms
+        channel.closed.add_done_callback(lambda closed: self._channel_closed(connection, closed))
+        batch = self._send_canary()
+        await asyncio.wait(
+            (batch.done, channel.closed), timeout=CANARY_PATIENCE, return_when="FIRST_COMPLETED"
+        )
+        if not batch.done.done() or batch.results[0] is None or not batch.results[0].ok:
+            why = f"blocked: {self.blocked}" if self.blocked else "no confirmation of a first message"
+            raise BrokerUnavailable(f"RabbitMQ takes no messages: {why}")
+
+    def _channel_closed(self, connection: Connection, closed: asyncio.Future[Exception]) -> None:
+        # A channel that the server closed took its confirmations along; a new connection starts clean.
+        if connection.is_open and not closed.cancelled():
+            log.error("RabbitMQ closed the publishing channel", reason=str(closed.result()))
+            connection.close()
+
+    def _send_canary(self) -> Batch:
+        assert self._channel is not None
+        batch = Batch([CANARY], self._durability)
+        self._channel.raw.basic_publish("", CANARY, b"", BasicProperties(message_id=CANARY), mandatory=False)
+        self._confirms.sent(batch, 0, 0, "", CANARY)
+        return batch
+
+    def _on_blocked(self, _: Any, frame: Any) -> None:
+        self.blocked = str(frame.method.reason)
+        log.warning("RabbitMQ takes no messages", reason=self.blocked)
+
+    def _on_unblocked(self, *_: Any) -> None:
+        self.blocked = None
+        log.info("RabbitMQ takes messages again")
+
+    def _down(self, reason: str) -> None:
+        self._channel = None
+        self._confirms.lost(reason)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self._room.set()
+
+    def check_up(self) -> None:
+        """
+        Raises:
+            BrokerUnavailable: nothing can be published now.
+        """
+        if self.link.connection is None or self._channel is None:
+            raise BrokerUnavailable(f"no connection to RabbitMQ: {self.link.reason}")
+        if self.blocked is not None:
+            raise BrokerUnavailable(f"RabbitMQ takes no messages: blocked by {self.blocked}")
+
+    def _full(self, size: int) -> bool:
+        c = self._confirms
+        return c.count >= self._settings.max_unconfirmed or (
+            c.count > 0 and c.bytes + size > self._settings.max_unconfirmed_bytes
+        )
+
+    async def publish(self, messages: Sequence[Outgoing], timeout: float) -> Batch:
+        """
+        Send all of them and wait for the answers, `timeout` seconds at most.
+
+        Raises:
+            BrokerUnavailable: nothing was sent.
+        """
+        deadline = time.monotonic() + timeout
+        self.check_up()
+        batch = Batch([m.id for m in messages], self._durability)
+        sent = 0
+        for index, m in enumerate(messages):
+            if m.refused is not None:
+                batch.settle(index, m.refused)
+                continue
+            if self._full(len(m.body)) and not await self._wait_for_room(len(m.body), deadline):
+                if not sent:
+                    raise BrokerUnavailable(
+                        f"no room to send within {timeout:g} s: {self._confirms.count} unconfirmed"
+                    )
+                batch.settle(index, QueueFull("not sent: too many messages wait for their confirmation"))
+                continue
+            channel = self._channel
+            if channel is None or self.blocked is not None:
+                if not sent:
+                    self.check_up()
+                batch.settle(
+                    index, PublishRejected(f"not sent: no connection to RabbitMQ: {self.link.reason}")
+                )
+                continue
+            try:
+                channel.raw.basic_publish(m.exchange, m.routing_key, m.body, m.properties, mandatory=True)
+            except AMQPError as error:
+                if not sent:
+                    raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
+                batch.settle(index, PublishRejected(f"not sent: no connection to RabbitMQ: {error!r}"))
+                continue
+            self._confirms.sent(batch, index, len(m.body), m.exchange, m.routing_key)
+            sent += 1
+        if batch.open:
+            left = max(0.0, deadline - time.monotonic())
+            timer = asyncio.get_running_loop().call_later(
+                left, batch.expire, f"no confirmation from RabbitMQ within {timeout:g} s"
+            )
+            try:
+                await batch.done
+            finally:
+                timer.cancel()
+        return batch
+
+    async def _wait_for_room(self, size: int, deadline: float) -> bool:
+        """In turn: a large message is not overtaken for ever by small ones."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._queue:
+                while self._full(size) and self._channel is not None:
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def ping(self, timeout: float) -> None:
+        """
+        Raises:
+            BrokerUnavailable
+        """
+        self.check_up()
+        try:
+            batch = self._send_canary()
+        except AMQPError as error:
+            raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
+        await asyncio.wait((batch.done,), timeout=timeout)
+        result = batch.results[0]
+        if result is None:
+            raise BrokerUnavailable(f"RabbitMQ did not confirm a message within {timeout:g} s")
+        if result.error is not None:
+            raise BrokerUnavailable(str(result.error))
+
+    async def close(self, timeout: float) -> None:
+        await self.link.close(timeout)

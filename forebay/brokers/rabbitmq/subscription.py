@@ -1,0 +1,384 @@
+"""What one subscription holds: its own channel, its own buffer, and how loans are settled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
+from forebay.brokers.rabbitmq import wire
+from forebay.brokers.rabbitmq.ladder import Ladder
+from forebay.brokers.rabbitmq.link import Channel, Link
+from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
+from forebay.brokers.rabbitmq.topology import NOT_FOUND, PATIENCE, refusal
+from forebay.brokers.wire import Decoded
+from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable, MessageDecodeError, QueueNotFound
+
+log = structlog.get_logger()
+
+COPY_PATIENCE = 10.0
+"""Seconds for the copies that Retry and DeadLetter make to be confirmed."""
+
+AGAIN = 0.5
+"""Seconds before a lost subscription is made again."""
+
+WORN = 100
+"""Times a message was handed back after which it is written anew: the server counts them up to its limit."""
+
+NEARLY_DUE = 0.05
+"""Seconds that a message may be kept here until it is due, instead of being sent down the ladder again."""
+
+
+class RabbitMQSubscription:
+    """
+    One consumer. What the server has sent but nobody has received yet waits in `_buffer`.
+
+    Delivery tags belong to a channel: when it is lost, everything lent ends, and the
+    server lends it anew. A receipt is the tag; `_held` knows the deliveries of this channel only.
+    """
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        publisher: PublishLink,
+        ladder: Ladder,
+        queue: str,
+        server_name: Callable[[str], str],
+        prefetch: int,
+    ) -> None:
+        self._link = link
+        self._publisher = publisher
+        self._ladder = ladder
+        self._queue = self.queue = queue
+        self._name = server_name
+        self._prefetch = prefetch
+        self._channel: Channel | None = None
+        self._buffer: deque[Delivery] = deque()
+        self._held: dict[int, Delivery] = {}
+        self._unsettled: dict[int, None] = {}
+        """Every tag of this channel that the server waits for, in order."""
+        self._news = asyncio.Event()
+        self._trouble: BrokerError | None = None
+        self._closed = False
+        self._moves: set[asyncio.Task[Any]] = set()
+        loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[None] = loop.create_future()
+        """Done when the first attempt to subscribe has ended."""
+        self._task = loop.create_task(self._run(), name=f"forebay-rabbitmq-consume-{queue}")
+
+    # ---- the channel
+
+    async def _run(self) -> None:
+        while not self._closed:
+            try:
+                channel = await self._consume()
+                if not self.first.done():
+                    self.first.set_result(None)
+                reason = await channel.closed
+                self._trouble = BrokerUnavailable(f"the subscription to {self._queue!r} was lost: {reason}")
+            except ChannelClosedByBroker as refused:
+                if refused.reply_code == NOT_FOUND:
+                    self._trouble = QueueNotFound(self._queue)
+                else:
+                    self._trouble = BrokerUnavailable(str(refusal(self._queue, refused)))
+            except BrokerError as error:
+                self._trouble = error
+            self._detach()
+            if not self.first.done():
+                assert self._trouble is not None
+                self.first.set_exception(self._trouble)
+                return
+            if not self._closed:
+                log.warning(
+                    "subscription lost; it is made again", queue=self._queue, reason=str(self._trouble)
+                )
+                await asyncio.sleep(AGAIN)
+
+    async def _consume(self) -> Channel:
+        connection = await self._link.up(PATIENCE)
+        channel = await Channel.open(connection, PATIENCE)
+        # Registered first: deliveries may come before the answer to basic.consume.
+        self._channel = channel
+
+        def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
+            if self._channel is channel:
+                try:
+                    self._take(method.delivery_tag, properties, body)
+                except Exception:
+                    # An exception that leaves a callback of pika's ends the connection.
+                    log.exception("cannot read a delivery", queue=self._queue)
+                    channel.close()
+
+        def on_cancel(_: Any) -> None:
+            log.warning("RabbitMQ cancelled the subscription", queue=self._queue)
+            channel.close()
+
+        channel.raw.add_on_cancel_callback(on_cancel)
+        await channel.call("basic_qos", prefetch_count=min(65_535, self._prefetch), timeout=PATIENCE)
+        await channel.call(
+            "basic_consume",
+            self._name(self._queue),
+            on_message,
+            # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
+            consumer_tag=f"forebay.{uuid.uuid4().hex}",
+            timeout=PATIENCE,
+        )
+        self._trouble = None
+        return channel
+
+    def _detach(self) -> None:
+        channel, self._channel = self._channel, None
+        self._buffer.clear()
+        self._held.clear()
+        self._unsettled.clear()
+        self._news.set()
+        if channel is not None:
+            channel.close()
+
+    # ---- receive
+
+    def _take(self, tag: int, properties: Any, body: bytes) -> None:
+        self._unsettled[tag] = None
+        due = wire.due(properties)
+        left = 0.0 if due is None else due / 1e6 - time.time()
+        if left > NEARLY_DUE:
+            self._start_move(tag, self._ladder.next_step(self._name(self._queue), properties, body, left))
+            return
+        try:
+            decoded = wire.decode(properties, body)
+        except MessageDecodeError as error:
+            origin = origin_queue(self._queue)
+            decoded = wire.adopt(properties, body, origin, error)
+            if not is_dead_letter_queue(self._queue):
+                log.warning("a message that is not one of ours was dead-lettered", queue=self._queue)
+                self._start_move(tag, self._dead(decoded))
+                return
+        death = decoded.death
+        if death is None and is_dead_letter_queue(self._queue):
+            death = wire.death_by_server(properties, origin_queue(self._queue), decoded.attempt)
+        delivery = Delivery(
+            message=decoded.message,
+            queue=self._queue,
+            attempt=decoded.attempt if death is None or decoded.death is not None else 1,
+            receipt=tag,
+            deferrals=decoded.deferrals + wire.deferrals(properties),
+            death=death,
+        )
+        if left > 0:
+            channel = self._channel
+            asyncio.get_running_loop().call_later(left, self._put, channel, delivery)
+        else:
+            self._put(self._channel, delivery)
+
+    def _put(self, channel: Channel | None, delivery: Delivery) -> None:
+        if self._channel is channel:
+            self._buffer.append(delivery)
+            self._news.set()
+
+    async def receive(self, max_messages: int, max_wait: float) -> list[Delivery]:
+        deadline = time.monotonic() + max_wait
+        while True:
+            self._check_open()
+            target = min(max_messages, self._prefetch - len(self._held))
+            if len(self._buffer) >= target > 0:
+                return self._hand_out(target)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                if not self._buffer and self._trouble is not None:
+                    raise BrokerUnavailable(str(self._trouble))
+                return self._hand_out(target)
+            self._news.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+
+    def _hand_out(self, target: int) -> list[Delivery]:
+        out = [self._buffer.popleft() for _ in range(min(target, len(self._buffer)))]
+        for d in out:
+            self._held[d.receipt] = d  # type: ignore[index]  # our receipts are delivery tags
+        return out
+
+    # ---- settle
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        self._check_open()
+        if is_dead_letter_queue(self._queue) and any(isinstance(s, DeadLetter) for s in settlements):
+            raise ValueError("what comes from a dead-letter queue cannot be dead-lettered again")
+        stale: list[Delivery] = []
+        done: list[int] = []
+        back: list[int] = []
+        copies: list[tuple[Delivery, Outgoing]] = []
+        for s in settlements:
+            d = s.delivery
+            tag = d.receipt
+            assert isinstance(tag, int)
+            if self._held.get(tag) is not d:
+                stale.append(d)
+                continue
+            del self._held[tag]
+            match s:
+                case Ack():
+                    done.append(tag)
+                case Retry(delay=delay):
+                    copies.append((d, self._again(d, delay, d.attempt + 1)))
+                case DeadLetter(failure=failure, new_id=new_id):
+                    copies.append((d, self._bury(d, failure, new_id)))
+                case Release() if d.deferrals >= WORN:
+                    copies.append((d, self._again(d, 0, d.attempt)))
+                case Release():
+                    back.append(tag)
+        self._let_go(done, back)
+        self._news.set()
+        if copies:
+            # To the end, even if whoever waits for it is cancelled: these are no longer held.
+            stale += await asyncio.shield(self._spawn(self._copy(copies)))
+        return stale
+
+    def _again(self, d: Delivery, delay: float, attempt: int) -> Outgoing:
+        due = time.time() + delay
+        properties = wire.properties(
+            d.message, attempt=attempt, death=d.death, due=int(due * 1e6) + 1 if delay > 0 else None
+        )
+        name = self._name(self._queue)
+        exchange = self._ladder.exchange(delay) if delay > 0 else ""
+        return Outgoing(d.message.id, exchange, name, properties, d.message.body)
+
+    def _bury(self, d: Delivery, failure: Any, new_id: str | None) -> Outgoing:
+        message = d.message
+        death = Death(
+            failure=failure,
+            queue=self._queue,
+            attempts=d.attempt,
+            died_at=datetime.now(UTC),
+            original_id=None if new_id is None else message.id,
+        )
+        if new_id is not None:
+            message = replace(message, id=new_id)
+        return self._dead(Decoded(message=message, attempt=1, deferrals=0, death=death))
+
+    def _dead(self, decoded: Decoded) -> Outgoing:
+        m = decoded.message
+        properties = wire.properties(m, death=decoded.death)
+        return Outgoing(m.id, "", self._name(dead_letter_queue(self._queue)), properties, m.body)
+
+    async def _copy(self, copies: list[tuple[Delivery, Outgoing]]) -> list[Delivery]:
+        """Confirmed copies, then the originals are let go; what was not confirmed is handed back."""
+        channel = self._channel
+        error: BrokerError | None = None
+        done: list[int] = []
+        back: list[int] = []
+        try:
+            if any(out.exchange for _, out in copies):
+                await self._ladder.ready()
+            batch = await self._publisher.publish([out for _, out in copies], COPY_PATIENCE)
+            for (d, _), result in zip(copies, batch.results, strict=True):
+                assert isinstance(d.receipt, int)
+                if result is not None and result.ok:
+                    done.append(d.receipt)
+                else:
+                    error = result.error if result is not None else None
+                    back.append(d.receipt)
+        except BrokerError as failure:
+            error = failure
+            back = [d.receipt for d, _ in copies if isinstance(d.receipt, int)]
+        if channel is None or self._channel is not channel:
+            return [d for d, _ in copies]
+        self._let_go(done, back)
+        if error is not None:
+            raise BrokerUnavailable(f"{len(back)} of {len(copies)} not settled; delivered again: {error}")
+        return []
+
+    def _let_go(self, done: Sequence[int], back: Sequence[int]) -> None:
+        """Acknowledge, in as few frames as it takes, and hand back."""
+        if self._channel is None or not (done or back):
+            return
+        raw = self._channel.raw
+        try:
+            for tag in back:
+                if self._unsettled.pop(tag, 0) is None:
+                    raw.basic_nack(tag, requeue=True)
+            open_ = set(done) & self._unsettled.keys()
+            # Up to the first that is not settled, one word does for all.
+            upto, count = 0, 0
+            for tag in self._unsettled:
+                if tag not in open_:
+                    break
+                upto, count = tag, count + 1
+            if count > 1:
+                raw.basic_ack(upto, multiple=True)
+            for tag in sorted(open_):
+                del self._unsettled[tag]
+                if count <= 1 or tag > upto:
+                    raw.basic_ack(tag)
+        except AMQPError as error:
+            log.warning("the channel was lost while settling", queue=self._queue, error=repr(error))
+
+    # ---- moves of our own: down the ladder, to the dead letters
+
+    def _start_move(self, tag: int, out: Outgoing) -> None:
+        self._spawn(self._move(tag, out, self._channel))
+
+    async def _move(self, tag: int, out: Outgoing, channel: Channel | None) -> None:
+        while self._channel is channel and not self._closed:
+            try:
+                if out.exchange:
+                    await self._ladder.ready()
+                batch = await self._publisher.publish([out], COPY_PATIENCE)
+                result = batch.results[0]
+                if result is not None and result.ok:
+                    if self._channel is channel:
+                        self._let_go([tag], [])
+                    return
+            except BrokerError as error:
+                log.warning("a message cannot be moved yet", queue=self._queue, error=str(error))
+            await asyncio.sleep(AGAIN)
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._moves.add(task)
+        task.add_done_callback(self._moved)
+        return task
+
+    def _moved(self, task: asyncio.Task[Any]) -> None:
+        self._moves.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits; if nobody does, the message comes again
+
+    # ---- close
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerClosed(f"the subscription to {self._queue!r} is closed")
+
+    async def close(self, timeout: float) -> None:
+        """Hand back what is held, and what waits in the buffer. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._news.set()
+        if self._moves:
+            await asyncio.wait(self._moves, timeout=timeout / 2)
+            for move in self._moves:
+                move.cancel()
+        channel = self._channel
+        self._detach()
+        if channel is not None:
+            # Until the server has it: whoever subscribes next finds the messages.
+            await asyncio.wait((channel.closed,), timeout=timeout / 2)
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        if self.first.done() and not self.first.cancelled():
+            self.first.exception()

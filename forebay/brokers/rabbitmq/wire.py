@@ -1,0 +1,137 @@
+"""Messages as AMQP properties and headers, and what is not one of ours as a dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from pika import BasicProperties
+
+from forebay.brokers import wire
+from forebay.brokers.api import Death, Failure
+from forebay.errors import MessageDecodeError
+from forebay.ids import new_id
+from forebay.message import Message
+
+PERSISTENT = 2
+SHORT = 255
+"""Bytes that the protocol allows in a property and in the name of a header."""
+MAX_HEADERS = 100_000
+"""Bytes. The header frame cannot be split, and servers cut a connection that sends a longer one (131,072)."""
+DUE = "forebay-due"
+DELIVERY_COUNT = "x-delivery-count"
+
+
+def properties(
+    message: Message,
+    *,
+    attempt: int = 1,
+    deferrals: int = 0,
+    death: Death | None = None,
+    due: int | None = None,
+) -> BasicProperties:
+    """All of a message but its body. `due`: it is on the delay ladder until then, in microseconds."""
+    headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death)
+    del headers[wire.ID]
+    content_type: str | None = headers[wire.CONTENT_TYPE]
+    if len(message.content_type.encode()) <= SHORT:
+        del headers[wire.CONTENT_TYPE]
+    else:
+        content_type = None
+    if due is not None:
+        headers[DUE] = str(due)
+    return BasicProperties(
+        message_id=message.id,
+        content_type=content_type,
+        timestamp=int(message.accepted_at.timestamp()),
+        delivery_mode=PERSISTENT,
+        headers=headers,
+    )
+
+
+def check(headers: Mapping[str, str]) -> None:
+    """
+    Raises:
+        ValueError: the headers do not fit into the protocol.
+    """
+    size = 0
+    for name, value in headers.items():
+        length = len(name.encode())
+        if length > SHORT:
+            raise ValueError(f"the name of a header has {length} bytes; RabbitMQ takes at most {SHORT}")
+        size += length + len(value.encode()) + 6
+    if size > MAX_HEADERS:
+        raise ValueError(f"the headers have {size} bytes; RabbitMQ takes at most {MAX_HEADERS} here")
+
+
+def decode(props: BasicProperties, body: bytes) -> wire.Decoded:
+    """
+    Raises:
+        MessageDecodeError
+    """
+    headers = {n: v for n, v in (props.headers or {}).items() if isinstance(v, str)}
+    if wire.V not in headers or not props.message_id:
+        raise MessageDecodeError("not a Forebay message: it has no forebay-v header or no message id")
+    headers[wire.ID] = props.message_id
+    if props.content_type is not None:
+        headers[wire.CONTENT_TYPE] = props.content_type
+    return wire.decode(headers, body)
+
+
+def due(props: BasicProperties) -> int | None:
+    """
+    When it may be delivered, in microseconds, of a message that came down the delay ladder.
+
+    Of what is not readable, None: then it is delivered.
+    """
+    text = (props.headers or {}).get(DUE)
+    return int(text) if isinstance(text, str) and text.isdecimal() else None
+
+
+def deferrals(props: BasicProperties) -> int:
+    """How often the server has taken it back, since it was last written."""
+    count = (props.headers or {}).get(DELIVERY_COUNT)
+    return count if isinstance(count, int) else 0
+
+
+def adopt(props: BasicProperties, body: bytes, queue: str, why: MessageDecodeError) -> wire.Decoded:
+    """
+    A message of somebody else's as a dead letter of ours: bytes untouched, metadata as far as it goes.
+
+    It gets an id of ours: two that are equal in every byte are two all the same.
+    """
+    headers = {
+        str(n).lower(): str(v)
+        for n, v in (props.headers or {}).items()
+        if not str(n).startswith("x-") and len(str(n)) < 200 and isinstance(v, str | int | bool)
+    }
+    if sum(len(n) + len(v.encode()) for n, v in headers.items()) > MAX_HEADERS // 2:
+        headers = {}
+    accepted = datetime.now(UTC)
+    if isinstance(props.timestamp, int):
+        try:
+            accepted = datetime.fromtimestamp(props.timestamp, UTC)
+        except (ValueError, OverflowError, OSError):
+            pass
+    message = Message(
+        id=new_id(),
+        body=body,
+        accepted_at=accepted,
+        headers=headers,
+        content_type=props.content_type or "application/octet-stream",
+    )
+    failure = Failure(reason=str(why), error_class="MessageDecodeError")
+    death = Death(failure=failure, queue=queue, attempts=1, died_at=datetime.now(UTC))
+    return wire.Decoded(message=message, attempt=1, deferrals=0, death=death)
+
+
+def death_by_server(props: BasicProperties, queue: str, attempts: int) -> Death:
+    """Why the server itself put a message among the dead letters: it was taken back too often."""
+    headers = props.headers or {}
+    reason = headers.get("x-first-death-reason", "unknown")
+    return Death(
+        failure=Failure(reason=f"given up by RabbitMQ: {reason}", error_class=str(reason)),
+        queue=queue,
+        attempts=attempts,
+        died_at=datetime.now(UTC),
+    )
