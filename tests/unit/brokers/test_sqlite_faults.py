@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -18,6 +17,7 @@ from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.brokers.sqlite.subscription import SQLiteSubscription
 from forebay.errors import BrokerUnavailable
 from forebay.testing.broker_contract.harness import FAILURE, collect, message, publish
+from tests.waiting import until
 
 SETTINGS = SQLiteSettings(ballast_bytes=0)
 
@@ -118,12 +118,6 @@ async def test_what_a_failed_settlement_left_is_not_handed_back_twice(
             depth = await broker.depth("orders")
             assert (depth.waiting, depth.in_hand, depth.bytes) == (0, 0, 0)
             assert await subscription.receive(1, 0.2) == []
-
-
-async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event
-            await asyncio.sleep(0.002)
 
 
 async def test_a_ring_during_a_look_is_not_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,10 +97,3 @@ class FlakySubscription:
 
 def messages(count: int, *, body: bytes = b"{}") -> list[Message]:
     return [Message(id=new_id(), body=body, accepted_at=datetime.now(UTC)) for _ in range(count)]
-
-
-async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
-    """Return when `condition()` holds; fail after `timeout` seconds."""
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110  # what is waited for sets no event
-            await asyncio.sleep(0.005)

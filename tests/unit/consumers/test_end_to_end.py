@@ -24,7 +24,8 @@ from forebay.storage.database import Database
 from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
 from forebay.storage.schema import migrate
 from forebay.storage.settings import DatabaseSettings
-from tests.unit.consumers.fakes import messages, until
+from tests.unit.consumers.fakes import messages
+from tests.waiting import until
 
 SETTINGS = QueueSettings(
     batch_size=100,

@@ -22,7 +22,8 @@ from forebay.sinks import Sink
 from forebay.storage.database import Database
 from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
 from forebay.storage.schema import migrate
-from tests.unit.consumers.fakes import MemorySink, messages, until
+from tests.unit.consumers.fakes import MemorySink, messages
+from tests.waiting import until
 
 QUICK = QueueSettings(
     batch_size=10,

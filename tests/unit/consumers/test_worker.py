@@ -22,7 +22,8 @@ from consumers.worker import IN_HAND, Worker
 from forebay.brokers.api import Delivery, Settlement, Subscription
 from forebay.errors import Reject, RetryLater, SinkUnavailable
 from forebay.sinks import WriteResult
-from tests.unit.consumers.fakes import FlakyBroker, MemorySink, messages, until
+from tests.unit.consumers.fakes import FlakyBroker, MemorySink, messages
+from tests.waiting import until
 
 
 class Bench:

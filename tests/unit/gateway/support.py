@@ -224,13 +224,6 @@ async def running(
     await gateway.served
 
 
-async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
-    """Return when `condition` holds; fail when it does not within `timeout`."""
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event
-            await asyncio.sleep(0.002)
-
-
 def request(
     body: bytes = b"", *, headers: str = "", path: str = "/v1/queues/orders/messages", length: bool = True
 ) -> bytes:

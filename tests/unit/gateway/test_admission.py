@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from gateway.admission import Admission
-from tests.unit.gateway.support import request, running, until
+from tests.unit.gateway.support import request, running
+from tests.waiting import until
 
 
 def test_bytes_and_places_are_taken_together_or_not_at_all() -> None:

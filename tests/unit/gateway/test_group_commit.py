@@ -14,7 +14,8 @@ from forebay.brokers.api import PublishResult
 from forebay.errors import BrokerError, BrokerUnavailable, PublishUnconfirmed
 from forebay.message import Message
 from gateway.group_commit import GroupCommit
-from tests.unit.gateway.support import ScriptedBroker, until
+from tests.unit.gateway.support import ScriptedBroker
+from tests.waiting import until
 
 
 @dataclass

@@ -16,7 +16,8 @@ from gateway import status as status_module
 from gateway.health import Health
 from gateway.queues import QueueRegistry
 from gateway.recent import RecentIds
-from tests.unit.gateway.support import ScriptedBroker, running, until
+from tests.unit.gateway.support import ScriptedBroker, running
+from tests.waiting import until
 
 # ---- health
 

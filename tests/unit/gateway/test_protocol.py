@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.unit.gateway.support import request, running, until
+from tests.unit.gateway.support import request, running
+from tests.waiting import until
 
 POST = "POST /v1/queues/orders/messages HTTP/1.1\r\nHost: test\r\n"
 

@@ -21,7 +21,8 @@ from forebay.errors import (
 from forebay.ids import id_from_key
 from forebay.message import Message
 from gateway.queues import QueueRegistry
-from tests.unit.gateway.support import ScriptedBroker, running, until
+from tests.unit.gateway.support import ScriptedBroker, running
+from tests.waiting import until
 
 
 async def test_a_message_is_answered_202_once_it_is_stored() -> None:

@@ -20,7 +20,8 @@ import pytest
 from forebay.errors import BrokerUnavailable, SettingsError
 from gateway.server import bind
 from gateway.settings import GatewaySettings
-from tests.unit.gateway.support import ScriptedBroker, request, running, until
+from tests.unit.gateway.support import ScriptedBroker, request, running
+from tests.waiting import until
 
 
 def test_a_busy_port_is_named_with_its_holder_and_the_flag_that_changes_it() -> None:
