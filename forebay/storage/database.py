@@ -94,6 +94,7 @@ class Database:
 
         Raises:
             SinkUnavailable, SinkMisconfigured: with the reason.
+            TransientError: another process holds the SQLite file.
         """
         with self.read() as connection:
             if self.dialect == "sqlite":
