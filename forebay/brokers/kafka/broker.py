@@ -1,0 +1,175 @@
+"""Kafka as a Broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from forebay.brokers import wire
+from forebay.brokers.api import Capabilities, Depth, PublishResult, Subscription
+from forebay.brokers.kafka import copies
+from forebay.brokers.kafka.publishing import Writer
+from forebay.brokers.kafka.records import Outgoing, outgoing
+from forebay.brokers.kafka.settings import KafkaSettings
+from forebay.brokers.kafka.subscription import KafkaSubscription
+from forebay.brokers.kafka.topics import Admin
+from forebay.brokers.naming import check_queue_name
+from forebay.errors import (
+    BrokerClosed,
+    MessageTooLarge,
+    PublishError,
+    SettingsError,
+)
+from forebay.message import Message
+
+ANSWER = 5.0
+"""Seconds within which the cluster must have answered a question."""
+DECLARE = 30.0
+
+
+def servers(url: str) -> list[str]:
+    """
+    The brokers that `kafka://host:port,host:port` names; port 9092 where none is given.
+
+    Raises:
+        SettingsError
+    """
+    parts = urlsplit(url)
+    hosts = [h for h in parts.netloc.split(",") if h]
+    if parts.scheme.lower() != "kafka" or not hosts or parts.path.strip("/") or "@" in parts.netloc:
+        # Never the URL itself: it may hold a password.
+        raise SettingsError(
+            'broker.url does not name Kafka brokers; write broker.url = "kafka://host:9092,host2:9092"'
+        )
+    return [h if ":" in h else f"{h}:9092" for h in hosts]
+
+
+class KafkaBroker:
+    """One producer, one connection for questions, and one consumer for each subscription."""
+
+    def __init__(self, url: str, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self.connection = {
+            "bootstrap_servers": servers(url),
+            "client_id": "forebay",
+            "request_timeout_ms": int(settings.request_timeout * 1000),
+        }
+        self._admin = Admin(self.connection, settings)
+        self._writer = Writer(self.connection, settings)
+        self._subscriptions: set[KafkaSubscription] = set()
+        self._closed = False
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, url: str, settings: KafkaSettings) -> AsyncIterator[KafkaBroker]:
+        """
+        Raises:
+            SettingsError, BrokerUnavailable
+        """
+        broker = cls(url, settings)
+        try:
+            await broker._admin.connect(ANSWER)
+            yield broker
+        finally:
+            await broker.close()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            durability=self._admin.durability,
+            ordering="by_key",
+            bounded=False,
+            max_body_bytes=self.settings.max_body_bytes,
+            retry_delays=self.settings.retry_delays,
+        )
+
+    async def publish(
+        self, queue: str, messages: Sequence[Message], *, timeout: float
+    ) -> list[PublishResult]:
+        self._check_open()
+        if not messages:
+            return []
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        topic = await self._admin.topic(queue, timeout)
+        now = int(datetime.now(UTC).timestamp() * 1e6)
+        limit = self.settings.max_body_bytes
+        records: list[Outgoing] = []
+        errors: list[PublishError | None] = []
+        for m in messages:
+            if len(m.body) > limit:
+                errors.append(MessageTooLarge(len(m.body), limit))
+                continue
+            errors.append(None)
+            due = 0 if m.not_before is None else wire.to_micros(m.not_before)
+            if due > now:
+                delays = self.settings.retry_delays
+                records.append(copies.later(queue, m, wire.encode(m), now, due, delays))
+            else:
+                records.append(outgoing(queue, m, wire.encode(m)))
+        outcomes = iter(await self.write(records, deadline - loop.time()) if records else [])
+        results = []
+        for m, refused in zip(messages, errors, strict=True):
+            error = refused or next(outcomes)
+            results.append(
+                PublishResult(message_id=m.id, durability=None if error else topic.durability, error=error)
+            )
+        return results
+
+    async def write(self, records: Sequence[Outgoing], timeout: float) -> list[PublishError | None]:
+        """
+        Raises:
+            QueueNotFound, BrokerUnavailable: nothing was sent.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        partitions = {
+            name: (await self._admin.topic(name, deadline - loop.time())).partitions
+            for name in sorted({r.topic for r in records})
+        }
+        return await self._writer.write(records, partitions, deadline - loop.time())
+
+    async def declare(self, queue: str) -> None:
+        self._check_open()
+        check_queue_name(queue)
+        await self._admin.declare(queue, DECLARE)
+
+    async def declared_queues(self) -> list[str]:
+        self._check_open()
+        return await self._admin.queues(ANSWER)
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+        self._check_open()
+        await self._admin.topic(queue, ANSWER)
+        subscription = KafkaSubscription(self, queue, prefetch)
+        self._subscriptions.add(subscription)
+        try:
+            await subscription.start()
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+            await subscription.close()
+
+    async def depth(self, queue: str) -> Depth:
+        self._check_open()
+        await self._admin.topic(queue, ANSWER)
+        return Depth(waiting=None, scheduled=None, in_hand=None, bytes=None, oldest_age=None)
+
+    async def ping(self) -> None:
+        self._check_open()
+        await self._admin.ping(ANSWER)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*(s.close() for s in self._subscriptions))
+        await asyncio.gather(self._writer.close(), self._admin.close())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerClosed("this broker was closed")

@@ -1,0 +1,193 @@
+"""Writing records: our own batches per partition, one deadline for all, and a producer that is thrown away when in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
+
+from forebay.brokers.kafka.records import Outgoing, partition_of
+from forebay.brokers.kafka.settings import KafkaSettings
+from forebay.errors import (
+    BrokerUnavailable,
+    MessageTooLarge,
+    PublishError,
+    PublishRejected,
+    PublishUnconfirmed,
+)
+
+log = structlog.get_logger()
+
+BATCH_BYTES = 262_144
+SPREAD = 100
+"""So many messages without a key go to one partition before the next one's turn."""
+
+
+class Writer:
+    """Writes records; returns what became of each."""
+
+    def __init__(self, connection: dict[str, Any], settings: KafkaSettings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+        self._turn = itertools.count()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def write(
+        self, records: Sequence[Outgoing], partitions: dict[str, int], timeout: float
+    ) -> list[PublishError | None]:
+        """
+        One outcome per record, at the latest after `timeout` seconds.
+
+        Raises:
+            BrokerUnavailable: there is no connection; nothing was sent.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        producer = await self._started(timeout)
+        lanes: dict[tuple[str, int], list[int]] = {}
+        turn = next(self._turn)
+        for i, record in enumerate(records):
+            count = partitions[record.topic]
+            chosen = (turn + i // SPREAD) % count if record.key is None else partition_of(record.key, count)
+            lanes.setdefault((record.topic, chosen), []).append(i)
+        outcomes: list[PublishError | None] = [
+            PublishUnconfirmed("Kafka did not confirm in time; the message may be stored")
+        ] * len(records)
+        sending = [
+            loop.create_task(self._send(producer, topic, partition, records, which, outcomes))
+            for (topic, partition), which in lanes.items()
+        ]
+        try:
+            await asyncio.wait(sending, timeout=max(0.0, deadline - loop.time()))
+        finally:
+            # What is in a batch already goes on; only the waiting for a place, or for an answer, ends.
+            for task in sending:
+                task.cancel()
+        return list(outcomes)
+
+    async def close(self) -> None:
+        """Within a few seconds, whatever the broker does."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _discard(producer, patience=2.0)
+        if self._background:
+            await asyncio.wait(self._background, timeout=2)
+
+    async def _send(
+        self,
+        producer: AIOKafkaProducer,
+        topic: str,
+        partition: int,
+        records: Sequence[Outgoing],
+        which: list[int],
+        outcomes: list[PublishError | None],
+    ) -> None:
+        """The records of one partition, in order."""
+        batches: list[tuple[list[int], Any]] = []
+        try:
+            builder, inside = producer.create_batch(), list[int]()
+            for i in which:
+                r = records[i]
+                while builder.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is None:
+                    batches.append((inside, await _enqueue(producer, builder, topic, partition)))
+                    builder, inside = producer.create_batch(), []
+                inside.append(i)
+            batches.append((inside, await _enqueue(producer, builder, topic, partition)))
+        except KafkaError as error:
+            self._doubt(producer, error)
+        for inside, future in batches:
+            try:
+                # Shielded: a caller who goes away takes nothing back from the others.
+                await asyncio.shield(future)
+                outcome: PublishError | None = None
+            except KafkaError as error:
+                outcome = self._failed(producer, error, [records[i] for i in inside])
+            for i in inside:
+                outcomes[i] = outcome
+
+    def _failed(self, producer: AIOKafkaProducer, error: KafkaError, records: list[Outgoing]) -> PublishError:
+        self._doubt(producer, error)
+        if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+            return MessageTooLarge(max(len(r.value) for r in records), self._settings.max_body_bytes)
+        if isinstance(error, TopicAuthorizationFailedError | ClusterAuthorizationFailedError):
+            return PublishRejected(f"Kafka does not allow us to write to {records[0].topic}: {error!r}")
+        return PublishUnconfirmed(f"Kafka reported {type(error).__name__}; the message may be stored")
+
+    def _doubt(self, producer: AIOKafkaProducer, error: KafkaError) -> None:
+        """
+        Replace a producer that reported an error.
+
+        It retries by itself what can be retried. After any other error a partition's
+        sequence may have a gap, and every later batch would be refused.
+        """
+        if self._producer is producer:
+            self._producer = None
+            log.warning("kafka producer replaced", error=repr(error))
+            task = asyncio.create_task(_discard(producer, patience=self._settings.request_timeout))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _started(self, timeout: float) -> AIOKafkaProducer:
+        try:
+            async with asyncio.timeout(timeout), self._starting:
+                if self._producer is None:
+                    producer = AIOKafkaProducer(
+                        **self._connection,
+                        acks="all",
+                        enable_idempotence=True,
+                        max_batch_size=BATCH_BYTES,
+                        max_request_size=self._settings.max_body_bytes + 256 * 1024,
+                        metadata_max_age_ms=30_000,
+                    )
+                    try:
+                        await producer.start()
+                    except BaseException:
+                        await _discard(producer, patience=0.0)
+                        raise
+                    self._producer = producer
+                return self._producer
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise BrokerUnavailable(f"no connection to Kafka: {error!r}") from error
+
+
+async def _enqueue(producer: AIOKafkaProducer, builder: Any, topic: str, partition: int) -> Any:
+    builder.close()
+    future = await producer.send_batch(builder, topic, partition=partition)
+    # Nobody may be left to ask when it fails.
+    future.add_done_callback(lambda f: f.cancelled() or f.exception())
+    return future
+
+
+async def _discard(producer: AIOKafkaProducer, patience: float) -> None:
+    """Stop it in order if that works within `patience`; else tear it down: `stop` may wait for ever."""
+    if patience > 0:
+        stopping = asyncio.ensure_future(producer.stop())
+        done, _ = await asyncio.wait([stopping], timeout=patience)
+        if done:
+            if not stopping.cancelled() and stopping.exception() is not None:
+                log.info("kafka producer did not stop in order", error=repr(stopping.exception()))
+            return
+        stopping.cancel()
+    producer._closed = True
+    sender = getattr(producer._sender, "sender_task", None) if producer._sender is not None else None
+    if sender is not None:
+        sender.cancel()
+        await asyncio.wait([sender], timeout=0.5)
+    try:
+        async with asyncio.timeout(1):
+            await producer.client.close()
+    except (KafkaError, OSError, TimeoutError):
+        pass

@@ -1,0 +1,112 @@
+"""Between our messages and Kafka's records."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from aiokafka.partitioner import murmur2
+
+from forebay.brokers import wire
+from forebay.brokers.api import Death, Failure
+from forebay.errors import MessageDecodeError
+from forebay.message import Message
+
+DUE = "forebay-due"
+"""When a delayed message is to be delivered, in microseconds."""
+HOP = "forebay-hop"
+"""When a record of a retry topic is to be looked at again, in microseconds."""
+
+_NAMESPACE = uuid.UUID("6f1bb1a5-5a0e-4f0c-9a3e-0f4f6c1a2b7d")
+
+
+@dataclass(slots=True, kw_only=True)
+class Outgoing:
+    """One record to be written."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+def outgoing(topic: str, message: Message, headers: Mapping[str, str]) -> Outgoing:
+    return Outgoing(
+        topic=topic,
+        key=None if message.key is None else message.key.encode(),
+        value=message.body,
+        headers=[(name, value.encode()) for name, value in headers.items()],
+    )
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The one that every Kafka client's default partitioner chooses for this key."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+def next_hop(now: int, due: int, delays: Sequence[float]) -> tuple[float, int]:
+    """
+    The retry topic for a message that is due later, and when it is to be looked at there (microseconds).
+
+    The longest delay that is not too long; of too short a rest the shortest one, whose
+    topic is read in order, so that it may be late by that and never early.
+    """
+    left = (due - now) / 1e6
+    delay = max((d for d in delays if d <= left), default=min(delays))
+    return delay, min(due, now + int(delay * 1e6))
+
+
+@dataclass(slots=True, kw_only=True)
+class Incoming:
+    """One record as it was read."""
+
+    decoded: wire.Decoded
+    due: int
+    """Microseconds; 0: at once."""
+    hop: int
+    """Look at it again at this time; 0: now."""
+    foreign: str = ""
+    """Why it is not one of our messages; the message in `decoded` was made up around its bytes."""
+
+
+def read(record: Any) -> Incoming:
+    """Never fails: what is not ours is wrapped, bytes untouched."""
+    try:
+        headers = {name: value.decode() for name, value in record.headers if value is not None}
+        decoded = wire.decode(headers, record.value or b"")
+        due = int(headers.get(DUE, "0"))
+        if not due and decoded.message.not_before is not None:
+            due = wire.to_micros(decoded.message.not_before)
+        return Incoming(decoded=decoded, due=due, hop=int(headers.get(HOP, "0")))
+    except (MessageDecodeError, ValueError) as error:
+        return _foreign(record, str(error))
+
+
+def _foreign(record: Any, reason: str) -> Incoming:
+    """The id is made from the record's place, so that reading it twice is one message."""
+    place = f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}"
+    message = Message(
+        id=str(uuid.uuid5(_NAMESPACE, place)),
+        body=record.value or b"",
+        accepted_at=datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC),
+        key=_text(record.key),
+        headers={name.lower(): text for name, value in record.headers if (text := _text(value)) is not None},
+    )
+    death = Death(
+        failure=Failure(reason=reason, error_class="MessageDecodeError"),
+        queue=record.topic.partition(".")[0],
+        attempts=1,
+        died_at=datetime.now(UTC),
+    )
+    decoded = wire.Decoded(message=message, attempt=1, deferrals=0, death=death)
+    return Incoming(decoded=decoded, due=0, hop=0, foreign=reason)
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None

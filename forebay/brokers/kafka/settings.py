@@ -1,0 +1,38 @@
+"""The `[broker.kafka]` table."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from forebay.section import ByteCount, PositiveSeconds, Section
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class KafkaSettings(Section):
+    """How topics are made, and how long Kafka may take to notice what."""
+
+    partitions: Count = 12
+    """Of every topic that we create; also the most consumers that can share a queue."""
+    replication: Count | None = None
+    """Copies of every topic that we create. None: 3, or 1 on a cluster of a single broker."""
+    min_insync_replicas: Count | None = None
+    """Copies that a confirmed message has at least. None: 2 with a replication of 3 or more, else 1."""
+    retry_delays: Annotated[tuple[PositiveSeconds, ...], Field(min_length=1)] = (1, 5, 15, 60, 300, 900, 3600)
+    """Each is a topic of every queue; longer delays take several rounds."""
+    retention: PositiveSeconds = 14 * 86_400.0
+    """Kafka deletes messages of this age, consumed or not; of retry topics at twice this age."""
+    max_body_bytes: ByteCount = 900_000
+    """The largest body taken; the default fits every broker, so that a swap refuses nothing."""
+    heartbeat: PositiveSeconds = 1.0
+    """How soon a consumer learns that others come and go."""
+    session_timeout: PositiveSeconds = 10.0
+    """A consumer that was silent for so long is taken for dead; its messages go to others."""
+    handover: PositiveSeconds = 30.0
+    """How long a consumer may keep a partition that another one is to have, to finish what it holds of it."""
+    idle_leave: PositiveSeconds = 30.0
+    """A consumer that handed messages back and takes none for so long leaves them to others."""
+    request_timeout: PositiveSeconds = 10.0
+    """A broker that did not answer for so long is taken for dead."""

@@ -1,0 +1,278 @@
+"""Topics: what they are called, how they are made, and how safe a message in one is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from forebay.brokers.api import Durability
+from forebay.brokers.kafka.settings import KafkaSettings
+from forebay.brokers.naming import QUEUE_NAME, dead_letter_queue, is_dead_letter_queue
+from forebay.errors import BrokerUnavailable, QueueNotFound, SettingsError
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+FOREVER = "-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topic:
+    """What a publisher must know of a topic."""
+
+    partitions: int
+    replication: int
+    durability: Durability
+
+
+def retry_topic(queue: str, delay: float) -> str:
+    """`orders.retry-15s`; of fractions of a second `orders.retry-250ms`."""
+    return f"{queue}.retry-{int(delay)}s" if delay == int(delay) else f"{queue}.retry-{round(delay * 1000)}ms"
+
+
+def durability_of(replication: int, min_insync: int, flush_messages: int) -> Durability:
+    """
+    What acks=all means on a topic.
+
+    Kafka confirms before the disk unless told to flush: below three copies a power
+    cut loses what it confirmed, so that only flushing each message counts there.
+    """
+    if replication >= 3 and min_insync >= 2:
+        return "replicated"
+    return "synced" if flush_messages == 1 else "unsynced"
+
+
+class Admin:
+    """Asks and changes the cluster; connects when first used, and again after any error."""
+
+    def __init__(self, connection: dict[str, Any], settings: KafkaSettings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._client: AIOKafkaAdminClient | None = None
+        self._connecting = asyncio.Lock()
+        self._topics: dict[str, Topic] = {}
+        self.brokers = 0
+
+    async def connect(self, timeout: float) -> None:
+        """Find out how many brokers there are."""
+        answer = await self._ask(lambda client: client.describe_cluster(), timeout)
+        self.brokers = len(answer["brokers"])
+
+    @property
+    def replication(self) -> int:
+        return self._settings.replication or (3 if self.brokers != 1 else 1)
+
+    @property
+    def min_insync(self) -> int:
+        return self._settings.min_insync_replicas or (2 if self.replication >= 3 else 1)
+
+    @property
+    def durability(self) -> Durability:
+        """Of the topics that we create."""
+        return durability_of(self.replication, self.min_insync, 1 if self.replication < 3 else 0)
+
+    async def ping(self, timeout: float) -> None:
+        await self.connect(timeout)
+
+    async def names(self, timeout: float) -> list[str]:
+        names: list[str] = await self._ask(lambda client: client.list_topics(), timeout)
+        return names
+
+    async def queues(self, timeout: float) -> list[str]:
+        names = set(await self.names(timeout))
+        return sorted(n for n in names if QUEUE_NAME.fullmatch(n) and dead_letter_queue(n) in names)
+
+    async def topic(self, name: str, timeout: float) -> Topic:
+        """
+        What is known of a topic; asked once.
+
+        Raises:
+            QueueNotFound, BrokerUnavailable
+        """
+        known = self._topics.get(name)
+        if known is not None:
+            return known
+        # All topics, for a question after one may create it (auto.create.topics.enable).
+        everything = await self._ask(lambda client: client.describe_topics(), timeout)
+        found = next((t for t in everything if t["topic"] == name and not t["error_code"]), None)
+        if found is None:
+            raise QueueNotFound(name)
+        config = await self._config(name, timeout)
+        replication = min(len(p["replicas"]) for p in found["partitions"])
+        topic = Topic(
+            partitions=len(found["partitions"]),
+            replication=replication,
+            durability=durability_of(
+                replication, int(config["min.insync.replicas"]), int(config["flush.messages"])
+            ),
+        )
+        self._topics[name] = topic
+        return topic
+
+    async def declare(self, queue: str, timeout: float) -> None:
+        """
+        Create the topics of a queue that do not exist.
+
+        Raises:
+            SettingsError: the cluster cannot hold what the settings ask for.
+            BrokerUnavailable
+        """
+        existing = set(await self.names(timeout))
+        retention = {queue: self._settings.retention, dead_letter_queue(queue): -1.0}
+        for delay in self._settings.retry_delays:
+            retention[retry_topic(queue, delay)] = 2 * self._settings.retention
+        missing = {name: kept for name, kept in retention.items() if name not in existing}
+        if not missing:
+            return
+        await self.connect(timeout)
+        if self.replication > self.brokers:
+            raise SettingsError(
+                f"queue {queue!r} needs {self.replication} copies, and the Kafka cluster has {self.brokers}"
+                f" broker(s); start more, or set broker.kafka.replication = {self.brokers}"
+            )
+        if self.min_insync > self.replication:
+            raise SettingsError(
+                f"broker.kafka.min_insync_replicas is {self.min_insync}, above broker.kafka.replication"
+                f" ({self.replication}): nothing could ever be published; set it to at most {self.replication}"
+            )
+        new = [self._new_topic(name, kept) for name, kept in missing.items()]
+        answer = await self._ask(lambda client: client.create_topics(new), timeout)
+        for name, code, text in answer.topic_errors:
+            if code and for_code(code) is not TopicAlreadyExistsError:
+                raise BrokerUnavailable(
+                    f"Kafka did not create topic {name}: {text or for_code(code).__name__}"
+                )
+        log.info("topics created", queue=queue, topics=len(new), replication=self.replication)
+        # A topic is known to the controller first, and to those who lead its partitions a moment later.
+        async with _unavailable_after(timeout, "the new topics have no leaders yet"):
+            while not await self._led(set(retention), timeout):
+                await asyncio.sleep(0.02)
+
+    async def group(self, group: str, timeout: float) -> tuple[bool, dict[tuple[str, int], tuple[int, str]]]:
+        """Whether the group has members, and its committed (offset, metadata) by partition."""
+        [described] = await self._ask(lambda client: client.describe_consumer_groups([group]), timeout)
+        state, members = described.groups[0][2], described.groups[0][5]
+        offsets = await self._ask(lambda client: client.list_consumer_group_offsets(group), timeout)
+        committed = {(tp.topic, tp.partition): (o.offset, o.metadata) for tp, o in offsets.items()}
+        return state not in ("Empty", "Dead") and bool(members), committed
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await _close(client)
+
+    def _new_topic(self, name: str, retention: float) -> NewTopic:
+        configs = {
+            "min.insync.replicas": str(self.min_insync),
+            "retention.ms": FOREVER if retention < 0 else str(int(retention * 1000)),
+            "retention.bytes": FOREVER,
+            "cleanup.policy": "delete",
+            "unclean.leader.election.enable": "false",
+            "message.timestamp.type": "CreateTime",
+            # Room for headers beside the largest body.
+            "max.message.bytes": str(max(1_048_588, self._settings.max_body_bytes + 256 * 1024)),
+        }
+        if self.replication < 3:
+            configs["flush.messages"] = "1"
+        return NewTopic(name, self._settings.partitions, self.replication, topic_configs=configs)
+
+    async def _led(self, names: set[str], timeout: float) -> bool:
+        topics = {t["topic"]: t for t in await self._ask(lambda client: client.describe_topics(), timeout)}
+        return all(
+            name in topics
+            and topics[name]["partitions"]
+            and all(p["leader"] >= 0 for p in topics[name]["partitions"])
+            for name in names
+        )
+
+    async def _config(self, name: str, timeout: float) -> dict[str, str]:
+        wanted = {"min.insync.replicas": None, "flush.messages": None}
+        resource = ConfigResource(ConfigResourceType.TOPIC, name, wanted)
+        [answer] = await self._ask(lambda client: client.describe_configs([resource]), timeout)
+        code, text, _, _, entries = answer.resources[0][:5]
+        if code:
+            raise BrokerUnavailable(f"Kafka did not tell the settings of topic {name}: {text}")
+        return {entry[0]: entry[1] for entry in entries}
+
+    async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], timeout: float) -> Any:
+        """Ask, with a connection that was idle replaced once: the server may have been restarted."""
+        async with _unavailable_after(timeout, "Kafka did not answer"):
+            for last in (False, True):
+                try:
+                    return await question(await self._connected())
+                except (KafkaError, OSError, AttributeError, ValueError) as error:
+                    # AttributeError, ValueError: aiokafka's, where it knows no node or no controller.
+                    await self.close()
+                    if last:
+                        raise BrokerUnavailable(f"Kafka cannot be asked: {error!r}") from error
+                except asyncio.CancelledError:
+                    # A connection with an unanswered request would give the answer to the next question.
+                    client, self._client = self._client, None
+                    if client is not None:
+                        _forget(_close(client))
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _connected(self) -> AIOKafkaAdminClient:
+        async with self._connecting:
+            if self._client is None:
+                client = AIOKafkaAdminClient(**self._connection)
+                try:
+                    await client.start()
+                except BaseException:
+                    _forget(_close(client))
+                    raise
+                self._client = client
+            return self._client
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+def _forget(closing: Any) -> None:
+    task = asyncio.ensure_future(closing)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+async def _close(client: AIOKafkaAdminClient) -> None:
+    try:
+        async with asyncio.timeout(1):
+            await client.close()
+    except (KafkaError, OSError, TimeoutError):
+        pass
+
+
+class _unavailable_after:
+    """`asyncio.timeout` that says BrokerUnavailable."""
+
+    def __init__(self, seconds: float, text: str) -> None:
+        self._timeout = asyncio.timeout(seconds)
+        self._text = f"{text} within {seconds:g} s"
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            raise BrokerUnavailable(self._text) from late
+
+
+def topics_to_read(queue: str, settings: KafkaSettings) -> list[str]:
+    """What a subscriber of `queue` reads: the retry topics too, but of dead letters there are none."""
+    if is_dead_letter_queue(queue):
+        return [queue]
+    return [queue, *(retry_topic(queue, delay) for delay in settings.retry_delays)]
+
+
+def group_of(queue: str) -> str:
+    return f"forebay.{queue}"
