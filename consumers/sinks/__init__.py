@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
+ENTRY_POINTS = "forebay.sinks"
+"""Where other packages offer sinks: a callable (queue, settings, database) -> Sink."""
+
+
+def known_sinks() -> list[str]:
+    """The names that `sink` may have in a queue's settings: ours, and those of installed packages."""
+    return sorted({"database", "python", *entry_points(group=ENTRY_POINTS).names})
+
 
 class NotTried(Exception):
     """

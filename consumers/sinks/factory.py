@@ -8,15 +8,13 @@ from typing import cast
 
 from consumers.handlers import load_handler
 from consumers.settings import QueueSettings
+from consumers.sinks import ENTRY_POINTS, known_sinks
 from consumers.sinks.database import DatabaseSink
 from consumers.sinks.python import PythonSink
 from forebay.errors import SettingsError
 from forebay.sinks import Sink
 from forebay.storage.database import Database
 from forebay.storage.messages import MessageStore
-
-ENTRY_POINTS = "forebay.sinks"
-"""Where other packages offer sinks: a callable (queue, settings, database) -> Sink."""
 
 
 def make_sink(queue: str, settings: QueueSettings, database: Database | None) -> Sink:
@@ -51,7 +49,7 @@ def make_sink(queue: str, settings: QueueSettings, database: Database | None) ->
         return DatabaseSink(database, store, threads=settings.concurrency)
     offered = entry_points(group=ENTRY_POINTS)
     if settings.sink not in offered.names:
-        known = sorted({"database", "python", *offered.names})
+        known = known_sinks()
         near = difflib.get_close_matches(settings.sink, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SettingsError(

@@ -210,9 +210,9 @@ def sqlite_file(url: str) -> Path | None:
 
 def unknown_sink(sink: str) -> str | None:
     """What is wrong with the name of a sink, without making one; None: nothing."""
-    from importlib.metadata import entry_points
+    from consumers.sinks import known_sinks
 
-    known = sorted({"database", "python", *entry_points(group="forebay.sinks").names})
+    known = known_sinks()
     if sink in known:
         return None
     return f"sink {sink!r} is not installed; there are {', '.join(known)}"
