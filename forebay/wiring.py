@@ -90,15 +90,10 @@ def make_gateway(
     settings: Settings,
     *,
     broker: BrokerOpener | None = None,
-    queues: Iterable[str] = (),
     on_declared: Callable[[str], None] | None = None,
     registry: CollectorRegistry | None = None,
 ) -> Gateway:
-    """
-    The HTTP side. `queues` come on top of those of the settings.
-
-    With `on_declared` any valid queue name is declared on first use.
-    """
+    """The HTTP side. With `on_declared` any valid queue name is declared on first use."""
     from gateway.app import create_app
     from gateway.queues import QueueRegistry
 
@@ -106,7 +101,7 @@ def make_gateway(
         broker=broker or broker_opener(settings),
         settings=settings.gateway,
         queues=QueueRegistry(
-            dict.fromkeys([*settings.queues, *queues]),
+            settings.queues,
             declare_on_first_use=on_declared is not None,
             on_declared=on_declared,
         ),
