@@ -64,8 +64,7 @@ class ExponentialBackoff:
         return self.rng.uniform(0.0, self.longest_delay(attempt))
 
     def longest_delay(self, attempt: int) -> float:
-        # 2.0 ** 1024 overflows; by 2**60 any cap has long been reached.
-        return min(self.cap, self.base * 2.0 ** min(attempt - 1, 60))
+        return _ceiling(self.base, self.cap, attempt)
 
     def schedule(self) -> list[Step]:
         """Every attempt that fails and is followed by another one."""
@@ -87,4 +86,9 @@ class Forever:
     rng: random.Random = field(default_factory=random.Random, repr=False)
 
     def next_delay(self, attempt: int, error: Exception, age: float) -> float | None:
-        return self.rng.uniform(0.0, min(self.cap, self.base * 2.0 ** min(attempt - 1, 60)))
+        return self.rng.uniform(0.0, _ceiling(self.base, self.cap, attempt))
+
+
+def _ceiling(base: float, cap: float, attempt: int) -> float:
+    # 2.0 ** 1024 overflows; by 2**60 any cap has long been reached.
+    return min(cap, base * 2.0 ** min(attempt - 1, 60))
