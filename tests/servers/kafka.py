@@ -42,12 +42,16 @@ except (IndexError, ProcessLookupError):
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
+_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
+
 _POM = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>local</groupId><artifactId>kafka-jars</artifactId><version>1</version><packaging>pom</packaging>
 <dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{VERSION}</version></dependency>
-<dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>{LOG4J}</version></dependency>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
+<version>{VERSION}</version></dependency>
+<dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId>
+<version>{LOG4J}</version></dependency>
 </dependencies></project>
 """
 
@@ -100,7 +104,7 @@ def find_jars() -> Path:
             (folder / "pom.xml").write_text(_POM)
             done = subprocess.run(
                 [
-                    "mvn", "-q", "-B", "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies",
+                    "mvn", "-q", "-B", f"{_COPY}:copy-dependencies",
                     f"-DoutputDirectory={folder}/jars", "-DincludeScope=runtime",
                 ],
                 cwd=folder, capture_output=True, text=True, timeout=600,
@@ -146,7 +150,7 @@ class Kafka:
         begun = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._server = subprocess.Popen(
-                [*self._command("-Xmx320m", "-Xms128m"), "kafka.Kafka", str(self.folder / "server.properties")],
+                [*self._command("-Xmx320m", "-Xms128m"), "kafka.Kafka", self.folder / "server.properties"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
         assert self._guard.stdin is not None
@@ -222,10 +226,8 @@ class Kafka:
         properties.write_text("".join(f"{name}={value}\n" for name, value in configured.items()))
         (self.folder / "log4j2.properties").write_text(_LOG4J)
         cluster = base64.urlsafe_b64encode(b"\x01" + secrets.token_bytes(15)).decode().rstrip("=")
-        done = subprocess.run(
-            [*self._command("-Xmx128m"), "kafka.tools.StorageTool", "format", "-t", cluster, "-c", properties],
-            capture_output=True, text=True,
-        )  # fmt: skip
+        tool = [*self._command("-Xmx128m"), "kafka.tools.StorageTool", "format"]
+        done = subprocess.run([*tool, "-t", cluster, "-c", properties], capture_output=True, text=True)
         if done.returncode != 0:
             self.close()
             raise RuntimeError(f"formatting Kafka's folder failed: {done.stdout}{done.stderr}")

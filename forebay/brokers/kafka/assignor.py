@@ -1,4 +1,4 @@
-"""Who reads which partition: everyone keeps what they hold messages of, and gives up what is above their share."""
+"""Who reads which partition: all keep what they hold messages of, and give up what is above their share."""
 
 from __future__ import annotations
 

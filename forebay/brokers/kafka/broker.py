@@ -15,7 +15,7 @@ from forebay.brokers.kafka.publishing import Writer
 from forebay.brokers.kafka.records import Outgoing, outgoing
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.subscription import KafkaSubscription
-from forebay.brokers.kafka.topics import Admin
+from forebay.brokers.kafka.topics import Admin, group_of, topics_to_read
 from forebay.brokers.naming import check_queue_name
 from forebay.errors import (
     BrokerClosed,
@@ -157,7 +157,13 @@ class KafkaBroker:
     async def depth(self, queue: str) -> Depth:
         self._check_open()
         await self._admin.topic(queue, ANSWER)
-        return Depth(waiting=None, scheduled=None, in_hand=None, bytes=None, oldest_age=None)
+        topics = topics_to_read(queue, self.settings)
+        left = await self._admin.unfinished(group_of(queue), topics, ANSWER)
+        if left is None:
+            # Consumers are at it: what of the rest is in their hands only they know.
+            return Depth(waiting=None, scheduled=None, in_hand=None, bytes=None, oldest_age=None)
+        waiting = left.pop(queue)
+        return Depth(waiting=waiting, scheduled=sum(left.values()), in_hand=0, bytes=None, oldest_age=None)
 
     async def ping(self) -> None:
         self._check_open()

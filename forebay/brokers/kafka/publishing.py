@@ -1,4 +1,4 @@
-"""Writing records: our own batches per partition, one deadline for all, and a producer that is thrown away when in doubt."""
+"""Writing records: our own batches, one deadline for all, a producer that is thrown away when in doubt."""
 
 from __future__ import annotations
 

@@ -61,6 +61,8 @@ class KafkaSubscription:
         """We left the group, for nobody takes what we handed back."""
         self._released_at: float | None = None
         self._receiving = 0
+        self._surplus: set[TopicPartition] = set()
+        """Ours for now, and to be given up: what the last deal told us."""
         self._handover_at: float | None = None
         self._committing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -68,7 +70,7 @@ class KafkaSubscription:
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
         try:
-            # So that "subscribed" means it; a broker that is away for a moment is waited for in the background.
+            # So that "subscribed" means it; a broker that is away is waited for in the background.
             async with asyncio.timeout(COMMIT_TIMEOUT):
                 await self._assigned.wait()
         except TimeoutError:
@@ -144,12 +146,12 @@ class KafkaSubscription:
             errors: list[Any] = list(await self._broker.write([c[3] for c in copied], COPY_TIMEOUT))
         except Exception as error:
             errors = [error] * len(copied)
-        for (epoch, offset, incoming, _), error in zip(copied, errors, strict=True):
+        for (epoch, offset, incoming, _), outcome in zip(copied, errors, strict=True):
             epoch.busy -= 1
-            if error is None:
+            if outcome is None:
                 epoch.tracker.finish(offset)
             else:
-                failed = error
+                failed = outcome
                 epoch.put(offset, incoming)
         self._wake.set()
         self._changed.set()
@@ -343,7 +345,7 @@ class KafkaSubscription:
     # ---- offsets
 
     async def _commit(self, consumer: AIOKafkaConsumer) -> None:
-        """Explicit positions of our own epochs only; what a commit fails for is committed with the next one."""
+        """Explicit positions of our own epochs only; what could not be committed is so with the next."""
         async with self._committing:
             offsets: dict[TopicPartition, OffsetAndMetadata] = {}
             wanted: list[tuple[Epoch, tuple[int, str]]] = []
@@ -379,8 +381,6 @@ class KafkaSubscription:
     def _told(self, surplus: list[tuple[str, int]]) -> None:
         self._surplus = {TopicPartition(t, p) for t, p in surplus}
 
-    _surplus: frozenset[TopicPartition] | set[TopicPartition] = frozenset()
-
     def _hand_over(self, consumer: AIOKafkaConsumer) -> None:
         """Ask for a new deal when we hold nothing more of what others are to have, or for too long."""
         surplus = [e for e in self._epochs.values() if e.surplus]
@@ -397,10 +397,7 @@ class KafkaSubscription:
         coordinator = consumer._coordinator
         self._left = (coordinator.member_id, coordinator.generation)
         if tps:
-            await self._commit_revoked(consumer)
-
-    async def _commit_revoked(self, consumer: AIOKafkaConsumer) -> None:
-        await self._commit(consumer)
+            await self._commit(consumer)
 
     async def assigned(self, tps: set[TopicPartition]) -> None:
         """

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from forebay.brokers.api import Durability
 from forebay.brokers.kafka.settings import KafkaSettings
+from forebay.brokers.kafka.tracker import finished_above
 from forebay.brokers.naming import QUEUE_NAME, dead_letter_queue, is_dead_letter_queue
 from forebay.errors import BrokerUnavailable, QueueNotFound, SettingsError
 
@@ -140,7 +142,7 @@ class Admin:
         if self.min_insync > self.replication:
             raise SettingsError(
                 f"broker.kafka.min_insync_replicas is {self.min_insync}, above broker.kafka.replication"
-                f" ({self.replication}): nothing could ever be published; set it to at most {self.replication}"
+                f" ({self.replication}): nothing could be published; set it to at most {self.replication}"
             )
         new = [self._new_topic(name, kept) for name, kept in missing.items()]
         answer = await self._ask(lambda client: client.create_topics(new), timeout)
@@ -152,16 +154,45 @@ class Admin:
         log.info("topics created", queue=queue, topics=len(new), replication=self.replication)
         # A topic is known to the controller first, and to those who lead its partitions a moment later.
         async with _unavailable_after(timeout, "the new topics have no leaders yet"):
-            while not await self._led(set(retention), timeout):
+            while not await self._led(set(retention), timeout):  # noqa: ASYNC110  # the server has no event for it
                 await asyncio.sleep(0.02)
 
-    async def group(self, group: str, timeout: float) -> tuple[bool, dict[tuple[str, int], tuple[int, str]]]:
-        """Whether the group has members, and its committed (offset, metadata) by partition."""
+    async def unfinished(self, group: str, topics: Sequence[str], timeout: float) -> dict[str, int] | None:
+        """
+        Records of each topic that the group has not finished; None while it has members.
+
+        What they hold or have finished is in their commits a moment later only.
+        """
         [described] = await self._ask(lambda client: client.describe_consumer_groups([group]), timeout)
-        state, members = described.groups[0][2], described.groups[0][5]
+        if described.groups[0][5]:
+            return None
+        tps = [
+            TopicPartition(name, p)
+            for name in topics
+            for p in range((await self.topic(name, timeout)).partitions)
+        ]
         offsets = await self._ask(lambda client: client.list_consumer_group_offsets(group), timeout)
-        committed = {(tp.topic, tp.partition): (o.offset, o.metadata) for tp, o in offsets.items()}
-        return state not in ("Empty", "Dead") and bool(members), committed
+        begin, end = await self._bounds(tps, timeout)
+        out = dict.fromkeys(topics, 0)
+        for tp in tps:
+            at = offsets.get(tp)
+            position = begin[tp] if at is None or at.offset < 0 else max(at.offset, begin[tp])
+            finished = 0 if at is None else finished_above(at.offset, at.metadata)
+            out[tp.topic] += max(0, end[tp] - position - finished)
+        return out
+
+    async def _bounds(
+        self, tps: list[TopicPartition], timeout: float
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        consumer = AIOKafkaConsumer(**self._connection, enable_auto_commit=False)
+        try:
+            async with _unavailable_after(timeout, "Kafka did not tell its offsets"):
+                await consumer.start()
+                return await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        except (KafkaError, OSError) as error:
+            raise BrokerUnavailable(f"Kafka cannot be asked: {error!r}") from error
+        finally:
+            _forget(_close(consumer))
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -242,10 +273,10 @@ def _forget(closing: Any) -> None:
     task.add_done_callback(_background.discard)
 
 
-async def _close(client: AIOKafkaAdminClient) -> None:
+async def _close(client: AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
     try:
         async with asyncio.timeout(1):
-            await client.close()
+            await (client.stop() if isinstance(client, AIOKafkaConsumer) else client.close())
     except (KafkaError, OSError, TimeoutError):
         pass
 

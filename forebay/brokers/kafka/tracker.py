@@ -83,6 +83,11 @@ class CommitTracker:
         return _PREFIX + ",".join(parts)
 
 
+def finished_above(position: int, metadata: str) -> int:
+    """How many offsets a commit says are finished above its position."""
+    return len(_decode(position, metadata))
+
+
 def _decode(position: int, metadata: str) -> set[int]:
     """What `metadata` said; nothing if it is not of our making."""
     if not metadata.startswith(_PREFIX):
