@@ -1,20 +1,35 @@
-"""RabbitMQ keeps the contract, on one node."""
+"""RabbitMQ keeps the contract, on one node; and what happens to it alone."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
 
-from forebay.brokers.api import Broker
+from forebay.brokers.api import Ack, Broker, Delivery, Release, Retry, Subscription
+from forebay.brokers.naming import dead_letter_queue
 from forebay.brokers.rabbitmq.broker import RabbitMQBroker
+from forebay.brokers.rabbitmq.link import Channel, Connection, Link
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
+from forebay.brokers.rabbitmq.url import read_url
+from forebay.errors import (
+    BrokerUnavailable,
+    PublishRejected,
+    PublishUnconfirmed,
+    QueueFull,
+    QueueNotFound,
+    SettingsError,
+)
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
+from forebay.testing.broker_contract.harness import FAILURE, drain, fresh_name, message, messages, publish
 from tests.needs import missing_server
+from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQ, RabbitMQNotInstalled, find_scripts, shared
 
@@ -83,3 +98,260 @@ class TestRabbitMQ(BrokerContract):
             url, proxy = request.getfixturevalue("rabbitmq_url"), request.getfixturevalue("proxy")
             harness = RabbitMQHarness(url, proxy)
         return harness
+
+
+@pytest.fixture
+def harness(rabbitmq_url: str, proxy: Proxy) -> RabbitMQHarness:
+    return RabbitMQHarness(rabbitmq_url, proxy)
+
+
+@pytest.fixture
+async def broker(harness: RabbitMQHarness) -> AsyncIterator[Broker]:
+    async with harness.open() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def queue(broker: Broker) -> str:
+    name = fresh_name()
+    await broker.declare(name)
+    return name
+
+
+@pytest.fixture
+async def raw(rabbitmq_url: str) -> AsyncIterator[Channel]:
+    """A channel of another program's."""
+
+    async def nothing(_: Connection) -> None: ...
+
+    link = Link("test", read_url(rabbitmq_url, SETTINGS), on_up=nothing, on_down=lambda _: None)
+    yield await Channel.open(await link.up(10), 10)
+    await link.close(3)
+
+
+async def published(broker: Broker, queue: str, within: float = 10.0) -> None:
+    """Until a publish is confirmed again."""
+    async with asyncio.timeout(within):
+        while True:
+            try:
+                [result] = await broker.publish(queue, [message(b"again")], timeout=1)
+                if result.ok:
+                    return
+            except BrokerUnavailable:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def test_a_connection_cut_before_the_confirm_is_unconfirmed_and_made_again(
+    harness: RabbitMQHarness, broker: Broker, queue: str
+) -> None:
+    await publish(broker, queue, [message()])
+    with harness.proxy.stalled():
+        sending = asyncio.create_task(broker.publish(queue, messages(3), timeout=30))
+        await asyncio.sleep(0.05)
+        harness.proxy.cut()
+        async with asyncio.timeout(5):
+            results = await sending
+    assert all(isinstance(r.error, PublishUnconfirmed) for r in results)
+    await published(broker, queue)
+
+
+async def test_a_subscription_outlives_its_connection_and_knows_that_its_loans_ended(
+    harness: RabbitMQHarness, broker: Broker, queue: str
+) -> None:
+    await publish(broker, queue, [message(b"once")])
+    async with broker.subscribe(queue, prefetch=5) as subscription:
+        [earlier] = await subscription.receive(1, 5)
+        harness.proxy.cut()
+        later: list[Delivery] = []
+        async with asyncio.timeout(10):
+            while not later:
+                try:
+                    later = await subscription.receive(1, 1)
+                except BrokerUnavailable:
+                    pass
+        assert await subscription.settle([Ack(earlier)]) == [earlier]
+        assert await subscription.settle([Ack(later[0])]) == []
+    assert (later[0].message, later[0].attempt) == (earlier.message, 1)
+
+
+async def test_what_is_unconfirmed_is_bounded_and_what_had_no_room_was_not_sent(
+    harness: RabbitMQHarness, queue: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"max_unconfirmed": 5})
+    async with RabbitMQBroker.open(harness.url, settings) as broker:
+        await publish(broker, queue, messages(50))
+        assert len(await drain(broker, queue, 50, 5)) == 50
+        with harness.proxy.stalled():
+            results = await broker.publish(queue, messages(9), timeout=0.3)
+            errors = [type(r.error) for r in results]
+            assert errors == [PublishUnconfirmed] * 5 + [QueueFull] * 4
+            with pytest.raises(BrokerUnavailable, match="no room"):
+                await broker.publish(queue, messages(1), timeout=0.1)
+        await publish(broker, queue, [message()])
+        assert len(await drain(broker, queue, 7, 1)) == 6
+
+
+async def test_a_batch_is_one_write_and_not_three_for_each_message(
+    broker: Broker, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+    emit = Connection._adapter_emit_data
+
+    def counted(self: Connection, data: bytes) -> None:
+        writes.append(len(data))
+        emit(self, data)
+
+    monkeypatch.setattr(Connection, "_adapter_emit_data", counted)
+    await publish(broker, queue, messages(100))
+    assert len([size for size in writes if size > 100]) == 1
+
+
+async def test_a_queue_that_exists_with_other_arguments_is_named_with_the_difference(
+    harness: RabbitMQHarness, queue: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"max_bytes": 77})
+    async with RabbitMQBroker.open(harness.url, settings) as broker:
+        with pytest.raises(SettingsError, match=r"x-max-length-bytes is .*100000000.* there and .*77.* here"):
+            await broker.declare(queue)
+
+
+async def test_a_message_of_another_program_rests_among_the_dead_with_its_bytes(
+    broker: Broker, queue: str, raw: Channel
+) -> None:
+    raw.raw.basic_publish("", SETTINGS.prefix + queue, b"\xffnot ours")
+    async with broker.subscribe(queue, prefetch=1) as subscription:
+        assert await subscription.receive(1, 0.5) == []
+    [dead] = await drain(broker, dead_letter_queue(queue), 1, 5)
+    assert dead.message.body == b"\xffnot ours"
+    assert dead.death is not None
+    assert (dead.death.queue, dead.death.failure.error_class) == (queue, "MessageDecodeError")
+
+
+async def test_a_deleted_queue_is_told_and_used_again_when_it_is_back(
+    broker: Broker, queue: str, raw: Channel
+) -> None:
+    async with broker.subscribe(queue, prefetch=1) as subscription:
+        await publish(broker, queue, [message(b"gone with the queue")])
+        await raw.call("queue_delete", SETTINGS.prefix + queue, timeout=10)
+        [result] = await broker.publish(queue, [message()], timeout=5)
+        assert isinstance(result.error, PublishRejected)
+        with pytest.raises(QueueNotFound):
+            await broker.publish(queue, [message()], timeout=5)
+        assert "not declared" in await trouble_with(subscription)
+        await broker.declare(queue)
+        sent = message(b"back")
+        await publish(broker, queue, [sent])
+        async with asyncio.timeout(10):
+            got: list[Delivery] = []
+            while not got:
+                try:
+                    got = await subscription.receive(1, 1)
+                except BrokerUnavailable:
+                    pass
+    assert got[0].message == sent
+
+
+async def trouble_with(subscription: Subscription) -> str:
+    """What the subscription says when it has tried to come back, and cannot."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await subscription.receive(10, 0.1)
+            except BrokerUnavailable as error:
+                if "was lost" not in str(error):
+                    return str(error)
+
+
+async def test_a_delay_between_two_steps_hops_and_counts_as_one_attempt(broker: Broker, queue: str) -> None:
+    await publish(broker, queue, [message(b"hop")])
+    async with broker.subscribe(queue, prefetch=1) as subscription:
+        [first] = await subscription.receive(1, 5)
+        began = time.monotonic()
+        await subscription.settle([Retry(first, 1.5, FAILURE)])
+        [second] = await subscription.receive(1, 10)
+        waited = time.monotonic() - began
+        await subscription.settle([Ack(second)])
+    assert (second.message, second.attempt) == (first.message, 2)
+    assert 1.5 <= waited < 1.5 * 1.02 + 0.2 + 1.0
+
+
+async def test_a_message_handed_back_very_often_is_written_anew_before_the_server_gives_it_up(
+    broker: Broker, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.brokers.rabbitmq.subscription.WORN", 2)
+    sent = message()
+    await publish(broker, queue, [sent])
+    seen = []
+    async with broker.subscribe(queue, prefetch=1) as subscription:
+        for _ in range(5):
+            [delivery] = await subscription.receive(1, 5)
+            assert (delivery.message, delivery.attempt) == (sent, 1)
+            seen.append(delivery.deferrals)
+            await subscription.settle([Release(delivery)])
+    assert seen == [0, 1, 2, 0, 1]
+
+
+async def test_what_the_server_gives_up_itself_rests_with_a_reason(
+    harness: RabbitMQHarness, queue: str, raw: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.brokers.rabbitmq.topology.DELIVERY_LIMIT", 2)
+    name = fresh_name()
+    async with harness.open() as broker:
+        await broker.declare(name)
+        await publish(broker, name, [message(b"killer")])
+        async with broker.subscribe(name, prefetch=1) as subscription:
+            for _ in range(3):
+                [delivery] = await subscription.receive(1, 5)
+                await subscription.settle([Release(delivery)])
+        [dead] = await drain(broker, dead_letter_queue(name), 1, 5)
+    assert dead.message.body == b"killer"
+    assert dead.death is not None
+    assert (dead.death.queue, dead.death.failure.error_class) == (name, "delivery_limit")
+
+
+async def test_nobody_listening_is_told_in_time() -> None:
+    settings = SETTINGS.model_copy(update={"connect_timeout": 0.5})
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="cannot be reached"):
+        async with RabbitMQBroker.open(f"amqp://127.0.0.1:{free_port()}/", settings):
+            pass
+    assert time.monotonic() - began < 5
+
+
+async def test_a_wrong_password_is_told(harness: RabbitMQHarness) -> None:
+    settings = SETTINGS.model_copy(update={"connect_timeout": 2})
+    url = re.sub("://[^@]*@", "://forebay:wrong@", harness.url)
+    with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED"):
+        async with RabbitMQBroker.open(url, settings):
+            pass
+
+
+async def publish_until_refused(broker: Broker, queue: str) -> None:
+    """The server looks at its memory now and then, not at once."""
+    async with asyncio.timeout(20):
+        while True:
+            await broker.publish(queue, [message(b"in doubt")], timeout=0.5)
+
+
+async def test_a_server_in_alarm_takes_nothing_and_goes_on_delivering(own_server: RabbitMQHarness) -> None:
+    server = own_server.server
+    assert server is not None
+    async with own_server.open() as broker:
+        queue = fresh_name()
+        await broker.declare(queue)
+        await publish(broker, queue, [message(b"before")])
+        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+        with pytest.raises(BrokerUnavailable, match="memory"):
+            await publish_until_refused(broker, queue)
+        with pytest.raises(BrokerUnavailable, match="memory"):
+            await broker.ping()
+        assert (await drain(broker, queue, 1, 5))[0].message.body == b"before"
+        async with own_server.open() as fresh:
+            with pytest.raises(BrokerUnavailable, match="memory"):
+                await fresh.publish(queue, [message(b"never sent")], timeout=5)
+            began = time.monotonic()
+            await fresh.close()
+            assert time.monotonic() - began < 5
+        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "absolute", "600MB")
+        await published(broker, queue, 20)

@@ -12,7 +12,7 @@ from typing import Self
 
 class Proxy:
     """
-    Passes everything on to a port of this machine. Lives in a thread of its own, so that any event loop may use it.
+    Passes everything on to a port of this machine. Has a thread of its own, for any event loop to use.
 
     While `stalled`, connections are taken and nothing is passed on; afterwards
     everything arrives that was sent meanwhile, as from a process that was stopped.

@@ -27,6 +27,8 @@ from tests.servers.postgres import free_port
 
 _USER = "forebay"
 
+_ERLANG = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
+
 _GUARD = """
 import os, select, shutil, signal, sys
 folder, owner = sys.argv[1], int(sys.argv[2])
@@ -125,7 +127,7 @@ class RabbitMQ:
 
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` says. It takes a second or two."""
-        command = [self._scripts / "rabbitmqctl", "-q", *arguments]
+        command = [str(self._scripts / "rabbitmqctl"), "-q", *arguments]
         done = subprocess.run(command, env=self._environment(), capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
         return done.stdout.decode()
@@ -177,7 +179,7 @@ class RabbitMQ:
             "RABBITMQ_MNESIA_BASE": folder + "/data",
             "RABBITMQ_LOG_BASE": folder + "/log",
             "RABBITMQ_PID_FILE": folder + "/pid",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG,
         }
 
     def _ready(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from forebay.errors import BrokerClosed, BrokerUnavailable
 
 log = structlog.get_logger()
+
+# What it says about lost connections we say ourselves, once and with the reason.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 BACKOFF = (0.1, 5.0)
 """Seconds before the first and before every later attempt to connect, with jitter."""
@@ -50,6 +54,8 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
         """Cut the connection without a word."""
         if self._transport is not None:
             self._transport.abort()
+        elif not self.is_closed:
+            self.close()  # still connecting: this ends the attempt
 
 
 class Channel:
@@ -70,7 +76,6 @@ class Channel:
         closed: asyncio.Future[Exception] = loop.create_future()
 
         def on_open(raw: Any) -> None:
-            raw.add_on_close_callback(on_close)
             if not opened.done():
                 opened.set_result(raw)
             elif raw.is_open:
@@ -195,8 +200,11 @@ class Link:
                     reason = _text(await closed)
                 else:
                     reason = f"{host.host}:{host.port}: {_text(closed.result())}"
-            except (BrokerUnavailable, AMQPError) as error:
-                reason = f"{host.host}:{host.port}: {error}"
+            except Exception as error:
+                # Whatever it is: a link that stops trying would never come back.
+                if not isinstance(error, (BrokerUnavailable, AMQPError)):
+                    log.exception("cannot connect to RabbitMQ", purpose=self.name)
+                reason = f"{host.host}:{host.port}: {_text(error)}"
                 if self._raw is not None:
                     self._raw.abort()
             was_up = self.connection is not None

@@ -15,13 +15,13 @@ class RabbitMQSettings(Section):
     prefix: str = ""
     """Put before the name of every queue, so that two installations can share one virtual host."""
     max_bytes: ByteCount = 10 * 2**30
-    """Each queue refuses publishes (503) while it holds more bytes of bodies than this. Fixed by `declare`."""
+    """Each queue refuses publishes (503) while it holds more bytes than this. Fixed when it is made."""
     max_body_bytes: ByteCount = 900_000
     """The largest body taken; the default fits every broker, so that a swap refuses nothing."""
     delays: tuple[PositiveSeconds, ...] = (1, 5, 15, 60, 300, 900, 3600)
     """The delay queues, in seconds; any delay is made of steps of these, never early."""
     replicas: Annotated[int, Field(ge=1)] = 3
-    """On how many nodes a queue is kept; of a smaller cluster, all. Fixed by `declare`."""
+    """On how many nodes a queue is kept; of a smaller cluster, all. Fixed when it is made."""
     max_unconfirmed: Annotated[int, Field(ge=1)] = 2_000
     """Messages of one process that may wait for the server's confirmation; more wait their turn."""
     max_unconfirmed_bytes: ByteCount = 32 * 2**20

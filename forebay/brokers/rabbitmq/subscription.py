@@ -70,6 +70,7 @@ class RabbitMQSubscription:
         """Every tag of this channel that the server waits for, in order."""
         self._news = asyncio.Event()
         self._trouble: BrokerError | None = None
+        self._cancelled: Channel | None = None
         self._closed = False
         self._moves: set[asyncio.Task[Any]] = set()
         loop = asyncio.get_running_loop()
@@ -85,8 +86,9 @@ class RabbitMQSubscription:
                 channel = await self._consume()
                 if not self.first.done():
                     self.first.set_result(None)
-                reason = await channel.closed
-                self._trouble = BrokerUnavailable(f"the subscription to {self._queue!r} was lost: {reason}")
+                lost = await channel.closed
+                why = "RabbitMQ cancelled it" if channel is self._cancelled else str(lost)
+                self._trouble = BrokerUnavailable(f"the subscription to {self._queue!r} was lost: {why}")
             except ChannelClosedByBroker as refused:
                 if refused.reply_code == NOT_FOUND:
                     self._trouble = QueueNotFound(self._queue)
@@ -121,7 +123,8 @@ class RabbitMQSubscription:
                     channel.close()
 
         def on_cancel(_: Any) -> None:
-            log.warning("RabbitMQ cancelled the subscription", queue=self._queue)
+            # The queue was deleted or lost its majority, or something was held for too long.
+            self._cancelled = channel
             channel.close()
 
         channel.raw.add_on_cancel_callback(on_cancel)

@@ -27,7 +27,7 @@ PATIENCE = 10.0
 
 
 class Topology:
-    """Names and arguments. The arguments are part of a queue's identity: they must not vary from start to start."""
+    """Names and arguments. A queue's arguments are for ever: they must not vary from start to start."""
 
     def __init__(self, settings: RabbitMQSettings) -> None:
         self._settings = settings

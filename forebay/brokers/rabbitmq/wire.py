@@ -26,12 +26,11 @@ def properties(
     message: Message,
     *,
     attempt: int = 1,
-    deferrals: int = 0,
     death: Death | None = None,
     due: int | None = None,
 ) -> BasicProperties:
     """All of a message but its body. `due`: it is on the delay ladder until then, in microseconds."""
-    headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death)
+    headers = wire.encode(message, attempt=attempt, death=death)
     del headers[wire.ID]
     content_type: str | None = headers[wire.CONTENT_TYPE]
     if len(message.content_type.encode()) <= SHORT:

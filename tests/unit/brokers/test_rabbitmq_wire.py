@@ -1,0 +1,78 @@
+"""Messages in AMQP's properties and headers, and other people's messages."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from pika import BasicProperties
+
+from forebay.brokers.api import Death, Failure
+from forebay.brokers.rabbitmq import wire
+from forebay.errors import MessageDecodeError
+from forebay.message import Message
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
+MESSAGE = Message(id="00000000-0000-7000-8000-000000000001", body=b"\x00", accepted_at=NOW, key="k")
+
+
+def test_id_and_content_type_are_properties_that_other_clients_read() -> None:
+    p = wire.properties(MESSAGE)
+    assert (p.message_id, p.content_type, p.delivery_mode) == (MESSAGE.id, "application/octet-stream", 2)
+    assert p.timestamp == int(NOW.timestamp())
+    assert wire.decode(p, MESSAGE.body).message == MESSAGE
+
+
+def test_a_content_type_too_long_for_the_property_arrives_all_the_same() -> None:
+    long = Message(id="i", body=b"", accepted_at=NOW, content_type="x/" + "y" * 300)
+    p = wire.properties(long)
+    assert p.content_type is None
+    assert wire.decode(p, b"").message == long
+
+
+def test_attempt_death_and_due_time_travel_along() -> None:
+    death = Death(failure=Failure(reason="r", error_class="E"), queue="q", attempts=3, died_at=NOW)
+    p = wire.properties(MESSAGE, attempt=3, death=death, due=12_345)
+    decoded = wire.decode(p, b"\x00")
+    assert (decoded.attempt, decoded.death, wire.due(p)) == (3, death, 12_345)
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", 7, None])
+def test_an_unreadable_due_time_is_none(text: object) -> None:
+    assert wire.due(BasicProperties(headers={wire.DUE: text})) is None
+
+
+def test_headers_that_the_protocol_cannot_carry_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 255"):
+        wire.check({"n" * 256: ""})
+    with pytest.raises(ValueError, match="at most 100000"):
+        wire.check({"n": "v" * 100_000})
+    wire.check({"n" * 255: "v" * 1000})
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        BasicProperties(),
+        BasicProperties(headers={"forebay-v": "1"}),
+        BasicProperties(message_id="x", headers={"forebay-v": "1", "forebay-accepted-at": "yesterday"}),
+    ],
+)
+def test_a_foreign_message_is_told_and_becomes_a_dead_letter_with_its_bytes(foreign: BasicProperties) -> None:
+    with pytest.raises(MessageDecodeError) as caught:
+        wire.decode(foreign, b"\xff")
+    dead = wire.adopt(foreign, b"\xff", "orders", caught.value)
+    assert dead.message.body == b"\xff"
+    assert dead.death is not None
+    assert (dead.death.queue, dead.death.failure.error_class) == ("orders", "MessageDecodeError")
+    # What was adopted is one of ours from now on.
+    again = wire.decode(wire.properties(dead.message, death=dead.death), b"\xff")
+    assert again.message == dead.message
+
+
+def test_a_foreign_message_keeps_its_headers_but_not_the_servers() -> None:
+    p = BasicProperties(
+        headers={"Trace": "t", "n": 5, "x-death": [{"count": 1}], "list": [1]}, timestamp=10**18
+    )
+    dead = wire.adopt(p, b"", "orders", MessageDecodeError("no"))
+    assert dict(dead.message.headers) == {"trace": "t", "n": "5"}
