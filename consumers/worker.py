@@ -140,18 +140,18 @@ class Worker:
 
     def _ended_by(self, error: Exception) -> None:
         self._restart_delay = min(MAX_RESTART_DELAY, self._restart_delay * 2 or 0.5) * random.uniform(0.75, 1)
-        again_in = round(self._restart_delay, 1)
+        wait = round(self._restart_delay, 1)
         match error:
             case BrokerUnavailable() | TimeoutError():
                 self._tally.restarted("broker")
                 reason = str(error) or "no answer in time"
-                self._log.warning("broker unavailable, will connect again", reason=reason, again_in=again_in)
+                self._log.warning("broker unavailable, will connect again", reason=reason, next_try_in=wait)
             case QueueNotFound():
                 self._tally.restarted("broker")
-                self._log.error("queue does not exist, will look again", reason=str(error), again_in=again_in)
+                self._log.error("queue does not exist, will look again", reason=str(error), next_try_in=wait)
             case _:
                 self._tally.restarted("bug")
-                self._log.error("worker failed, will start again", again_in=again_in, exc_info=error)
+                self._log.error("worker failed, will start again", next_try_in=wait, exc_info=error)
 
     # ---- the three steps, and the one that stops them
 

@@ -6,6 +6,8 @@ others see is this tree, and each leaf exists because a caller does something
 different about it.
 
 ForebayError
+├── SchemaMismatch             the database's tables are of another release (forebay.storage.schema)
+├── TransientError             two writers met: the same batch again (forebay.storage.classify)
 ├── SettingsError              a setting is wrong or missing; the command exits with 2
 ├── BrokerError
 │   ├── BrokerUnavailable      nothing was sent; the same call may work later

@@ -57,9 +57,11 @@ def broker_opener(settings: Settings) -> BrokerOpener:
                     # A file of ours that cannot be opened will not mend itself. A server will: when all
                     # starts at once it comes up after us, and exiting would only add a supervisor's
                     # back-off to the outage.
-                    if url.startswith(EMBEDDED):
+                    if url.lower().startswith(EMBEDDED):
                         raise
-                    log.warning("broker unreachable, trying again", reason=str(error), delay=round(wait, 1))
+                    log.warning(
+                        "broker unreachable, trying again", reason=str(error), next_try_in=round(wait, 1)
+                    )
                     await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                     wait = min(wait * 2, 15.0)
             yield broker

@@ -96,7 +96,7 @@ class QueueRegistry:
             nearest = self.nearest(name)
             self._take_on(name)
         if nearest:
-            log.warning(f"queue declared on first use; did you mean {nearest!r}?", queue=name)
+            log.warning("queue declared on first use; is it a slip?", queue=name, did_you_mean=nearest)
         else:
             log.info("queue declared on first use", queue=name)
         return True

@@ -64,11 +64,12 @@ def explain(
 
 
 def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
-    where = (
-        f"are handed to {q.handler}, in the transaction of their once-only record"
-        if q.handler
-        else "are stored in the table `messages`"
-    )
+    if q.handler:
+        where = f"are handed to {q.handler}, in the transaction of their once-only record"
+    elif q.sink == "database":
+        where = "are stored in the table `messages`"
+    else:
+        where = f"go to the sink {q.sink!r}"
     tries = q.retry.max_attempts
     order = (
         "Messages with the same ordering key are handled in order; the others are not held up by them."

@@ -374,4 +374,4 @@ async def test_an_async_handler_does_not_hold_up_the_event_loop(database: Databa
     await sink.close()
 
     assert stock(database) == {0, 1}
-    assert ticks > 20
+    assert ticks > 5  # a loop that is held up turns once or twice
