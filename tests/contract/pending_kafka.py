@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from structlog.testing import capture_logs
 
-from forebay.brokers.api import Broker
+from forebay.brokers.api import Ack, Broker
 from forebay.brokers.kafka.broker import KafkaBroker
+from forebay.brokers.kafka.records import partition_of
 from forebay.brokers.kafka.settings import KafkaSettings
+from forebay.brokers.naming import dead_letter_queue
+from forebay.errors import SettingsError
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
+from forebay.testing.broker_contract.harness import (
+    collect,
+    drain,
+    fresh_name,
+    ids,
+    message,
+    messages,
+    publish,
+)
 from tests.needs import missing_server
 from tests.servers.kafka import Kafka, KafkaNotInstalled
 
@@ -56,3 +71,97 @@ class TestKafka(BrokerContract):
     @pytest.fixture
     def harness(self, kafka: Kafka) -> BrokerHarness:
         return KafkaHarness(kafka)
+
+
+@pytest.fixture
+async def broker(kafka: Kafka) -> AsyncIterator[KafkaBroker]:
+    async with KafkaBroker.open(kafka.url, SETTINGS) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def queue(broker: KafkaBroker) -> str:
+    name = fresh_name()
+    await broker.declare(name)
+    return name
+
+
+@pytest.mark.xdist_group("kafka")
+class TestOnlyKafka:
+    async def test_a_record_of_somebody_else_is_dead_lettered_untouched(
+        self, kafka: Kafka, broker: KafkaBroker, queue: str
+    ) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=f"127.0.0.1:{kafka.port}") as producer:
+            await producer.send_and_wait(queue, b"\x00\xff", headers=[("Trace", b"t")])
+        ours = message(b"ours")
+        await publish(broker, queue, [ours])
+
+        async with broker.subscribe(queue, prefetch=10) as subscription:
+            assert ids(await collect(subscription, 1, 5)) == [ours.id]
+            async with broker.subscribe(dead_letter_queue(queue), prefetch=10) as dead:
+                [letter] = await collect(dead, 1, 5)
+
+        assert (letter.message.body, letter.message.headers) == (b"\x00\xff", {"trace": "t"})
+        assert letter.death is not None
+        assert (letter.death.failure.error_class, letter.death.queue) == ("MessageDecodeError", queue)
+
+    async def test_messages_that_kafka_deleted_unread_are_reported_and_the_rest_is_read(
+        self, kafka: Kafka, broker: KafkaBroker, queue: str
+    ) -> None:
+        sent = [message(str(i).encode(), key="k") for i in range(6)]
+        await publish(broker, queue, sent)
+        assert len(await drain(broker, queue, 1, 5)) == 1
+        admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.port}")
+        await admin.start()
+        place = TopicPartition(queue, partition_of(b"k", SETTINGS.partitions))
+        await admin.delete_records({place: RecordsToDelete(before_offset=4)})
+        await admin.close()
+
+        with capture_logs() as logs:
+            got = await drain(broker, queue, 2, 5)
+
+        assert ids(got) == [m.id for m in sent[4:]]
+        [incident] = [entry for entry in logs if entry["log_level"] == "error"]
+        assert (incident["topic"], incident["lost"]) == (queue, 3)
+
+    async def test_copies_that_the_cluster_cannot_hold_are_refused(self, kafka: Kafka) -> None:
+        settings = SETTINGS.model_copy(update={"replication": 3})
+        async with KafkaBroker.open(kafka.url, settings) as broker:
+            with pytest.raises(SettingsError, match=r"broker\.kafka\.replication = 1"):
+                await broker.declare(fresh_name())
+
+    async def test_durability_is_that_of_the_topic_and_not_what_was_hoped_for(
+        self, kafka: Kafka, broker: KafkaBroker, queue: str
+    ) -> None:
+        """One copy, flushed, is synced; a topic that somebody made without flushing is not."""
+        [flushed] = await broker.publish(queue, [message()], timeout=5)
+        theirs = fresh_name()
+        admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.port}")
+        await admin.start()
+        await admin.create_topics([NewTopic(theirs, 1, 1)])
+        await admin.close()
+        await broker.declare(theirs)
+        [unflushed] = await broker.publish(theirs, [message()], timeout=5)
+        assert (flushed.durability, unflushed.durability) == ("synced", "unsynced")
+
+    async def test_a_newcomer_gets_its_share_although_everything_is_in_hand(
+        self, kafka: Kafka, broker: KafkaBroker, queue: str
+    ) -> None:
+        """Who holds messages keeps their partitions only until they are settled, and loses no loan by it."""
+        await publish(broker, queue, messages(30))
+        got: dict[str, list[str]] = {"first": [], "second": []}
+        async with AsyncExitStack() as stack:
+            one = await stack.enter_async_context(broker.subscribe(queue, prefetch=30))
+            held = await collect(one, 6, 5)
+            other = await stack.enter_async_context(KafkaBroker.open(kafka.url, SETTINGS))
+            two = await stack.enter_async_context(other.subscribe(queue, prefetch=10))
+            assert await one.settle([Ack(d) for d in held]) == []
+            got["first"] += ids(held)
+            for i in range(60):
+                await publish(broker, queue, [message(str(i).encode(), key=str(i))])
+                for name, subscription in (("first", one), ("second", two)):
+                    batch = await subscription.receive(10, 0.05)
+                    assert await subscription.settle([Ack(d) for d in batch]) == []
+                    got[name] += ids(batch)
+        assert got["second"], "the newcomer got nothing"
+        assert not set(got["first"]) & set(got["second"])

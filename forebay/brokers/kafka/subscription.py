@@ -393,7 +393,8 @@ class KafkaSubscription:
 
     async def revoked(self, tps: set[TopicPartition]) -> None:
         consumer = self._consumer
-        assert consumer is not None
+        if consumer is None:
+            return  # on our way out: all is committed and handed back
         coordinator = consumer._coordinator
         self._left = (coordinator.member_id, coordinator.generation)
         if tps:
@@ -407,7 +408,8 @@ class KafkaSubscription:
         read in between, so its loans are still good.
         """
         consumer = self._consumer
-        assert consumer is not None
+        if consumer is None:
+            return
         coordinator = consumer._coordinator
         unbroken = self._left == (coordinator.member_id, coordinator.generation - 1)
         kept = {tp: e for tp, e in self._epochs.items() if unbroken and tp in tps and not e.over}

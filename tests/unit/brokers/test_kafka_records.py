@@ -1,0 +1,102 @@
+"""Records: what is ours comes back as it was, what is not is wrapped untouched, and no hop is early."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.brokers.kafka.broker import servers
+from forebay.brokers.kafka.publishing import Writer
+from forebay.brokers.kafka.records import next_hop, partition_of, read
+from forebay.brokers.kafka.settings import KafkaSettings
+from forebay.brokers.kafka.topics import durability_of, retry_topic
+from forebay.errors import BrokerUnavailable, SettingsError
+
+DELAYS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+
+
+def record(value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
+    return SimpleNamespace(
+        topic="orders", partition=3, offset=7, timestamp=1_700_000_000_000, key=b"\xff", value=value,
+        headers=headers,
+    )  # fmt: skip
+
+
+@given(st.integers(1, 10**12), st.integers(0, 10**9))
+def test_the_hops_of_a_delay_end_when_it_is_due_and_never_before(left: int, now: int) -> None:
+    due, hops = now + left, 0
+    while now < due:
+        delay, at = next_hop(now, due, DELAYS)
+        assert delay in DELAYS
+        assert now < at <= due
+        now, hops = at, hops + 1
+    assert now == due
+    assert hops <= left / 3600e6 + 20
+
+
+def test_a_foreign_record_keeps_its_bytes_and_gets_the_same_id_each_time() -> None:
+    one, again = (read(record(b"\x00\xfe", [("Trace", b"t"), ("bin", b"\xff")])) for _ in range(2))
+    assert one.foreign
+    message = one.decoded.message
+    assert (message.body, message.headers, message.key) == (b"\x00\xfe", {"trace": "t"}, None)
+    assert message.accepted_at == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert again.decoded.message.id == message.id
+
+
+def test_a_record_without_a_value_is_foreign_and_empty() -> None:
+    assert read(record(None, [])).decoded.message.body == b""
+
+
+def test_the_partition_of_a_key_is_the_one_of_every_other_client() -> None:
+    """Figures of the Java client: were they to change, an upgrade would mix up the order of keys."""
+    assert [partition_of(k, 1000) for k in (b"21", b"foobar", b"a-little-bit-long-string")] == [
+        (hashed & 0x7FFFFFFF) % 1000 for hashed in (-973932308, -790332482, -985981536)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("replication", "min_insync", "flush", "expected"),
+    [
+        (3, 2, 2**63 - 1, "replicated"),
+        (3, 1, 2**63 - 1, "unsynced"),
+        (3, 1, 1, "synced"),
+        (2, 2, 2**63 - 1, "unsynced"),
+        (1, 1, 2**63 - 1, "unsynced"),
+        (1, 1, 1, "synced"),
+    ],
+)
+def test_durability_is_what_the_topic_can_keep(
+    replication: int, min_insync: int, flush: int, expected: str
+) -> None:
+    assert durability_of(replication, min_insync, flush) == expected
+
+
+def test_retry_topics_are_named_after_their_delay() -> None:
+    assert [retry_topic("orders", d) for d in (1.0, 3600.0, 0.25)] == [
+        "orders.retry-1s",
+        "orders.retry-3600s",
+        "orders.retry-250ms",
+    ]
+
+
+def test_a_url_names_brokers_and_nothing_else() -> None:
+    assert servers("kafka://one:9093,two") == ["one:9093", "two:9092"]
+    for wrong in ("kafka://", "kafka:///x", "kafka://user:secret@host", "amqp://host"):
+        with pytest.raises(SettingsError) as told:
+            servers(wrong)
+        assert "secret" not in str(told.value)
+
+
+async def test_a_server_that_is_not_there_is_unavailable_in_time() -> None:
+    connection = {"bootstrap_servers": ["127.0.0.1:1"], "request_timeout_ms": 1000}
+    writer = Writer(connection, KafkaSettings())
+    async with asyncio.timeout(5):
+        with pytest.raises(BrokerUnavailable):
+            await writer.write([], {}, 1.0)
+        await writer.close()
