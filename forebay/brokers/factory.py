@@ -18,9 +18,10 @@ ENTRY_POINTS = "forebay.brokers"
 EXAMPLES = """\
   broker.url = "sqlite:///forebay-data/queue.db"    a file, relative to the current directory
   broker.url = "sqlite:////var/lib/forebay/queue.db"  a file, by its absolute path
+  broker.url = "amqp://user:password@host:5672,host2:5672/vhost"  RabbitMQ (amqps: encrypted)
   broker.url = "memory://"                          for tests: gone with the process"""
 
-_LATER = {"amqp": "RabbitMQ", "amqps": "RabbitMQ", "kafka": "Kafka"}
+_LATER = {"kafka": "Kafka"}
 
 Driver = Callable[[str, BrokerSettings], AbstractAsyncContextManager[Broker]]
 """What an entry point of the group `forebay.brokers`, named as the URL's scheme, refers to."""
@@ -46,6 +47,8 @@ def open_broker(settings: BrokerSettings, *, create: bool = True) -> AbstractAsy
         return _open_memory()
     if scheme == "sqlite":
         return _open_sqlite(sqlite_path(url), settings, create)
+    if scheme in ("amqp", "amqps"):
+        return _open_rabbitmq(url, settings)
     return _driver(scheme)(url, settings)
 
 
@@ -97,4 +100,12 @@ async def _open_sqlite(path: Path, settings: BrokerSettings, create: bool) -> As
     from forebay.brokers.sqlite.broker import SQLiteBroker
 
     async with SQLiteBroker.open(path, settings.sqlite, create=create) as broker:
+        yield broker
+
+
+@contextlib.asynccontextmanager
+async def _open_rabbitmq(url: str, settings: BrokerSettings) -> AsyncIterator[Broker]:
+    from forebay.brokers.rabbitmq.broker import RabbitMQBroker
+
+    async with RabbitMQBroker.open(url, settings.rabbitmq) as broker:
         yield broker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import SecretStr
 
+from forebay.brokers.rabbitmq.settings import RabbitMQSettings
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.section import Section
 
@@ -12,6 +13,8 @@ class BrokerSettings(Section):
     """Where messages wait."""
 
     url: SecretStr | None = None
-    """sqlite:///path (memory:// for tests); the scheme picks the driver. No default but in `forebay dev`."""
+    """sqlite:///path, amqp://user:password@host/vhost: the scheme picks the driver. Set by `forebay dev`."""
     sqlite: SQLiteSettings = SQLiteSettings()
     """Tunes the embedded queue; ignored by other drivers."""
+    rabbitmq: RabbitMQSettings = RabbitMQSettings()
+    """Tunes RabbitMQ's driver; ignored by other drivers."""

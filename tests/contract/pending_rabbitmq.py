@@ -11,8 +11,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import rule, run_state_machine_as_test
 
-from forebay.brokers.api import Ack, Broker, Delivery, Release, Retry, Subscription
+from forebay.brokers.api import Ack, Broker, DeadLetter, Delivery, Release, Retry, Settlement, Subscription
 from forebay.brokers.naming import dead_letter_queue
 from forebay.brokers.rabbitmq.broker import RabbitMQBroker
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
@@ -28,6 +31,7 @@ from forebay.errors import (
 )
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
 from forebay.testing.broker_contract.harness import FAILURE, drain, fresh_name, message, messages, publish
+from forebay.testing.broker_contract.model import LedgerMachine
 from tests.needs import missing_server
 from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
@@ -59,6 +63,46 @@ class RabbitMQHarness(BrokerHarness):
         assert self.server is not None, "this test shares its server with others"
         await asyncio.to_thread(self.server.kill)
         await asyncio.to_thread(self.server.start)
+
+
+class PushedLedger(LedgerMachine):
+    """
+    The same histories, chosen without a look at what is on loan.
+
+    The server pushes, so a `receive` that does not wait finds now one message and now
+    two; choices that depend on it would not be the same twice, which Hypothesis refuses.
+    """
+
+    kinds = st.sampled_from(("ack", "retry", "dead", "release"))
+
+    @rule(who=st.integers(0, 1), picks=st.lists(st.tuples(st.integers(0, 7), kinds), min_size=1, max_size=6))
+    def settle(self, who: int, picks: list[tuple[int, str]]) -> None:
+        loan = self.loans[who]
+        settlements: list[Settlement] = []
+        for index, kind in picks:
+            if not loan:
+                break
+            id_ = sorted(loan)[index % len(loan)]
+            d = loan.pop(id_)
+            if kind == "ack":
+                settlements.append(Ack(d))
+                self.done.add(id_)
+            elif kind == "retry":
+                settlements.append(Retry(d, 0, FAILURE))
+                self.attempts[id_] += 1
+            elif kind == "dead":
+                settlements.append(DeadLetter(d, FAILURE))
+                self.dead.add(id_)
+            else:
+                settlements.append(Release(d))
+            self.stale.append(d)
+        assert self.run(self.subscriptions[who].settle(settlements)) == []
+
+    @rule(who=st.integers(0, 1), index=st.integers(0, 1000))
+    def settle_again(self, who: int, index: int) -> None:
+        if self.stale:
+            old = self.stale[index % len(self.stale)]
+            assert self.run(self.subscriptions[who].settle([Ack(old)])) == [old]
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +142,21 @@ class TestRabbitMQ(BrokerContract):
             url, proxy = request.getfixturevalue("rabbitmq_url"), request.getfixturevalue("proxy")
             harness = RabbitMQHarness(url, proxy)
         return harness
+
+    def test_the_ledger_adds_up_after_any_history(self, harness: BrokerHarness) -> None:
+        class Machine(PushedLedger):
+            def __init__(self) -> None:
+                super().__init__(harness)
+
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=25,
+                stateful_step_count=25,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
 
 
 @pytest.fixture
@@ -178,8 +237,8 @@ async def test_a_subscription_outlives_its_connection_and_knows_that_its_loans_e
 async def test_what_is_unconfirmed_is_bounded_and_what_had_no_room_was_not_sent(
     harness: RabbitMQHarness, queue: str
 ) -> None:
-    settings = SETTINGS.model_copy(update={"max_unconfirmed": 5})
-    async with RabbitMQBroker.open(harness.url, settings) as broker:
+    changed = SETTINGS.model_copy(update={"max_unconfirmed": 5})
+    async with RabbitMQBroker.open(harness.url, changed) as broker:
         await publish(broker, queue, messages(50))
         assert len(await drain(broker, queue, 50, 5)) == 50
         with harness.proxy.stalled():
@@ -210,8 +269,8 @@ async def test_a_batch_is_one_write_and_not_three_for_each_message(
 async def test_a_queue_that_exists_with_other_arguments_is_named_with_the_difference(
     harness: RabbitMQHarness, queue: str
 ) -> None:
-    settings = SETTINGS.model_copy(update={"max_bytes": 77})
-    async with RabbitMQBroker.open(harness.url, settings) as broker:
+    changed = SETTINGS.model_copy(update={"max_bytes": 77})
+    async with RabbitMQBroker.open(harness.url, changed) as broker:
         with pytest.raises(SettingsError, match=r"x-max-length-bytes is .*100000000.* there and .*77.* here"):
             await broker.declare(queue)
 
@@ -311,19 +370,19 @@ async def test_what_the_server_gives_up_itself_rests_with_a_reason(
 
 
 async def test_nobody_listening_is_told_in_time() -> None:
-    settings = SETTINGS.model_copy(update={"connect_timeout": 0.5})
+    changed = SETTINGS.model_copy(update={"connect_timeout": 0.5})
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable, match="cannot be reached"):
-        async with RabbitMQBroker.open(f"amqp://127.0.0.1:{free_port()}/", settings):
+        async with RabbitMQBroker.open(f"amqp://127.0.0.1:{free_port()}/", changed):
             pass
     assert time.monotonic() - began < 5
 
 
 async def test_a_wrong_password_is_told(harness: RabbitMQHarness) -> None:
-    settings = SETTINGS.model_copy(update={"connect_timeout": 2})
+    changed = SETTINGS.model_copy(update={"connect_timeout": 2})
     url = re.sub("://[^@]*@", "://forebay:wrong@", harness.url)
     with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED"):
-        async with RabbitMQBroker.open(url, settings):
+        async with RabbitMQBroker.open(url, changed):
             pass
 
 
@@ -341,6 +400,8 @@ async def test_a_server_in_alarm_takes_nothing_and_goes_on_delivering(own_server
         queue = fresh_name()
         await broker.declare(queue)
         await publish(broker, queue, [message(b"before")])
+        # It takes connections a little before it takes commands.
+        await asyncio.to_thread(server.ctl, "await_startup")
         await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
         with pytest.raises(BrokerUnavailable, match="memory"):
             await publish_until_refused(broker, queue)
