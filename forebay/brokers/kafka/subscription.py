@@ -37,6 +37,8 @@ POLL = 0.2
 """Seconds that one look for new records waits."""
 COMMIT_TIMEOUT = 5.0
 COPY_TIMEOUT = 10.0
+SILENCE = 30.0
+"""Seconds without a record after which a consumer is asked whether there is none."""
 
 
 class KafkaSubscription:
@@ -64,6 +66,13 @@ class KafkaSubscription:
         self._surplus: set[TopicPartition] = set()
         """Ours for now, and to be given up: what the last deal told us."""
         self._handover_at: float | None = None
+        """When what is to be given up goes, finished or not."""
+        self._asked = False
+        """For a new deal, since the last one."""
+        self._failure: Exception | None = None
+        """Of a rebalance: aiokafka logs it and would go on without us knowing from where to read."""
+        self._moved_at = 0.0
+        """When the consumer was last seen to read, or to have nothing to read."""
         self._committing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -215,7 +224,7 @@ class KafkaSubscription:
             try:
                 await self._consume()
                 backoff = 0.1
-            except (KafkaError, OSError, BrokerUnavailable) as error:
+            except (KafkaError, OSError, TimeoutError, BrokerUnavailable) as error:
                 log.warning("kafka consumer starts again", queue=self._queue, error=repr(error))
                 await asyncio.sleep(backoff)
                 backoff = min(5.0, 2 * backoff)
@@ -242,13 +251,35 @@ class KafkaSubscription:
         )
         self._consumer = consumer
         self._left = ("", -1)
+        self._failure = None
+        self._moved_at = time.monotonic()
         try:
             consumer.subscribe(self._topics, listener=_Listener(self))
             await consumer.start()
             while not self._closed and not self._leave_now():
                 await self._look(consumer)
+                if self._failure is not None:
+                    raise self._failure
+                if time.monotonic() - self._moved_at > SILENCE:
+                    await self._check_that_it_reads(consumer)
         finally:
             await self._stop(consumer)
+
+    async def _check_that_it_reads(self, consumer: AIOKafkaConsumer) -> None:
+        """
+        Start again a consumer that reads nothing although there is something.
+
+        aiokafka's task that fetches can end without a word to its caller.
+        """
+        reading = [tp for tp in self._epochs if tp not in consumer.paused()]
+        async with asyncio.timeout(COMMIT_TIMEOUT):
+            end = await consumer.end_offsets(reading) if reading else {}
+        behind = [
+            tp for tp, offset in end.items() if tp in self._epochs and self._epochs[tp].tracker.next < offset
+        ]
+        if behind:
+            raise BrokerUnavailable(f"nothing was read of {len(behind)} partitions for {SILENCE:g} s")
+        self._moved_at = time.monotonic()
 
     def _leave_now(self) -> bool:
         at = self._released_at
@@ -270,6 +301,8 @@ class KafkaSubscription:
             await asyncio.wait([moved])
         if moved.exception() is not None:
             log.warning("kafka copies failed", queue=self._queue, error=repr(moved.exception()))
+        if records:
+            self._moved_at = time.monotonic()
         for tp, batch in records.items():
             epoch = self._epochs.get(tp)
             if epoch is None:
@@ -386,9 +419,9 @@ class KafkaSubscription:
         surplus = [e for e in self._epochs.values() if e.surplus]
         if not surplus or self._handover_at is None:
             return
-        if time.monotonic() > self._handover_at or not all(e.in_hand for e in surplus):
-            for e in surplus:
-                e.surplus = e.in_hand
+        late = time.monotonic() > self._handover_at
+        if not self._asked and (late or not all(e.in_hand for e in surplus)):
+            self._asked = True
             consumer._coordinator.request_rejoin()
 
     async def revoked(self, tps: set[TopicPartition]) -> None:
@@ -401,6 +434,12 @@ class KafkaSubscription:
             await self._commit(consumer)
 
     async def assigned(self, tps: set[TopicPartition]) -> None:
+        try:
+            await self._begin(tps)
+        except Exception as error:
+            self._failure = error
+
+    async def _begin(self, tps: set[TopicPartition]) -> None:
         """
         Go on where we were with what stays ours; begin a new epoch with the rest.
 
@@ -418,7 +457,11 @@ class KafkaSubscription:
                 epoch.over = True
         new = [tp for tp in tps if tp not in kept]
         self._epochs = kept
-        self._handover_at = time.monotonic() + self._settings.handover if self._surplus else None
+        self._asked = False
+        if not self._surplus:
+            self._handover_at = None
+        elif self._handover_at is None:
+            self._handover_at = time.monotonic() + self._settings.handover
         for tp, epoch in kept.items():
             epoch.surplus = tp in self._surplus
             consumer.seek(tp, epoch.tracker.next)
