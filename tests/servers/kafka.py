@@ -118,6 +118,13 @@ def find_jars() -> Path:
     return jars
 
 
+def _state(thread: Path) -> str:
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 class Kafka:
     """
     One node, broker and controller. `start` after `kill` continues with the same data on the same port.
@@ -174,6 +181,10 @@ class Kafka:
         """It takes connections and answers nothing."""
         assert self._server is not None
         self._server.send_signal(signal.SIGSTOP)
+        # One thread after the other stops; until the last one has, requests may be answered.
+        threads = Path(f"/proc/{self._server.pid}/task")
+        while any(_state(thread) not in "TtXZ" for thread in threads.iterdir()):
+            time.sleep(0.005)
 
     def resume(self) -> None:
         assert self._server is not None

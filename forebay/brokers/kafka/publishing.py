@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
@@ -42,6 +43,7 @@ class Writer:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
+        self._lines: dict[tuple[str, int], asyncio.Lock] = {}
         self._turn = itertools.count()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -102,10 +104,10 @@ class Writer:
             for i in which:
                 r = records[i]
                 while builder.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is None:
-                    batches.append((inside, await _enqueue(producer, builder, topic, partition)))
+                    batches.append((inside, await self._enqueue(producer, builder, topic, partition)))
                     builder, inside = producer.create_batch(), []
                 inside.append(i)
-            batches.append((inside, await _enqueue(producer, builder, topic, partition)))
+            batches.append((inside, await self._enqueue(producer, builder, topic, partition)))
         except KafkaError as error:
             self._doubt(producer, error)
         for inside, future in batches:
@@ -117,6 +119,26 @@ class Writer:
                 outcome = self._failed(producer, error, [records[i] for i in inside])
             for i in inside:
                 outcomes[i] = outcome
+
+    async def _enqueue(self, producer: AIOKafkaProducer, builder: Any, topic: str, partition: int) -> Any:
+        """
+        Put a batch where the producer sends it from; one at a time for each partition.
+
+        aiokafka wakes all who wait for a partition together, and shortens their
+        patience at each try by the whole time since the first: of many who wait some
+        time out long before their time. In a line of our own each has its turn.
+        """
+        builder.close()
+        async with self._lines.setdefault((topic, partition), asyncio.Lock()):
+            while True:
+                try:
+                    future = await producer.send_batch(builder, topic, partition=partition)
+                    break
+                except KafkaTimeoutError:
+                    continue  # nothing was taken; our own deadline cancels us
+        # Nobody may be left to ask when it fails.
+        future.add_done_callback(lambda f: f.cancelled() or f.exception())
+        return future
 
     def _failed(self, producer: AIOKafkaProducer, error: KafkaError, records: list[Outgoing]) -> PublishError:
         self._doubt(producer, error)
@@ -161,14 +183,6 @@ class Writer:
                 return self._producer
         except (KafkaError, OSError, TimeoutError) as error:
             raise BrokerUnavailable(f"no connection to Kafka: {error!r}") from error
-
-
-async def _enqueue(producer: AIOKafkaProducer, builder: Any, topic: str, partition: int) -> Any:
-    builder.close()
-    future = await producer.send_batch(builder, topic, partition=partition)
-    # Nobody may be left to ask when it fails.
-    future.add_done_callback(lambda f: f.cancelled() or f.exception())
-    return future
 
 
 async def _discard(producer: AIOKafkaProducer, patience: float) -> None:
