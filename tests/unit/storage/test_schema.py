@@ -97,8 +97,10 @@ def test_an_older_schema_is_told_to_migrate(empty: Database, monkeypatch: pytest
 
 
 def test_a_step_that_fails_leaves_nothing_behind(empty: Database) -> None:
-    if empty.dialect == "sqlite":
-        pytest.skip("the file does not exist yet")
+    if empty.path is not None:
+        # Only migrating makes the file, so somebody else has to.
+        empty.path.parent.mkdir()
+        empty.path.touch()
     with empty.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE processed_messages (x int)")  # somebody else's
 
