@@ -148,6 +148,39 @@ class Depth:
     """Bodies of all of these together."""
     oldest_age: float | None
     """Seconds since the oldest of these was accepted."""
+    unknown: str = ""
+    """Why what is None is None, as a clause; empty where everything is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """
+    What one subscription knows of its queue and `Broker.depth` does not tell.
+
+    No message is in two shares, so that those of all subscriptions of a queue, taken at
+    about the same time, add up to the queue's figures.
+    """
+
+    in_hand: int
+    """On loan, or sent to this subscription and not received yet."""
+    waiting: int | None = None
+    """Not yet sent to any subscription, where only this one will get them; None: `depth` tells."""
+    scheduled: int | None = None
+    """The same of those that wait for their time; None: nobody but the broker could know."""
+    oldest_age: float | None = None
+    """Seconds since the oldest of these was accepted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that an operator should know of a broker, in words."""
+
+    check: str
+    """What was looked at: "durability", "alarms", "queue orders". A word or two."""
+    verdict: Literal["ok", "warn", "fail"]
+    text: str
+    fix: str = ""
+    """What to do about it: a command or a setting."""
 
 
 class Publisher(Protocol):
@@ -196,6 +229,10 @@ class Subscription(Protocol):
         """
         ...
 
+    def share(self) -> Share:
+        """What this subscription knows of its queue now; from memory, asking nobody."""
+        ...
+
 
 @runtime_checkable
 class Broker(Publisher, Protocol):
@@ -207,6 +244,14 @@ class Broker(Publisher, Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    @property
+    def identity(self) -> str:
+        """
+        Which broker this is: the same for every process and after every restart, another for another
+        broker. Never with credentials. What the server calls itself, not how it was reached.
+        """
+        ...
 
     async def declare(self, queue: str) -> None:
         """
@@ -239,6 +284,16 @@ class Broker(Publisher, Protocol):
 
         Raises:
             QueueNotFound, BrokerUnavailable.
+        """
+        ...
+
+    async def examine(self, queues: Sequence[str]) -> list[Finding]:
+        """
+        Judge the broker for its operator: how durable a confirmed message in these queues is and why,
+        alarms, hazards of the server's version. Only reads.
+
+        Raises:
+            BrokerUnavailable.
         """
         ...
 

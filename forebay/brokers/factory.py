@@ -19,9 +19,8 @@ EXAMPLES = """\
   broker.url = "sqlite:///forebay-data/queue.db"    a file, relative to the current directory
   broker.url = "sqlite:////var/lib/forebay/queue.db"  a file, by its absolute path
   broker.url = "amqp://user:password@host:5672,host2:5672/vhost"  RabbitMQ (amqps: encrypted)
+  broker.url = "kafka://host:9092,host2:9092"       Kafka
   broker.url = "memory://"                          for tests: gone with the process"""
-
-_LATER = {"kafka": "Kafka"}
 
 Driver = Callable[[str, BrokerSettings], AbstractAsyncContextManager[Broker]]
 """What an entry point of the group `forebay.brokers`, named as the URL's scheme, refers to."""
@@ -49,6 +48,8 @@ def open_broker(settings: BrokerSettings, *, create: bool = True) -> AbstractAsy
         return _open_sqlite(sqlite_path(url), settings, create)
     if scheme in ("amqp", "amqps"):
         return _open_rabbitmq(url, settings)
+    if scheme == "kafka":
+        return _open_kafka(url, settings)
     return _driver(scheme)(url, settings)
 
 
@@ -75,12 +76,7 @@ def _driver(scheme: str) -> Driver:
     for found in entry_points(group=ENTRY_POINTS, name=scheme):
         driver: Driver = found.load()
         return driver
-    if scheme in _LATER:
-        # Never the URL itself: it may hold a password.
-        raise SettingsError(
-            f"broker.url begins with {scheme}: the {_LATER[scheme]} driver is not part of this release;"
-            f" write one of\n{EXAMPLES}"
-        )
+    # Never the URL itself: it may hold a password.
     raise SettingsError(f"broker.url begins with {scheme!r}, which no driver reads; write one of\n{EXAMPLES}")
 
 
@@ -108,4 +104,12 @@ async def _open_rabbitmq(url: str, settings: BrokerSettings) -> AsyncIterator[Br
     from forebay.brokers.rabbitmq.broker import RabbitMQBroker
 
     async with RabbitMQBroker.open(url, settings.rabbitmq) as broker:
+        yield broker
+
+
+@contextlib.asynccontextmanager
+async def _open_kafka(url: str, settings: BrokerSettings) -> AsyncIterator[Broker]:
+    from forebay.brokers.kafka.broker import KafkaBroker
+
+    async with KafkaBroker.open(url, settings.kafka) as broker:
         yield broker

@@ -22,10 +22,12 @@ from forebay.brokers.api import (
     Death,
     Delivery,
     Depth,
+    Finding,
     PublishResult,
     Release,
     Retry,
     Settlement,
+    Share,
     Subscription,
 )
 from forebay.brokers.naming import (
@@ -116,6 +118,10 @@ class MemoryBroker:
             retry_delays=None,
         )
 
+    @property
+    def identity(self) -> str:
+        return f"memory {id(self._server):x}"
+
     async def publish(
         self, queue: str, messages: Sequence[Message], *, timeout: float
     ) -> list[PublishResult]:
@@ -174,6 +180,10 @@ class MemoryBroker:
             bytes=sum(len(e.message.body) for e in q.entries.values()),
             oldest_age=max(0.0, now - min(accepted)) if accepted else None,
         )
+
+    async def examine(self, queues: Sequence[str]) -> list[Finding]:
+        self._check_open()
+        return []
 
     async def ping(self) -> None:
         self._check_open()
@@ -254,6 +264,9 @@ class _MemorySubscription:
         # Those who wait for room within their prefetch look again.
         self._queue.changed.set()
         return stale
+
+    def share(self) -> Share:
+        return Share(in_hand=len(self._held))
 
     def _apply(self, s: Settlement, number: int, entry: _Entry) -> None:
         now = self._server.clock()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from forebay.brokers import wire
-from forebay.brokers.api import Capabilities, Depth, PublishResult, Subscription
+from forebay.brokers.api import Capabilities, Depth, Finding, PublishResult, Subscription
 from forebay.brokers.kafka import copies
 from forebay.brokers.kafka.publishing import Writer
 from forebay.brokers.kafka.records import Outgoing, outgoing
@@ -86,6 +86,10 @@ class KafkaBroker:
             retry_delays=self.settings.retry_delays,
         )
 
+    @property
+    def identity(self) -> str:
+        return f"Kafka cluster {self._admin.cluster_id}"
+
     async def publish(
         self, queue: str, messages: Sequence[Message], *, timeout: float
     ) -> list[PublishResult]:
@@ -161,9 +165,19 @@ class KafkaBroker:
         left = await self._admin.unfinished(group_of(queue), topics, ANSWER)
         if left is None:
             # Consumers are at it: what of the rest is in their hands only they know.
-            return Depth(waiting=None, scheduled=None, in_hand=None, bytes=None, oldest_age=None)
+            return Depth(
+                waiting=None, scheduled=None, in_hand=None, bytes=None, oldest_age=None,
+                unknown="what consumers hold or have finished only they know while they run",
+            )  # fmt: skip
         waiting = left.pop(queue)
-        return Depth(waiting=waiting, scheduled=sum(left.values()), in_hand=0, bytes=None, oldest_age=None)
+        return Depth(
+            waiting=waiting, scheduled=sum(left.values()), in_hand=0, bytes=None, oldest_age=None,
+            unknown="Kafka counts records, not their bytes",
+        )  # fmt: skip
+
+    async def examine(self, queues: Sequence[str]) -> list[Finding]:
+        self._check_open()
+        return []
 
     async def ping(self) -> None:
         self._check_open()

@@ -18,7 +18,7 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from forebay.brokers.api import Ack, DeadLetter, Delivery, Release, Retry, Settlement
+from forebay.brokers.api import Ack, DeadLetter, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.kafka import copies
 from forebay.brokers.kafka.assignor import Claims, make_assignor
 from forebay.brokers.kafka.partition import Epoch, Receipt
@@ -109,6 +109,11 @@ class KafkaSubscription:
                     pass
         finally:
             self._receiving -= 1
+
+    def share(self) -> Share:
+        lent = [d.message.accepted_at for e in self._epochs.values() for d, _ in e.lent.values()]
+        oldest = (datetime.now(UTC) - min(lent)).total_seconds() if lent else None
+        return Share(in_hand=self._lent, oldest_age=oldest)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         if self._closed:

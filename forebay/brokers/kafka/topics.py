@@ -61,11 +61,13 @@ class Admin:
         self._connecting = asyncio.Lock()
         self._topics: dict[str, Topic] = {}
         self.brokers = 0
+        self.cluster_id = ""
 
     async def connect(self, timeout: float) -> None:
         """Find out how many brokers there are."""
         answer = await self._ask(lambda client: client.describe_cluster(), timeout)
         self.brokers = len(answer["brokers"])
+        self.cluster_id = str(answer["cluster_id"])
 
     @property
     def replication(self) -> int:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from forebay.brokers.api import Capabilities, Depth, Durability, PublishResult, Subscription
+from forebay.brokers.api import Capabilities, Depth, Durability, Finding, PublishResult, Subscription
 from forebay.brokers.naming import check_queue_name, dead_letter_queue
 from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.ladder import Ladder
@@ -50,6 +50,7 @@ class RabbitMQBroker:
         self._consumer = Link("consume", hosts, on_up=self._consumer_up, on_down=self._down)
         self._publisher = PublishLink(hosts, settings, DURABILITY, self._returned)
         self._ladder = Ladder(self._consumer, self._topology, settings.delays)
+        self._identity = ""
         self._known: set[str] = set()
         """Queues that were seen, by their names on the server."""
         self._subscriptions: set[RabbitMQSubscription] = set()
@@ -88,6 +89,9 @@ class RabbitMQBroker:
 
     async def _consumer_up(self, connection: Connection) -> None:
         properties = connection.server_properties or {}
+        cluster = properties.get("cluster_name", "RabbitMQ")
+        vhost = connection.params.virtual_host
+        self._identity = f"RabbitMQ {cluster} vhost {vhost} prefix {self._settings.prefix!r}"
         version = str(properties.get("version", ""))
         if _too_old(version):
             raise BrokerUnavailable(f"this is RabbitMQ {version}; Forebay needs 3.10 or later")
@@ -98,6 +102,10 @@ class RabbitMQBroker:
 
     def _returned(self, server_name: str) -> None:
         self._known.discard(server_name)
+
+    @property
+    def identity(self) -> str:
+        return self._identity
 
     # ---- publish
 
@@ -201,10 +209,19 @@ class RabbitMQBroker:
         waiting, _ = await look(connection, queue, self._topology.queue(queue))
         ours = any(s.queue == queue for s in self._subscriptions)
         return Depth(
-            waiting=None if ours else waiting, scheduled=None, in_hand=None, bytes=None, oldest_age=None
+            waiting=None if ours else waiting,
+            scheduled=None,
+            in_hand=None,
+            bytes=None,
+            oldest_age=None,
+            unknown="AMQP tells only what is ready; the delay queues are shared by all queues",
         )
 
     # ---- the rest
+
+    async def examine(self, queues: Sequence[str]) -> list[Finding]:
+        self._check_open()
+        return []
 
     async def ping(self) -> None:
         self._check_open()

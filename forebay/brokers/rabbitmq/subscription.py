@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
 from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.ladder import Ladder
@@ -213,6 +213,11 @@ class RabbitMQSubscription:
         for d in out:
             self._held[d.receipt] = d  # type: ignore[index]  # our receipts are delivery tags
         return out
+
+    def share(self) -> Share:
+        accepted = [d.message.accepted_at for d in (*self._held.values(), *self._buffer)]
+        oldest = (datetime.now(UTC) - min(accepted)).total_seconds() if accepted else None
+        return Share(in_hand=len(self._unsettled), oldest_age=oldest)
 
     # ---- settle
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import apsw
 import structlog
 
-from forebay.brokers.api import Capabilities, Depth, PublishResult, Subscription
+from forebay.brokers.api import Capabilities, Depth, Finding, PublishResult, Subscription
 from forebay.brokers.naming import DEAD_SUFFIX, check_queue_name, dead_letter_queue, is_dead_letter_queue
 from forebay.brokers.sqlite import schema
 from forebay.brokers.sqlite.consuming import Enter, Reap, Renew, look
@@ -109,6 +109,10 @@ class SQLiteBroker:
             max_body_bytes=self._settings.max_body_bytes,
             retry_delays=None,
         )
+
+    @property
+    def identity(self) -> str:
+        return f"embedded queue {self._files.database.resolve()}"
 
     # ---- publish
 
@@ -242,6 +246,11 @@ class SQLiteBroker:
             )
 
         return await self._read(read)
+
+    async def examine(self, queues: Sequence[str]) -> list[Finding]:
+        """Nothing: disk and SQLite's version, all there is to judge, are looked at without it."""
+        self._check_open()
+        return []
 
     async def ping(self) -> None:
         self._check_open()

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from forebay.brokers.api import DeadLetter, Delivery, Settlement
+from forebay.brokers.api import DeadLetter, Delivery, Settlement, Share
 from forebay.brokers.naming import is_dead_letter_queue
 from forebay.brokers.sqlite.consuming import HandBack, Lease, Leave, Lent, Settle
 from forebay.brokers.sqlite.files import Doorbell
@@ -196,6 +196,9 @@ class SQLiteSubscription:
             self._loop.remove_reader(self._bell.fileno())
 
     # ---- settle
+
+    def share(self) -> Share:
+        return Share(in_hand=len(self._held) + len(self._ready))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         self._check_open()

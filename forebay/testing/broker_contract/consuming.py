@@ -284,6 +284,35 @@ class ConsumingContract(ContractTests):
             assert getattr(depth, what) in (expected, None), what
         assert depth.oldest_age is None or 0 <= depth.oldest_age < 60
 
+    async def test_what_depth_does_not_tell_has_a_reason(self, broker: Broker, queue: str) -> None:
+        depth = await broker.depth(queue)
+        if None in (depth.waiting, depth.scheduled, depth.in_hand, depth.bytes):
+            assert depth.unknown
+
+    async def test_a_subscription_counts_what_it_holds_as_its_share(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        await publish(broker, queue, messages(3))
+        async with broker.subscribe(queue, prefetch=3) as subscription:
+            held = await collect(subscription, 3, harness.patience)
+            assert subscription.share().in_hand == 3
+            await subscription.settle([Ack(held[0])])
+            assert subscription.share().in_hand == 2
+
+    async def test_the_identity_is_the_same_for_every_connection(
+        self, harness: BrokerHarness, broker: Broker
+    ) -> None:
+        async with harness.open() as other:
+            assert broker.identity
+            assert other.identity == broker.identity
+            assert "@127" not in broker.identity, "credentials or addresses are not an identity"
+
+    async def test_what_examine_finds_is_said_in_words(self, broker: Broker, queue: str) -> None:
+        for finding in await broker.examine([queue]):
+            assert finding.check
+            assert finding.text
+            assert finding.verdict in ("ok", "warn", "fail")
+
     async def test_depth_of_an_undeclared_queue_is_refused(self, broker: Broker) -> None:
         with pytest.raises(QueueNotFound):
             await broker.depth(fresh_name())

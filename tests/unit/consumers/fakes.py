@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from forebay.brokers.api import Delivery, Settlement, Subscription
+from forebay.brokers.api import Delivery, Settlement, Share, Subscription
 from forebay.brokers.memory import MemoryBroker, MemoryServer
 from forebay.errors import BrokerUnavailable
 from forebay.ids import new_id
@@ -93,6 +93,9 @@ class FlakySubscription:
         self._broker.fail("settle")
         self._broker.lent -= len(settlements)
         return await self._subscription.settle(settlements)
+
+    def share(self) -> Share:
+        return self._subscription.share()
 
 
 def messages(count: int, *, body: bytes = b"{}") -> list[Message]:

@@ -13,7 +13,7 @@ import httpx2
 import orjson
 from prometheus_client import CollectorRegistry
 
-from forebay.brokers.api import Broker, Capabilities, Depth, Durability, PublishResult
+from forebay.brokers.api import Broker, Capabilities, Depth, Durability, Finding, PublishResult
 from forebay.errors import BrokerError, QueueNotFound
 from forebay.message import Message
 from gateway.app import Gateway, create_app
@@ -91,6 +91,13 @@ class ScriptedBroker:
         return Depth(
             waiting=len(self.queues[queue]), scheduled=None, in_hand=None, bytes=None, oldest_age=None
         )
+
+    @property
+    def identity(self) -> str:
+        return "scripted"
+
+    async def examine(self, queues: Sequence[str]) -> list[Finding]:
+        return []
 
     async def ping(self) -> None:
         if self.ping_error is not None:
