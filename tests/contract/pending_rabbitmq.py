@@ -71,7 +71,7 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     except RabbitMQNotInstalled as missing:
         missing_server(str(missing))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        yield shared(tmp_path_factory.getbasetemp().parent, os.getppid())
+        yield shared(tmp_path_factory.getbasetemp().parent, os.getppid(), nodes=1).url
     else:
         with RabbitMQ() as server:
             yield server.url
