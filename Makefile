@@ -8,7 +8,7 @@ BIN := .venv/bin
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak bench clean
+.PHONY: help run test check contract soak bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test: .venv/.installed-dev ## everything that CI runs: style, types, and every t
 
 check: .venv/.installed-dev ## style, format, types and imports
 	@scripts/run-checks && exec $(BIN)/python -m pytest -q --no-header tests/architecture
+
+contract: .venv/.installed-dev ## the contract suite on every broker; writes the table in docs/drivers.md
+	@scripts/install-servers
+	@exec $(BIN)/python -m tests.contract.table
 
 soak: .venv/.installed-dev ## the long tests: full real input, 20 power cuts (ONLY=flights, ONLY=power)
 	@scripts/install-servers
