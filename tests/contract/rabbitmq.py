@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,6 +20,9 @@ from forebay.testing.broker_contract.harness import message
 from tests.needs import missing_server
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQCluster, RabbitMQNotInstalled, find_scripts, shared
+
+EXISTING = "FOREBAY_TEST_RABBITMQ_URL"
+"""Names a server that is there already, of another version, say: amqp://user:password@127.0.0.1:5672/."""
 
 SETTINGS = RabbitMQSettings(prefix="contract.", delays=(0.2, 1.0, 5.0), max_bytes=100_000_000)
 
@@ -71,7 +75,10 @@ class RabbitMQHarness(BrokerHarness):
 
 @contextlib.contextmanager
 def running(factory: pytest.TempPathFactory, nodes: int) -> Iterator[RabbitMQCluster]:
-    """One cluster of that size for all test workers of this run."""
+    """One cluster of that size for all test workers of this run; one node may be an existing one."""
+    if nodes == 1 and EXISTING in os.environ:
+        yield existing(os.environ[EXISTING])
+        return
     try:
         find_scripts()
     except RabbitMQNotInstalled as missing:
@@ -81,6 +88,17 @@ def running(factory: pytest.TempPathFactory, nodes: int) -> Iterator[RabbitMQClu
     else:
         with RabbitMQCluster(nodes) as cluster:
             yield cluster
+
+
+def existing(url: str) -> RabbitMQCluster:
+    """A server that others started, to be used and not to be killed."""
+    parts = urlsplit(url)
+    ports = {"amqp": parts.port, "distribution": 0, "management": 0}
+    cluster = RabbitMQCluster.attach(
+        {"folder": os.devnull, "password": parts.password, "epmd": 0, "nodes": [ports]}
+    )
+    cluster.user = parts.username or cluster.user
+    return cluster
 
 
 @contextlib.contextmanager

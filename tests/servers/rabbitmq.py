@@ -286,7 +286,7 @@ class RabbitMQCluster:
         return self.url_of(*self.nodes)
 
     def url_of(self, *nodes: RabbitMQNode) -> str:
-        return f"amqp://{_USER}:{self.password}@{','.join(n.address for n in nodes)}/"
+        return f"amqp://{self.user}:{self.password}@{','.join(n.address for n in nodes)}/"
 
     def start(self, *, timeout: float = 120.0) -> Self:
         """Start what does not run, and return when all take connections and are one cluster."""
