@@ -98,6 +98,14 @@ class Stack:
             if p["PublishedPort"]
         }
 
+    def mounted(self) -> set[str]:
+        """The volumes that the containers use, by name; an anonymous one has a number for it."""
+        names = "{{range .Mounts}}{{.Name}} {{end}}"
+        inspected = subprocess.run(
+            ["docker", "inspect", "--format", names, *self.ids()], capture_output=True, text=True, check=True
+        )
+        return set(inspected.stdout.split())
+
     def volumes(self) -> list[str]:
         label = f"label=com.docker.compose.project={PROJECT}"
         listed = subprocess.run(
@@ -135,6 +143,8 @@ def _run(stack: Stack, broker: str, folder: Path) -> dict[str, Any]:
             assert b"RabbitMQ Management" in page.read()
     assert stack.published() == ports
     assert stack.healthy("consumer") == 2
+    # An anonymous one would be left behind by `down`.
+    assert stack.mounted() == {f"{PROJECT}_{name}" for name in ("secrets", "postgres", broker)}
 
     before = stack.ids()
     figures["seconds_of_second_up"] = stack.up()
