@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from forebay.brokers.tls import TLSSettings
 from forebay.section import ByteCount, PositiveSeconds, Section
 
 
@@ -30,6 +31,9 @@ class RabbitMQSettings(Section):
     """A connection that says nothing for longer is given up."""
     connect_timeout: PositiveSeconds = 5.0
     """For one attempt to reach one host; the others are tried next."""
+
+    tls: TLSSettings = TLSSettings()
+    """For `amqps://`."""
 
     @field_validator("delays")
     @classmethod
