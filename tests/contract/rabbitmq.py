@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from pydantic import SecretStr
 
 from forebay.brokers.api import Broker
 from forebay.brokers.rabbitmq.broker import RabbitMQBroker
@@ -28,21 +29,25 @@ SETTINGS = RabbitMQSettings(prefix="contract.", delays=(0.2, 1.0, 5.0), max_byte
 
 
 class RabbitMQHarness(BrokerHarness):
-    """A proxy before each node."""
+    """A proxy before each node; with `managed`, the driver asks the management API too."""
 
     look = 0.02
+    lag = 1.0
 
     def __init__(
         self,
         cluster: RabbitMQCluster,
         proxies: Sequence[Proxy],
-        settings: RabbitMQSettings = SETTINGS,
         *,
+        managed: bool = False,
         ours: bool = False,
     ) -> None:
         self.cluster = cluster
         self.proxies = proxies
-        self.settings = settings
+        self.settings = SETTINGS
+        if managed:
+            self.settings = with_management(cluster)
+            self.lag = 15.0
         self._ours = ours
         hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
         self.url = f"amqp://{cluster.user}:{cluster.password}@{hosts}/"
@@ -71,6 +76,10 @@ class RabbitMQHarness(BrokerHarness):
         node = self.cluster.nodes[0]
         await asyncio.to_thread(node.kill)
         await asyncio.to_thread(node.start)
+
+
+def with_management(cluster: RabbitMQCluster) -> RabbitMQSettings:
+    return SETTINGS.model_copy(update={"management_url": SecretStr(cluster.management_url)})
 
 
 @contextlib.contextmanager
