@@ -12,7 +12,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 
 from forebay.brokers.api import Durability
@@ -268,7 +268,9 @@ class Admin:
                     raise BrokerUnavailable(f"Kafka did not answer within {timeout:g} s") from error
             except (KafkaError, OSError, AttributeError, ValueError) as error:
                 # AttributeError, ValueError: aiokafka's, where it knows no node or no controller.
-                self._abandon(client)
+                if not isinstance(error, GroupCoordinatorNotAvailableError):
+                    # That one: a fresh cluster creates what it needs for groups at the first question.
+                    self._abandon(client)
                 if client is None or time.monotonic() + RETRY >= deadline:
                     raise BrokerUnavailable(f"Kafka cannot be asked: {error!r}") from error
                 await asyncio.sleep(RETRY)
