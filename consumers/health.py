@@ -23,7 +23,8 @@ async def serve_health(
     """
     Answer while the context is open; gives the port, which is another one if `port` is 0.
 
-    Ready means that every worker has reached its broker once and none is stuck. A
+    Ready means that every worker has reached its broker once and none is stuck; an old
+    broker that is drained need not be there. A
     paused one is ready: an orchestrator that restarted it would only make it forget
     that the destination is down.
 
@@ -36,7 +37,7 @@ async def serve_health(
 
     async def readyz(request: web.Request) -> web.Response:
         queues = snapshot()
-        ready = not any(q.stalled or q.state == "starting" for q in queues)
+        ready = not any(q.stalled or (q.state == "starting" and not q.draining) for q in queues)
         status = 200 if ready else 503
         if "verbose" not in request.query:
             return web.Response(

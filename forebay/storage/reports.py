@@ -81,6 +81,23 @@ class LeftBehind:
     age: float
     """Seconds since that look."""
 
+    @property
+    def sentence(self) -> str:
+        where = ", ".join(self.queues)
+        if self.held or self.exact:
+            count = f"held {'' if self.exact else 'at least '}{_messages(self.held)}"
+        else:
+            count = "may have held messages that wait for their time"
+        return (
+            f"{self.broker} {count} ({where}) when a consumer last looked, {_ago(self.age)} ago,"
+            " and no consumer reads it now"
+        )
+
+    @property
+    def setting(self) -> str:
+        """What to write so that they are consumed; the password is the reader's to fill in."""
+        return f'broker.drain = ["{self.url}"]'
+
 
 def total(depth: Depth | None) -> int | None:
     """All that a queue holds; None when a part of it is unknown."""
@@ -272,6 +289,17 @@ def _before(database: Database, seconds: float) -> sa.ColumnElement[datetime]:
             sa.func.clock_timestamp() - sa.literal(timedelta(seconds=seconds), sa.Interval), UtcTime
         )
     return sa.literal(datetime.now(UTC) - timedelta(seconds=seconds), UtcTime)
+
+
+def _messages(count: int) -> str:
+    return f"{count:,} message" + ("" if count == 1 else "s")
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _age(then: datetime, now: datetime) -> float:
