@@ -200,21 +200,22 @@ class RabbitMQBroker:
 
     async def depth(self, queue: str) -> Depth:
         """
-        What waits on the server. What consumers hold, and what is on the delay queues, AMQP does not tell.
+        What waits on the server, and that nothing is delayed, if nothing of any queue is.
 
-        With a subscription of our own nothing is told: part of what waits is in its buffer.
+        What was sent to a consumer does not wait any more, received or not. How much of it
+        there is, and which queue the messages on the delay queues belong to, AMQP does not tell.
         """
         self._check_open()
         connection = await self._consumer.up(PATIENCE)
         waiting, _ = await look(connection, queue, self._topology.queue(queue))
-        ours = any(s.queue == queue for s in self._subscriptions)
+        delayed = await self._ladder.holds_any(connection)
         return Depth(
-            waiting=None if ours else waiting,
-            scheduled=None,
+            waiting=waiting,
+            scheduled=None if delayed else 0,
             in_hand=None,
             bytes=None,
             oldest_age=None,
-            unknown="AMQP tells only what is ready; the delay queues are shared by all queues",
+            unknown="AMQP tells only what waits" + ("; the delay queues are those of all queues" * delayed),
         )
 
     # ---- the rest

@@ -310,8 +310,13 @@ class ConsumingContract(ContractTests):
             held = await collect(subscription, 4, harness.patience)
             await subscription.settle([Ack(held[0]), Retry(held[1], delay, FAILURE)])
             depth = await broker.depth(queue)
-        for what, expected in (("waiting", 2), ("scheduled", 1), ("in_hand", 2), ("bytes", 25)):
+        for what, expected in (("scheduled", 1), ("bytes", 25)):
             assert getattr(depth, what) in (expected, None), what
+        # Two are held and two are not; a broker may have sent those to the subscription already.
+        assert depth.waiting in (0, 1, 2, None)
+        assert depth.in_hand in (2, 3, 4, None)
+        if depth.waiting is not None and depth.in_hand is not None:
+            assert depth.waiting + depth.in_hand == 4
         assert depth.oldest_age is None or 0 <= depth.oldest_age < 60
 
     async def test_what_depth_does_not_tell_has_a_reason(self, broker: Broker, queue: str) -> None:
