@@ -51,7 +51,7 @@ async def _queues_seen() -> list[str]:
     names = list(settings.queues)
     try:
         if settings.broker.url is not None:
-            async with open_broker(settings) as broker:
+            async with open_broker(settings.broker) as broker:
                 names += await broker.declared_queues() or []
     except ForebayError as error:
         # A settings file is most wanted when nothing runs yet.

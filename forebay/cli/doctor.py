@@ -153,7 +153,7 @@ async def _broker(settings: Settings) -> list[Finding]:
     if url is None:
         return [Finding("broker", "fail", "broker.url is not set", "FOREBAY_BROKER__URL, or `forebay dev`")]
     try:
-        async with asyncio.timeout(TIMEOUT), open_broker(settings) as broker:
+        async with asyncio.timeout(TIMEOUT), open_broker(settings.broker) as broker:
             await broker.ping()
             best = broker.capabilities
             queues = await broker.declared_queues()

@@ -120,6 +120,11 @@ def add_up(shares: Iterable[Share]) -> Share:
     )
 
 
+def unreadable(why: str) -> Reported:
+    """In the place of reports that cannot be read."""
+    return Reported(share=Share(in_hand=0), age=0.0, missing=why)
+
+
 def complete(depth: Depth, reported: Reported | None) -> Figures:
     """`depth`, and what it does not tell from the reports, if those are complete."""
     if reported is None or reported.missing:

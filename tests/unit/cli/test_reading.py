@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from forebay.brokers.api import Depth
+from forebay.brokers.api import Depth, Share
+from forebay.brokers.factory import open_broker
+from forebay.brokers.settings import BrokerSettings
+from forebay.cli import _common
 from forebay.cli._depths import QueueDepth
 from forebay.cli.status import Trend, judge, trends
 from forebay.storage.once import claim
+from forebay.storage.reports import QueueReport, exchange
 from tests.unit.cli.installation import NOW, Installation, dead, delivery
 
 
@@ -86,6 +93,121 @@ def test_a_queue_that_is_only_in_the_settings_is_listed_too(
 
     assert done.code == 0
     assert "clicks is in the settings but not on the broker yet" in done.err
+
+
+@pytest.fixture
+def old(site: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """The installation before a swap: its broker is the one to drain."""
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", f"sqlite:///{site.folder}/queue.db")
+    monkeypatch.setenv("FOREBAY_BROKER__URL", f"sqlite:///{site.folder}/new.db")
+    new = BrokerSettings.model_validate({"url": f"sqlite:///{site.folder}/new.db"})
+
+    async def declare() -> None:
+        async with open_broker(new) as broker:
+            await broker.declare("orders")
+
+    asyncio.run(declare())
+    return site
+
+
+def test_queues_shows_what_is_left_on_an_old_broker(old: Installation) -> None:
+    old.publish("orders", delivery().message, delivery().message)
+
+    new_one, old_one = old.run("queues", "--json").json
+    text = old.run("queues").out
+
+    assert [(d["queue"], d["waiting"], d["draining"]) for d in (new_one, old_one)] == [
+        ("orders", 0, False),
+        ("orders", 2, True),
+    ]
+    assert f"embedded queue {old.folder}/queue.db (draining)" in text
+
+
+def test_status_counts_what_is_left_on_an_old_broker(old: Installation) -> None:
+    old.publish("orders", dataclasses.replace(delivery().message, accepted_at=NOW - timedelta(minutes=1)))
+
+    done = old.run("status", "--interval", "100ms")
+
+    assert f"Standing still: 1 message on orders on embedded queue {old.folder}/queue.db" in done.out
+
+
+def test_an_old_broker_that_cannot_be_asked_hides_nothing_of_the_one_in_use(
+    old: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", "sqlite:///nowhere.db")
+
+    queues, status = old.run("queues"), old.run("status", "--interval", "100ms")
+
+    assert (queues.code, status.code) == (0, 6)
+    assert "orders" in queues.out
+    assert f"the old broker sqlite:///{old.folder}/nowhere.db cannot be asked" in queues.err
+    assert status.out.startswith("What waits is not all known: the old broker")
+
+
+def test_verify_cannot_give_up_on_what_may_be_on_an_old_broker(old: Installation) -> None:
+    sent = delivery()
+    old.publish("orders", sent.message)
+
+    ledger = old.run("verify", old.record(sent), "--json").json
+
+    assert ledger["held_by_queues"] == 1
+
+
+class Mute:
+    """A broker that tells what waits, and nothing else."""
+
+    identity = "mute"
+
+    async def depth(self, queue: str) -> Depth:
+        waiting = 0 if queue.endswith(".dead") else 4
+        return Depth(
+            waiting=waiting, scheduled=0, in_hand=None, bytes=None, oldest_age=None, unknown="it is mute"
+        )
+
+    async def declared_queues(self) -> list[str]:
+        return ["orders"]
+
+
+@pytest.fixture
+def mute(site: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    @asynccontextmanager
+    async def opened(settings: object) -> AsyncIterator[Mute]:
+        yield Mute()
+
+    monkeypatch.setattr(_common, "open_broker", opened)
+    return site
+
+
+def test_what_a_broker_cannot_tell_comes_from_its_consumers_with_its_age(mute: Installation) -> None:
+    places = [("orders", Share(in_hand=3, oldest_age=8.0)), ("orders.dead", Share(in_hand=0))]
+    with mute.database() as database:
+        reports = [
+            QueueReport(broker="mute", url="amqp://mute", queue=queue, share=share, depth=None)
+            for queue, share in places
+        ]
+        exchange(database, "host:1", reports, tidy=True)
+
+    (found,) = mute.run("queues", "--json").json
+    text = mute.run("queues").out
+
+    assert [found[k] for k in ("waiting", "in_hand", "dead", "oldest_age")] == [4, 3, 0, 8.0]
+    assert found["reported"] == ["in_hand", "oldest_age", "dead"]
+    assert 0 <= found["reported_age"] < 15
+    assert "in_hand, oldest_age, dead: " in text
+
+
+def test_what_nobody_tells_is_null_with_the_reason(
+    mute: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = mute.run("queues")
+    (found,) = mute.run("queues", "--json").json
+    monkeypatch.delenv("FOREBAY_DATABASE__URL")
+    blind = mute.run("queues")
+
+    assert (found["in_hand"], found["dead"], found["reported_age"]) == (None, None, None)
+    assert found["unknown"] == "it is mute; no consumer has reported"
+    assert "– is not known (orders): it is mute; no consumer has reported" in plain.err
+    assert "database.url, where consumers report the rest, is not set here" in blind.err
 
 
 def test_status_is_fine_when_nothing_waits(site: Installation) -> None:
@@ -261,3 +383,4 @@ def test_a_broker_that_cannot_tell_is_not_guessed() -> None:
     (found,) = trends([QueueDepth("orders", depth, None)], [QueueDepth("orders", depth, None)], 1.0)
 
     assert (found.due, found.change) == (None, None)
+    assert not judge([found]).ok
