@@ -18,7 +18,7 @@ from consumers.worker import wait_for
 from forebay.brokers.api import Broker
 from forebay.brokers.naming import dead_letter_queue
 from forebay.errors import BrokerError, ForebayError, QueueNotFound
-from forebay.storage.reports import Figures, Place, total
+from forebay.figures import Figures, Place, total
 
 log = structlog.get_logger()
 

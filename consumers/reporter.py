@@ -19,14 +19,12 @@ from consumers.supervisor import Supervisor
 from forebay.brokers.api import Broker, Depth
 from forebay.brokers.naming import dead_letter_queue
 from forebay.errors import BrokerError
+from forebay.figures import Figures, Place, complete
 from forebay.storage.database import Database
 from forebay.storage.reports import (
     FRESH,
-    Figures,
     LeftBehind,
-    Place,
     QueueReport,
-    complete,
     exchange,
     left_behind,
     withdraw,

@@ -24,9 +24,9 @@ from consumers.worker import LAST_SETTLE_TIMEOUT, Worker, utc_now
 from forebay.brokers.api import Broker, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue
 from forebay.errors import SettingsError
+from forebay.figures import add_up
 from forebay.sinks import Sink
 from forebay.storage.database import Database
-from forebay.storage.reports import add_up
 
 log = structlog.get_logger()
 

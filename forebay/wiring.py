@@ -110,6 +110,7 @@ def make_gateway(
             on_declared=on_declared,
         ),
         database=(lambda: make_database(settings)) if settings.database.url else None,
+        drained=[safe_url(old) for old in settings.broker.old()],
         registry=registry,
     )
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from forebay.brokers.api import Depth
 from forebay.brokers.naming import dead_letter_queue
 from forebay.errors import ForebayError, QueueNotFound
+from forebay.figures import Figures, Place, QueueFigures, Reported, complete_queue, lacks, total
 
 if TYPE_CHECKING:
-    from forebay.brokers.api import Broker, Depth
+    from forebay.brokers.api import Broker
     from forebay.settings import Settings
-    from forebay.storage.reports import Figures, Place, Reported
 
 
 @dataclass(slots=True)
@@ -61,10 +62,8 @@ class QueueDepth:
     """The identity."""
     draining: bool = False
     """It is on an old broker."""
-    reported: tuple[str, ...] = ()
-    """The figures of `depth` that come from what consumers reported."""
-    reported_age: float | None = None
-    """Seconds since the oldest report used."""
+    figures: QueueFigures | None = None
+    """`depth` and `dead`, completed by what consumers reported."""
 
     @property
     def held(self) -> int | None:
@@ -78,35 +77,18 @@ class QueueDepth:
     def label(self) -> str:
         return f"{self.queue} on {self.broker}" if self.draining else self.queue
 
-    @property
-    def unknown(self) -> str:
-        """Why a figure is missing."""
-        return (self.depth.unknown if self.depth else "") or (self.dead.unknown if self.dead else "")
-
     def as_json(self) -> dict[str, Any]:
-        depth = self.depth
-        return {
-            "queue": self.queue,
-            "broker": self.broker,
-            "draining": self.draining,
-            "declared": self.declared,
-            "waiting": depth and depth.waiting,
-            "scheduled": depth and depth.scheduled,
-            "in_hand": depth and depth.in_hand,
-            "bytes": depth and depth.bytes,
-            "oldest_age": depth and depth.oldest_age,
-            "dead": total(self.dead),
-            "reported": list(self.reported),
-            "reported_age": self.reported_age,
-            "unknown": self.unknown,
-        }
+        named = {
+            "queue": self.queue, "broker": self.broker, "draining": self.draining, "declared": self.declared
+        }  # fmt: skip
+        return named | (self.figures or UNKNOWN).as_json()
 
 
-def total(depth: Depth | None) -> int | None:
-    """All that a queue holds; None when a part of it is unknown."""
-    from forebay.storage.reports import total
-
-    return total(depth)
+UNKNOWN = QueueFigures(
+    live=Figures(depth=Depth(waiting=None, scheduled=None, in_hand=None, bytes=None, oldest_age=None)),
+    dead=None,
+)
+"""Of a queue that is not there."""
 
 
 async def look(brokers: Brokers, queues: Iterable[str]) -> list[QueueDepth]:
@@ -129,15 +111,9 @@ async def look(brokers: Brokers, queues: Iterable[str]) -> list[QueueDepth]:
 
 async def with_reports(depths: Sequence[QueueDepth], settings: Settings) -> list[QueueDepth]:
     """What the brokers cannot tell as their consumers last reported it: seconds old."""
-    gaps = {d.broker for d in depths if d.declared and (d.held is None or _no_age(d))}
-    if not gaps:
-        return list(depths)
-    reports = await asyncio.to_thread(_reports, settings, gaps)
+    gaps = {d.broker for d in depths if lacks(d.depth) or lacks(d.dead)}
+    reports = await asyncio.to_thread(_reports, settings, gaps) if gaps else {}
     return [_completed(d, reports) for d in depths]
-
-
-def _no_age(of: QueueDepth) -> bool:
-    return of.depth is not None and of.depth.oldest_age is None and total(of.depth) != 0
 
 
 async def _look(broker: Broker, queue: str, *, draining: bool) -> QueueDepth:
@@ -156,25 +132,10 @@ async def _look(broker: Broker, queue: str, *, draining: bool) -> QueueDepth:
 def _completed(of: QueueDepth, reports: dict[Place, Reported] | str) -> QueueDepth:
     if of.depth is None:
         return of
-    live = _complete(of.depth, (of.broker, of.queue), reports)
-    dead_place = (of.broker, dead_letter_queue(of.queue))
-    dead = None if of.dead is None else _complete(of.dead, dead_place, reports)
-    ages = [f.reported_age for f in (live, dead) if f is not None and f.reported_age is not None]
-    return QueueDepth(
-        of.queue,
-        live.depth,
-        dead.depth if dead else None,
-        broker=of.broker,
-        draining=of.draining,
-        reported=(*live.reported, *(["dead"] if dead and "in_hand" in dead.reported else [])),
-        reported_age=max(ages, default=None),
+    figures = complete_queue((of.broker, of.queue), of.depth, of.dead, reports)
+    return replace(
+        of, depth=figures.live.depth, dead=figures.dead.depth if figures.dead else None, figures=figures
     )
-
-
-def _complete(depth: Depth, place: Place, reports: dict[Place, Reported] | str) -> Figures:
-    from forebay.storage.reports import complete, unreadable
-
-    return complete(depth, unreadable(reports) if isinstance(reports, str) else reports.get(place))
 
 
 def _reports(settings: Settings, brokers: Collection[str]) -> dict[Place, Reported] | str:
@@ -203,6 +164,6 @@ def reasons(depths: Sequence[QueueDepth]) -> dict[str, list[str]]:
     """Why figures are missing, with the queues of which they are; bytes are not missed."""
     found: dict[str, list[str]] = {}
     for depth in depths:
-        if depth.declared and depth.held is None and depth.unknown:
-            found.setdefault(depth.unknown, []).append(depth.label)
+        if depth.held is None and depth.figures is not None:
+            found.setdefault(depth.figures.unknown, []).append(depth.label)
     return found

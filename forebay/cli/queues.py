@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from forebay.cli._common import BrokerUrlOption, ConfigOption, DatabaseUrlOption, JsonOption, run
-from forebay.cli._depths import QueueDepth, known_queues, look, open_brokers, reasons, total, with_reports
+from forebay.cli._depths import QueueDepth, known_queues, look, open_brokers, reasons, with_reports
 from forebay.cli._output import duration, emit_json, emit_table, note, size, warn
 from forebay.cli._settings import read_settings
+from forebay.figures import QueueFigures, total
 
 if TYPE_CHECKING:
     from forebay.settings import Settings
@@ -64,16 +65,21 @@ async def _look(settings: Settings) -> tuple[list[QueueDepth], list[str]]:
 def _print(depths: Sequence[QueueDepth]) -> None:
     columns = ["queue", "waiting", "scheduled", "in hand", "dead", "bytes", "oldest"]
     rows = [_row(depth) for depth in depths]
-    if any(depth.reported for depth in depths):
+    if any(depth.figures and depth.figures.reported for depth in depths):
         columns.append("reported")
         for row, depth in zip(rows, depths, strict=True):
-            age = depth.reported_age
-            row.append(None if age is None else f"{', '.join(depth.reported)}: {duration(age)} ago")
+            row.append(_source(depth.figures))
     if any(depth.draining for depth in depths):
         columns.append("broker")
         for row, depth in zip(rows, depths, strict=True):
             row.append(f"{depth.broker}{' (draining)' if depth.draining else ''}")
     emit_table(columns, rows)
+
+
+def _source(figures: QueueFigures | None) -> str | None:
+    if figures is None or figures.reported_age is None:
+        return None
+    return f"{', '.join(figures.reported)}: {duration(figures.reported_age)} ago"
 
 
 def _row(of: QueueDepth) -> list[object]:

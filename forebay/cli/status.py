@@ -19,12 +19,13 @@ from forebay.cli._common import (
     open_database,
     run,
 )
-from forebay.cli._depths import Brokers, QueueDepth, known_queues, look, open_brokers, total, with_reports
+from forebay.cli._depths import Brokers, QueueDepth, known_queues, look, open_brokers, with_reports
 from forebay.cli._exit import ExitCode
 from forebay.cli._output import duration, emit, emit_json, emit_table
 from forebay.cli._settings import read_settings
 from forebay.cli._values import seconds
 from forebay.errors import ForebayError
+from forebay.figures import total
 
 if TYPE_CHECKING:
     from forebay.settings import Settings
@@ -81,8 +82,8 @@ def trends(before: Sequence[QueueDepth], after: Sequence[QueueDepth], elapsed: f
                 change=None if was is None or now is None else (now - was) / elapsed,
                 dead=total(depth.dead) if depth.dead else 0,
                 fresh=_is_fresh(depth),
-                unknown=depth.unknown,
-                reported_age=depth.reported_age,
+                unknown=depth.figures.unknown if depth.figures else "",
+                reported_age=depth.figures.reported_age if depth.figures else None,
             )
         )
     return found

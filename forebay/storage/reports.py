@@ -9,8 +9,8 @@ kept after its consumers are gone: so a swap of the broker that forgot messages 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from forebay.brokers.api import Depth, Share
+from forebay.figures import Figures, Place, Reported, add_up, complete
 from forebay.storage.database import Database
 from forebay.storage.tables import BROKER_LENGTH, UtcTime, broker_depths, consumer_reports
 
@@ -27,9 +28,6 @@ GONE = 60.0
 """After this long its report is removed: a broker has by then given what it held to others."""
 KEPT = timedelta(days=30)
 """How long a broker that nobody consumes any more is remembered."""
-
-Place = tuple[str, str]
-"""The identity of a broker, and a queue on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,28 +42,6 @@ class QueueReport:
     """Of all its subscriptions, added up."""
     depth: Depth | None
     """As the broker told it; None when it did not answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
-    """The reports of all consumers of one queue, added up."""
-
-    share: Share
-    age: float
-    """Seconds since the oldest of them."""
-    missing: str = ""
-    """Why the sum is not the queue's figure, as a clause; empty: it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """How much a queue holds: what the broker tells, and for the rest what its consumers last reported."""
-
-    depth: Depth
-    reported: tuple[str, ...] = ()
-    """The figures that come from reports."""
-    reported_age: float | None = None
-    """Seconds since the oldest of the reports used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,53 +73,6 @@ class LeftBehind:
     def setting(self) -> str:
         """What to write so that they are consumed; the password is the reader's to fill in."""
         return f'broker.drain = ["{self.url}"]'
-
-
-def total(depth: Depth | None) -> int | None:
-    """All that a queue holds; None when a part of it is unknown."""
-    if depth is None or depth.waiting is None or depth.scheduled is None or depth.in_hand is None:
-        return None
-    return depth.waiting + depth.scheduled + depth.in_hand
-
-
-def add_up(shares: Iterable[Share]) -> Share:
-    """What several subscriptions, or processes, know together. What one of them cannot tell none can."""
-    given = list(shares)
-    waiting = [s.waiting for s in given]
-    scheduled = [s.scheduled for s in given]
-    ages = [s.oldest_age for s in given if s.oldest_age is not None]
-    return Share(
-        in_hand=sum(s.in_hand for s in given),
-        waiting=None if not given or None in waiting else sum(n for n in waiting if n is not None),
-        scheduled=None if not given or None in scheduled else sum(n for n in scheduled if n is not None),
-        oldest_age=max(ages, default=None),
-    )
-
-
-def unreadable(why: str) -> Reported:
-    """In the place of reports that cannot be read."""
-    return Reported(share=Share(in_hand=0), age=0.0, missing=why)
-
-
-def complete(depth: Depth, reported: Reported | None) -> Figures:
-    """`depth`, and what it does not tell from the reports, if those are complete."""
-    if reported is None or reported.missing:
-        why = reported.missing if reported else "no consumer has reported"
-        return Figures(depth=replace(depth, unknown=f"{depth.unknown}; {why}") if _gaps(depth) else depth)
-    share = reported.share
-    found = {name: getattr(share, name) for name in _gaps(depth) if getattr(share, name) is not None}
-    if not found:
-        return Figures(depth=depth)
-    merged = replace(depth, **found)
-    if merged.bytes is not None and not _gaps(merged):
-        merged = replace(merged, unknown="")
-    return Figures(depth=merged, reported=tuple(found), reported_age=reported.age)
-
-
-def _gaps(depth: Depth) -> list[str]:
-    gaps = [name for name in ("waiting", "scheduled", "in_hand") if getattr(depth, name) is None]
-    # The oldest of nothing is no gap.
-    return [*gaps, "oldest_age"] if depth.oldest_age is None and (gaps or total(depth)) else gaps
 
 
 def exchange(

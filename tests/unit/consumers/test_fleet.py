@@ -21,10 +21,11 @@ from consumers.supervisor import Supervisor
 from forebay.brokers.api import Broker, Capabilities, Depth
 from forebay.brokers.memory import MemoryBroker, MemoryServer
 from forebay.errors import BrokerUnavailable, SinkUnavailable
+from forebay.figures import Figures, Place
 from forebay.message import Message
 from forebay.sinks import Sink
 from forebay.storage.database import Database
-from forebay.storage.reports import Figures, Place, left_behind, read_reports
+from forebay.storage.reports import left_behind, read_reports
 from forebay.storage.schema import migrate
 from tests.unit.consumers.fakes import MemorySink, messages
 from tests.waiting import until

@@ -8,12 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from forebay.brokers.api import Depth, Share
+from forebay.figures import Figures, Reported, complete
 from forebay.storage.database import Database
 from forebay.storage.reports import (
-    Figures,
     QueueReport,
-    Reported,
-    complete,
     exchange,
     left_behind,
     read_reports,
