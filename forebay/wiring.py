@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forebay.errors import BrokerUnavailable
+from forebay.errors import BrokerUnavailable, SettingsError
 from forebay.settings import Flag, Settings, load
 from forebay.settings_sources import variable
 
@@ -171,7 +171,7 @@ def make_fleet(
     url = safe_url(settings.broker)
     return Fleet(
         Watched(current, url),
-        old=[_old_broker(old) for old in settings.broker.old()],
+        old=old_brokers(settings.broker),
         make_old=lambda old: consumers_of(old, beside=current),
         # What is in memory ends with us: nobody need know of it.
         reporter=Reporter(None if url.startswith("memory:") else database),
@@ -185,13 +185,24 @@ def safe_url(settings: BrokerSettings) -> str:
     return str(shown(settings.url))
 
 
-def _old_broker(settings: BrokerSettings) -> OldBroker:
+def old_brokers(settings: BrokerSettings) -> list[OldBroker]:
+    """
+    The brokers to drain, not yet opened.
+
+    Raises:
+        SettingsError: no driver reads the URL of one.
+    """
     from consumers.fleet import OldBroker
     from forebay.brokers.factory import open_broker
 
-    # Asked for at once, so that a URL that no driver reads ends the start.
-    open_broker(settings, create=False)
-    return OldBroker(url=safe_url(settings), open=lambda: open_broker(settings, create=False))
+    def of(old: BrokerSettings) -> OldBroker:
+        try:
+            open_broker(old)  # Only made, not entered: nothing is opened yet.
+        except SettingsError as error:
+            raise SettingsError(f"broker.drain: {error}") from None
+        return OldBroker(url=safe_url(old), open=lambda: open_broker(old, create=False))
+
+    return [of(old) for old in settings.old()]
 
 
 @asynccontextmanager

@@ -121,7 +121,10 @@ def _checked(config: Path | None) -> Loaded:
     Raises:
         SettingsError
     """
+    from forebay.wiring import old_brokers
+
     loaded = load(config)
+    old_brokers(loaded.settings.broker)
     for name, queue in loaded.settings.queues.items():
         if (wrong := unknown_sink(queue.sink)) is not None:
             origin = loaded.provenance.get(f"queues.{name}.sink", "default")

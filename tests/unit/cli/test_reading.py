@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from forebay.brokers.api import Depth, Share
+from forebay.brokers.api import Depth, Finding, Share
 from forebay.brokers.factory import open_broker
 from forebay.brokers.settings import BrokerSettings
+from forebay.brokers.sqlite.broker import SQLiteBroker
 from forebay.cli import _common
 from forebay.cli._depths import QueueDepth
 from forebay.cli.status import Trend, judge, trends
 from forebay.storage.once import claim
-from forebay.storage.reports import QueueReport, exchange
-from tests.unit.cli.installation import NOW, Installation, dead, delivery
+from forebay.storage.reports import QueueReport, exchange, withdraw
+from tests.unit.cli.installation import NOW, Done, Installation, dead, delivery
 
 
 def test_a_stored_message_says_where_and_when(site: Installation) -> None:
@@ -151,6 +152,80 @@ def test_verify_cannot_give_up_on_what_may_be_on_an_old_broker(old: Installation
     ledger = old.run("verify", old.record(sent), "--json").json
 
     assert ledger["held_by_queues"] == 1
+
+
+def finding(done: Done, check: str) -> dict[str, str]:
+    (found,) = [f for f in done.json["findings"] if f["check"] == check]
+    return dict(found)
+
+
+def test_doctor_tells_what_is_left_on_an_old_broker_and_when_it_is_empty(old: Installation) -> None:
+    empty = finding(old.run("doctor", "--json"), "drain")
+    old.publish("orders", delivery().message, delivery().message)
+    full = finding(old.run("doctor", "--json"), "drain")
+
+    assert empty["text"] == f"sqlite:///{old.folder}/queue.db is empty"
+    assert "take it out of broker.drain" in empty["fix"]
+    assert full["text"].endswith("is drained; 2 messages are left")
+
+
+def test_doctor_fails_for_an_old_broker_that_cannot_be_asked(
+    old: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", "sqlite:///nowhere.db")
+
+    found = finding(old.run("doctor", "--json"), "drain")
+
+    assert found["verdict"] == "fail"
+    assert "nothing on it is consumed" in found["text"]
+
+
+def test_doctor_warns_of_a_broker_that_was_left_with_messages(site: Installation) -> None:
+    left = Depth(waiting=7, scheduled=0, in_hand=0, bytes=0, oldest_age=60.0)
+    with site.database() as database:
+        report = QueueReport(
+            broker="rabbit", url="amqp://u:***@h", queue="orders", share=Share(in_hand=0), depth=left
+        )
+        exchange(database, "host:1", [report], tidy=True)
+        withdraw(database, "host:1")
+
+    found = finding(site.run("doctor", "--json"), "other broker")
+
+    assert found["verdict"] == "warn"
+    assert found["text"].startswith("rabbit held 7 messages (orders) when a consumer last looked")
+    assert found["fix"] == 'broker.drain = ["amqp://u:***@h"]'
+
+
+def test_doctor_fails_when_the_broker_cannot_keep_the_least_durability(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_GATEWAY__MIN_DURABILITY", "replicated")
+
+    found = finding(site.run("doctor", "--json"), "durability")
+
+    assert found["verdict"] == "fail"
+    assert "gateway.min_durability is 'replicated', so the gateway does not start" in found["text"]
+
+
+def test_doctor_passes_on_what_the_driver_finds(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def examine(self: SQLiteBroker, queues: Sequence[str]) -> list[Finding]:
+        return [Finding(check="queue orders", verdict="warn", text=f"seen {', '.join(queues)}", fix="do it")]
+
+    monkeypatch.setattr(SQLiteBroker, "examine", examine)
+
+    assert finding(site.run("doctor", "--json"), "queue orders")["text"] == "seen orders"
+
+
+def test_an_old_broker_that_no_driver_reads_is_found_by_config_check(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", "ampq://u:pa55@h")
+
+    done = site.run("config", "check")
+
+    assert done.code == 2
+    assert "broker.drain: broker.url begins with 'ampq', which no driver reads" in done.err
+    assert "pa55" not in done.err
 
 
 class Mute:
