@@ -23,10 +23,9 @@ async def serve_health(
     """
     Answer while the context is open; gives the port, which is another one if `port` is 0.
 
-    Ready means that every worker has reached its broker once and none is stuck; an old
-    broker that is drained need not be there. A
-    paused one is ready: an orchestrator that restarted it would only make it forget
-    that the destination is down.
+    Ready means that every worker has reached its broker once and none is stuck. An old
+    broker that is drained need not be there. A paused worker is ready: an orchestrator
+    that restarted it would only make it forget that the destination is down.
 
     Raises:
         SettingsError: the port cannot be listened on.
