@@ -216,6 +216,7 @@ class Fleet:
                     "the old broker is empty: once no gateway publishes to it, take it out of broker.drain",
                     broker=broker,
                     url=old.url,
+                    queues=list(self._queues),
                 )
             old.told = True
         elif any(old.empty_looks[name] == 0 for name in names):

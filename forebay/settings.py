@@ -38,8 +38,8 @@ from gateway.settings import GatewaySettings
 
 DEFAULT_FILE = "forebay.toml"
 
-_COMMA_BEFORE_URL = re.compile(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
-"""Within a URL commas separate hosts; this one separates URLs."""
+_COMMA_BEFORE_URL = re.compile(r"[,\s](?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
+"""Within a URL commas separate hosts; this one, or a line's end in a secret file, separates URLs."""
 
 _HANDLER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 

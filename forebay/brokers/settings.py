@@ -19,7 +19,8 @@ class BrokerSettings(Section):
     """sqlite:///path, amqp://user:password@host/vhost or kafka://host: the scheme is the driver."""
     drain: tuple[SecretStr, ...] = ()
     """Old brokers, as URLs: consumed beside `url` until they are empty, never published to. As text the
-    URLs are separated by commas; only one before a scheme counts, so several hosts in a URL are fine."""
+    URLs are separated by commas; only one before a scheme counts, so several hosts in a URL are fine.
+    How to swap brokers: docs/swapping-brokers.md."""
     sqlite: SQLiteSettings = SQLiteSettings()
     """Tunes the embedded queue; ignored by other drivers."""
     rabbitmq: RabbitMQSettings = RabbitMQSettings()

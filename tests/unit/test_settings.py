@@ -310,6 +310,14 @@ def test_only_a_comma_before_a_scheme_separates_the_brokers_to_drain(folder: Pat
     ]
 
 
+def test_a_secret_file_has_a_broker_to_drain_per_line(folder: Path) -> None:
+    (folder / "drain").write_text("amqp://u:p@one,two/v\nkafka://three\n")
+
+    found = loaded(folder, environ={"FOREBAY_BROKER__DRAIN_FILE": str(folder / "drain")})
+
+    assert drained(found) == ["amqp://u:p@one,two/v", "kafka://three"]
+
+
 def test_a_file_lists_the_brokers_to_drain(folder: Path) -> None:
     found = loaded(folder, '[broker]\ndrain = ["sqlite:///old.db", "kafka://one,two"]\n')
 
