@@ -23,9 +23,9 @@ async def serve_health(
     """
     Answer while the context is open; gives the port, which is another one if `port` is 0.
 
-    Ready means that every worker has reached its broker once and none is stuck. A
-    paused one is ready: an orchestrator that restarted it would only make it forget
-    that the destination is down.
+    Ready means that every worker has reached its broker once and none is stuck. An old
+    broker that is drained need not be there. A paused worker is ready: an orchestrator
+    that restarted it would only make it forget that the destination is down.
 
     Raises:
         SettingsError: the port cannot be listened on.
@@ -37,7 +37,9 @@ async def serve_health(
     async def readyz(request: web.Request) -> web.Response:
         queues = snapshot()
         # No queue yet: the process still waits for its database or its broker.
-        ready = bool(queues) and not any(q.stalled or q.state == "starting" for q in queues)
+        ready = bool(queues) and not any(
+            q.stalled or (q.state == "starting" and not q.draining) for q in queues
+        )
         status = 200 if ready else 503
         if "verbose" not in request.query:
             return web.Response(

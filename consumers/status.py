@@ -8,7 +8,8 @@ from typing import Literal
 STALLED = 120.0
 """A step that takes longer is taken for stuck: readiness says so."""
 
-WorkerState = Literal["starting", "running", "paused", "reconnecting", "stopped"]
+WorkerState = Literal["waiting", "starting", "running", "paused", "reconnecting", "stopped"]
+"""`waiting`: for an old broker to be empty of the queue, to keep its order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,10 @@ class QueueStatus:
     """How the consumer of one queue (or the archiver of one dead-letter queue) is doing."""
 
     queue: str
+    broker: str
+    """Which broker it is on, by its identity."""
+    draining: bool
+    """It is an old broker, read beside the one in use until it is empty."""
     destination: str
     state: WorkerState
     pause_reason: str | None

@@ -21,9 +21,10 @@ from consumers.retry import ExponentialBackoff, Forever
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings
 from consumers.status import QueueStatus, WorkerState
 from consumers.worker import LAST_SETTLE_TIMEOUT, Worker, utc_now
-from forebay.brokers.api import Broker
+from forebay.brokers.api import Broker, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue
 from forebay.errors import SettingsError
+from forebay.figures import add_up
 from forebay.sinks import Sink
 from forebay.storage.database import Database
 
@@ -40,6 +41,8 @@ class _Line:
     tally: Tally
     workers: list[Worker]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    held: bool = False
+    """Not to be consumed yet."""
 
 
 class Supervisor:
@@ -49,6 +52,10 @@ class Supervisor:
     Each queue gets `concurrency` workers, and an archiver for its dead letters where
     there is a database. Queues with the same destination and breaker settings share
     one breaker: when the database is down it is probed once, not once per queue.
+
+    With `beside` it drains an old broker for that supervisor's process, and shares its
+    breakers and figures. An old broker need not keep the order of keys: what it could
+    not keep, it never promised.
 
     Belongs to one event loop; `add` and `snapshot` are called in it.
     """
@@ -61,37 +68,40 @@ class Supervisor:
         database: Database | None,
         make_sink: Callable[[str, QueueSettings], Sink],
         registry: CollectorRegistry | None = None,
+        beside: Supervisor | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
-        self._broker = broker
+        self.broker = broker
+        self._draining = beside is not None
         self._settings = settings
         self._database = database
         self._make_sink = make_sink
-        if registry is None:
-            registry = CollectorRegistry()
-            ProcessCollector(registry=registry)
-            PlatformCollector(registry=registry)
-        self._metrics = ConsumerMetrics(registry)
         self._clock = clock
         self._now = now
         self._rng = rng or random.Random()
-        self._breakers: dict[tuple[str, BreakerSettings], CircuitBreaker] = {}
+        self._metrics: ConsumerMetrics = (
+            beside._metrics if beside else ConsumerMetrics(registry or _own_registry())
+        )
+        self._breakers: dict[tuple[str, BreakerSettings], CircuitBreaker] = beside._breakers if beside else {}
         self._lines: dict[str, _Line] = {}
         self._group: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
 
-    def add(self, queue: str, settings: QueueSettings) -> None:
+    def add(self, queue: str, settings: QueueSettings, *, hold: bool = False) -> None:
         """
         Consume `queue` too, from now or from `run` on. A queue that is there already stays as it is.
+
+        With `hold` only its dead letters, and the queue itself from `release` on.
 
         Raises:
             SettingsError: its sink cannot be made, or the broker cannot keep the order it asks for.
         """
         if queue in self._lines:
             return
-        if settings.order == "key" and (kept := self._broker.capabilities.ordering) != "by_key":
+        kept = self.broker.capabilities.ordering
+        if settings.order == "key" and kept != "by_key" and not self._draining:
             raise SettingsError(
                 f'queues.{queue}.order is "key", which this broker cannot keep (its ordering is {kept!r});'
                 ' write order = "none", or use a broker that orders by key (see docs/drivers.md)'
@@ -99,7 +109,7 @@ class Supervisor:
         sink = self._make_sink(queue, settings)
         retry = ExponentialBackoff.of(settings.retry)
         processor = Processor(retry=retry, destination=sink.destination)
-        self._start(queue, sink, processor, settings)
+        self._start(queue, sink, processor, settings, hold=hold)
         if self._database is not None:
             self._start(
                 dead_letter_queue(queue),
@@ -107,6 +117,13 @@ class Supervisor:
                 Processor(retry=Forever(), destination=ArchiveSink.destination, gives_up=False),
                 QueueSettings(batch_size=archiver.BATCH_SIZE, max_wait=archiver.MAX_WAIT),
             )
+
+    def release(self, queue: str) -> None:
+        """Consume a queue that was added with `hold`."""
+        line = self._lines[queue]
+        line.held = False
+        if self._group is not None:
+            self._launch(line)
 
     async def run(self, stop: asyncio.Event) -> None:
         """
@@ -129,9 +146,7 @@ class Supervisor:
                 for line in self._lines.values():
                     self._launch(line)
                 await stop.wait()
-                log.info(
-                    "consumers are stopping", queues=[q for q in self._lines if not is_dead_letter_queue(q)]
-                )
+                log.info("consumers are stopping", broker=self.broker.identity, queues=self.queues)
                 await self._end()
             finally:
                 self._group = None
@@ -140,16 +155,28 @@ class Supervisor:
         """How each queue is doing now, in the order in which they were added."""
         return [self._status(line) for line in self._lines.values()]
 
+    @property
+    def queues(self) -> list[str]:
+        """Those that were added; each has its dead-letter queue besides."""
+        return [q for q in self._lines if not is_dead_letter_queue(q)]
+
+    def share(self, queue: str) -> Share:
+        """What all workers of a queue, or of a dead-letter queue, know of it together."""
+        line = self._lines.get(queue)
+        return add_up(w.share() for w in line.workers) if line else Share(in_hand=0)
+
     # ---- making and ending
 
-    def _start(self, queue: str, sink: Sink, processor: Processor, settings: QueueSettings) -> None:
+    def _start(
+        self, queue: str, sink: Sink, processor: Processor, settings: QueueSettings, *, hold: bool = False
+    ) -> None:
         breaker = self._breaker(sink.destination, settings.breaker)
         tally = Tally(metrics=self._metrics, queue=queue)
         # Two batches of one ordering key must not be written side by side.
         concurrency = 1 if settings.order == "key" else settings.concurrency
         workers = [
             Worker(
-                self._broker,
+                self.broker,
                 queue,
                 sink,
                 processor,
@@ -163,13 +190,15 @@ class Supervisor:
             )
             for _ in range(concurrency)
         ]
-        line = _Line(queue=queue, sink=sink, breaker=breaker, tally=tally, workers=workers)
+        line = _Line(queue=queue, sink=sink, breaker=breaker, tally=tally, workers=workers, held=hold)
         self._lines[queue] = line
         if self._group is not None:
             self._launch(line)
 
     def _launch(self, line: _Line) -> None:
         assert self._group is not None
+        if line.held:
+            return
         for worker in line.workers:
             task = self._group.create_task(worker.run(self._stop), name=f"consume {line.queue}")
             line.tasks.append(task)
@@ -177,7 +206,8 @@ class Supervisor:
     async def _end(self) -> None:
         """The workers end by themselves; those that cannot are ended."""
         for line in self._lines.values():
-            for worker, task in zip(line.workers, line.tasks, strict=True):
+            # A line that is held has no tasks.
+            for worker, task in zip(line.workers, line.tasks, strict=False):
                 if not worker.connected:
                     task.cancel()  # It is waiting for a broker that is not there, with nothing in hand.
         tasks = [t for line in self._lines.values() for t in line.tasks]
@@ -223,6 +253,8 @@ class Supervisor:
         paused = breaker.state is not BreakerState.CLOSED
         return QueueStatus(
             queue=line.queue,
+            broker=self.broker.identity,
+            draining=self._draining,
             destination=line.sink.destination,
             state=self._state(line, paused=paused),
             pause_reason=breaker.reason,
@@ -239,8 +271,17 @@ class Supervisor:
         )
 
     def _state(self, line: _Line, *, paused: bool) -> WorkerState:
+        if line.held:
+            return "waiting"
         if line.tasks and all(t.done() for t in line.tasks):
             return "stopped"
         if not any(w.connected for w in line.workers):
             return "reconnecting" if line.tally.restarts else "starting"
         return "paused" if paused else "running"
+
+
+def _own_registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry

@@ -16,7 +16,16 @@ import structlog
 from consumers.breaker import BreakerState, CircuitBreaker
 from consumers.metrics import Tally
 from consumers.processor import Processor
-from forebay.brokers.api import Broker, DeadLetter, Delivery, Release, Retry, Settlement, Subscription
+from forebay.brokers.api import (
+    Broker,
+    DeadLetter,
+    Delivery,
+    Release,
+    Retry,
+    Settlement,
+    Share,
+    Subscription,
+)
 from forebay.brokers.naming import origin_queue
 from forebay.errors import BrokerUnavailable, QueueNotFound, SinkMisconfigured, SinkUnavailable
 from forebay.sinks import Sink
@@ -102,8 +111,16 @@ class Worker:
         breaker.on_change(self._breaker_changed.set)
         self._busy: dict[str, float] = {}
         self._restart_delay = 0.0
-        self.connected = False
+        self._subscription: Subscription | None = None
+
+    @property
+    def connected(self) -> bool:
         """Whether it has a subscription now."""
+        return self._subscription is not None
+
+    def share(self) -> Share:
+        """What its subscription knows of the queue; without one it holds nothing and knows nothing."""
+        return Share(in_hand=0) if self._subscription is None else self._subscription.share()
 
     def busy_for(self) -> float:
         """How long the slowest step under way has been going on; 0.0 while it waits for work."""
@@ -117,10 +134,10 @@ class Worker:
             except Exception as error:
                 self._ended_by(_innermost(error))
             finally:
-                self.connected = False
+                self._subscription = None
                 self._busy.clear()
             if not stop.is_set():
-                await _wait(stop, self._restart_delay)
+                await wait_for(stop, self._restart_delay)
 
     async def _run_once(self, stop: asyncio.Event) -> None:
         stack = AsyncExitStack()
@@ -131,7 +148,7 @@ class Worker:
                     subscription = await stack.enter_async_context(
                         self._broker.subscribe(self._queue, prefetch=IN_HAND * self._batch_size)
                     )
-            self.connected = True
+            self._subscription = subscription
             await self._pipeline(subscription, stop)
         finally:
             with self._doing("unsubscribe"):
@@ -230,7 +247,7 @@ class Worker:
             self._breaker_changed.clear()
             if (pause := self._breaker.retry_after()) == 0.0:
                 return
-            await _wait(self._breaker_changed, pause)
+            await wait_for(self._breaker_changed, pause)
 
     async def _write(
         self,
@@ -312,7 +329,7 @@ class Worker:
         settler: asyncio.Task[None],
     ) -> None:
         """Wait for `stop`, then end the steps from the first to the last."""
-        while not await _wait(stop, SLOW_WRITE):
+        while not await wait_for(stop, SLOW_WRITE):
             if (busy := self.busy_for()) >= SLOW_WRITE:
                 self._log.warning("busy with one batch for long", seconds=round(busy), step=[*self._busy])
         receiver.cancel()
@@ -389,7 +406,7 @@ def _forget_cancellations() -> None:
         task.uncancel()
 
 
-async def _wait(event: asyncio.Event, timeout: float) -> bool:
+async def wait_for(event: asyncio.Event, timeout: float) -> bool:
     """Wait until `event` is set, at most `timeout` seconds; whether it is set."""
     try:
         async with asyncio.timeout(None if timeout == float("inf") else timeout):

@@ -16,19 +16,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 
 from consumers.settings import ConsumerSettings, QueueSettings
 from forebay.brokers.naming import check_queue_name
 from forebay.brokers.settings import BrokerSettings
 from forebay.errors import SettingsError
 from forebay.section import Section
-from forebay.settings_schema import example, is_path, is_setting, kind_of, leaf_settings, suggestion
+from forebay.settings_schema import (
+    example,
+    is_path,
+    is_secret,
+    is_setting,
+    kind_of,
+    leaf_settings,
+    suggestion,
+)
 from forebay.settings_sources import Assignment, SettingPath, dotted, from_environment, from_toml, unreadable
 from forebay.storage.settings import DatabaseSettings
 from gateway.settings import GatewaySettings
 
 DEFAULT_FILE = "forebay.toml"
+
+_COMMA_BEFORE_URL = re.compile(r"[,\s](?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
+"""Within a URL commas separate hosts; this one, or a line's end in a secret file, separates URLs."""
 
 _HANDLER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -259,7 +270,10 @@ def _value(path: SettingPath, a: Assignment) -> object:
         if is_path(Settings, path):
             return a.base / value
         if is_setting(Settings, path, tuple):
-            return tuple(text.strip() for text in value.split(",") if text.strip())
+            value = _COMMA_BEFORE_URL.split(value) if is_secret(Settings, path) else value.split(",")
+            value = tuple(text.strip() for text in value if text.strip())
+    if is_secret(Settings, path) and isinstance(value, (list, tuple)):
+        return tuple(_absolute_url(v.strip(), a.base) if isinstance(v, str) else v for v in value)
     return value
 
 
@@ -280,7 +294,7 @@ def _line(error: Any, values: Mapping[SettingPath, Assignment]) -> str:
     origin = inside.origin if inside else "default"
     if kind_of(Settings, path) == "table" and error["type"] == "value_error":
         return f"{origin}: {dotted(path)}: {error['ctx']['error']}"
-    what = _what(error, "" if is_setting(Settings, path, SecretStr) else f"{error['input']!r} ")
+    what = _what(error, "" if is_secret(Settings, path) else f"{error['input']!r} ")
     return f"{origin}: {dotted(path)} {what}{example(Settings, path)}"
 
 

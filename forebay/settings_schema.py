@@ -90,6 +90,16 @@ def is_path(model: Root, path: SettingPath) -> bool:
     return is_setting(model, path, Path)
 
 
+def is_secret(model: Root, path: SettingPath) -> bool:
+    """Does `path` name a URL that may hold a password, a list of them, or one of such a list?"""
+    for end in (len(path), len(path) - 1):
+        field, _ = _find(model, path[:end]) if end else (None, None)
+        if field is not None:
+            kinds = _alternatives(field.annotation)
+            return SecretStr in {inner for kind in kinds for inner in (kind, *get_args(kind))}
+    return False
+
+
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
@@ -173,6 +183,8 @@ def shown(value: object) -> object:
     """A value as it may be printed: credentials masked."""
     if isinstance(value, SecretStr):
         return mask_url(value.get_secret_value())
+    if isinstance(value, tuple):
+        return tuple(shown(v) for v in value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -224,6 +236,9 @@ def type_in_words(field: FieldInfo) -> str:
         if get_origin(kind) is Literal:
             words.append(" or ".join(f'"{v}"' for v in get_args(kind)))
         else:
+            if get_origin(kind) is tuple and SecretStr in get_args(kind):
+                words.append("list of URLs")
+                continue
             names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
             words.append(names.get(get_origin(kind) or kind, "list" if get_origin(kind) is tuple else "URL"))
     return ", ".join(words)

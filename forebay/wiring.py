@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forebay.errors import BrokerUnavailable
+from forebay.errors import BrokerUnavailable, SettingsError
 from forebay.settings import Flag, Settings, load
 from forebay.settings_sources import variable
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from consumers.fleet import Fleet, OldBroker
     from consumers.status import QueueStatus
     from consumers.supervisor import Supervisor
     from forebay.brokers.api import Broker
+    from forebay.brokers.settings import BrokerSettings
     from forebay.storage.database import Database
     from gateway.app import Gateway
 
@@ -40,18 +42,18 @@ LOG_LEVEL_VARIABLE = "_FOREBAY_LOG_LEVEL"
 """How a worker process learns of --log-level. Not a setting: it belongs to one start."""
 
 
-def broker_opener(settings: Settings) -> BrokerOpener:
+def broker_opener(settings: BrokerSettings) -> BrokerOpener:
     """How to open the broker, waiting for one that is somewhere else and not there yet."""
     from forebay.brokers.factory import open_broker
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Broker]:
-        url = settings.broker.url.get_secret_value() if settings.broker.url else ""
+        url = settings.url.get_secret_value() if settings.url else ""
         wait = 0.5
         async with AsyncExitStack() as stack:
             while True:
                 try:
-                    broker = await stack.enter_async_context(open_broker(settings.broker))
+                    broker = await stack.enter_async_context(open_broker(settings))
                     break
                 except BrokerUnavailable as error:
                     # A file of ours that cannot be opened will not mend itself. A server will: when all
@@ -100,7 +102,7 @@ def make_gateway(
     from gateway.queues import QueueRegistry
 
     return create_app(
-        broker=broker or broker_opener(settings),
+        broker=broker or broker_opener(settings.broker),
         settings=settings.gateway,
         queues=QueueRegistry(
             settings.queues,
@@ -108,6 +110,7 @@ def make_gateway(
             on_declared=on_declared,
         ),
         database=(lambda: make_database(settings)) if settings.database.url else None,
+        drained=[safe_url(old) for old in settings.broker.old()],
         registry=registry,
     )
 
@@ -130,29 +133,76 @@ def to_environment(flags: Iterable[Flag], config: Path | None, log_level: str) -
     os.environ[LOG_LEVEL_VARIABLE] = log_level
 
 
-def make_supervisor(
+def make_fleet(
     settings: Settings,
     broker: Broker,
-    database: Database | None,
+    database: Database,
     *,
-    registry: CollectorRegistry | None = None,
-) -> Supervisor:
-    """The consumers of this process; add queues to it."""
+    registry: CollectorRegistry,
+) -> Fleet:
+    """
+    The consumers of this process, on `broker` and on those to drain; add queues to it.
+
+    Raises:
+        SettingsError: no driver reads the URL of one to drain.
+    """
     from stamina.instrumentation import set_on_retry_hooks
 
+    from consumers.fleet import Fleet
+    from consumers.reporter import Reporter, Watched
     from consumers.sinks.factory import make_sink
     from consumers.supervisor import Supervisor
 
     # The store says itself what it tries again; these would say it once more, and say it
     # worse. Before handlers are loaded: one that wants them for retries of its own sets them.
     set_on_retry_hooks(())
-    return Supervisor(
-        broker,
-        settings.consumer,
-        database=database,
-        make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database),
-        registry=registry,
+
+    def consumers_of(broker: Broker, beside: Supervisor | None = None) -> Supervisor:
+        return Supervisor(
+            broker,
+            settings.consumer,
+            database=database,
+            make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database),
+            registry=registry,
+            beside=beside,
+        )
+
+    current = consumers_of(broker)
+    url = safe_url(settings.broker)
+    return Fleet(
+        Watched(current, url),
+        old=old_brokers(settings.broker),
+        make_old=lambda old: consumers_of(old, beside=current),
+        # What is in memory ends with us: nobody need know of it.
+        reporter=Reporter(None if url.startswith("memory:") else database),
     )
+
+
+def safe_url(settings: BrokerSettings) -> str:
+    """How a broker is reached, without credentials."""
+    from forebay.settings_schema import shown
+
+    return str(shown(settings.url))
+
+
+def old_brokers(settings: BrokerSettings) -> list[OldBroker]:
+    """
+    The brokers to drain, not yet opened.
+
+    Raises:
+        SettingsError: no driver reads the URL of one.
+    """
+    from consumers.fleet import OldBroker
+    from forebay.brokers.factory import open_broker
+
+    def of(old: BrokerSettings) -> OldBroker:
+        try:
+            open_broker(old)  # Only made, not entered: nothing is opened yet.
+        except SettingsError as error:
+            raise SettingsError(f"broker.drain: {error}") from None
+        return OldBroker(url=safe_url(old), open=lambda: open_broker(old, create=False))
+
+    return [of(old) for old in settings.old()]
 
 
 @asynccontextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from forebay.brokers.api import DURABILITIES, Broker
 from forebay.errors import SettingsError
 from gateway import endpoint, openapi, pages
 from gateway.answer import Answer
+from gateway.asking import Questions
+from gateway.depths import warn_of_left_behind
 from gateway.endpoint import MessagesEndpoint
 from gateway.health import Health
 from gateway.ingest import Ingest
@@ -81,13 +84,17 @@ def create_app(
     settings: GatewaySettings,
     queues: QueueRegistry,
     database: Callable[[], Database] | None = None,
+    drained: Sequence[str] = (),
     registry: CollectorRegistry | None = None,
 ) -> Gateway:
     """
     The application; its lifespan opens the broker, declares the queues, and closes the broker.
 
-    Without `database` the status route answers 503 `status-unavailable`. The
-    lifespan raises SettingsError for settings this broker cannot satisfy, and
+    Without `database` the status route answers 503 `status-unavailable`, and what only
+    consumers know of their queues is null. `drained` are the brokers that are drained, as
+    URLs without credentials: nobody need be warned of them.
+
+    The lifespan raises SettingsError for settings this broker cannot satisfy, and
     BrokerUnavailable.
     """
     registry = registry or CollectorRegistry()
@@ -101,19 +108,23 @@ def create_app(
             await queues.declare_all(opened)
             health = Health(opened.ping)
             ingest = Ingest(opened, settings, metrics=metrics, health=health)
+            questions = Questions(database)
+            warning = asyncio.create_task(warn_of_left_behind(opened, questions, drained))
             app.parts = Parts(
                 broker=opened,
                 endpoint=MessagesEndpoint(ingest, queues, opened, body_timeout=settings.body_timeout),
                 health=health,
                 ingest=ingest,
-                status=StatusLookup(database, ingest.recent),
+                questions=questions,
+                status=StatusLookup(questions, ingest.recent),
             )
             try:
                 yield
             finally:
                 health.draining = True
+                warning.cancel()
                 await ingest.close()
-                app.parts.status.close()
+                questions.close()
                 app.parts = None
 
     app = Gateway(

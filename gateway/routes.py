@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,9 +14,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from forebay.brokers.api import Broker
 from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
-from forebay.errors import BrokerError, BrokerUnavailable
+from forebay.errors import BrokerError
 from gateway import pages
 from gateway.answer import Answer
+from gateway.asking import Questions
+from gateway.depths import queue_depths
 from gateway.endpoint import MessagesEndpoint
 from gateway.health import Check, Health
 from gateway.ingest import Ingest
@@ -35,8 +36,6 @@ from gateway.problems import (
 from gateway.queues import QueueRegistry
 from gateway.status import StatusLookup
 
-DEPTH_TIMEOUT = 3.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -46,18 +45,26 @@ class Parts:
     endpoint: MessagesEndpoint
     health: Health
     ingest: Ingest
+    questions: Questions
     status: StatusLookup
 
 
 class QueueDepth(BaseModel):
-    """What the broker cannot tell is null."""
+    """
+    What the broker cannot tell is what its consumers last reported, `reported_age` seconds ago; what is
+    not known at all is null, and `unknown` says why.
+    """
 
     name: str
     waiting: int | None
     scheduled: int | None
     in_hand: int | None
+    dead: int | None
     bytes: int | None
     oldest_age: float | None
+    reported: list[str]
+    reported_age: float | None
+    unknown: str
 
 
 class QueueList(BaseModel):
@@ -93,7 +100,7 @@ def make_router(
     )
     async def list_queues() -> Response:
         try:
-            depths = await asyncio.gather(*(_depth(parts().broker, name) for name in queues.names))
+            depths = await queue_depths(parts().broker, parts().questions, queues.names)
         except BrokerError as error:
             return to_response(broker_problem(error))
         return JSONResponse({"queues": depths})
@@ -119,7 +126,8 @@ def make_router(
                 )
             )
         try:
-            return JSONResponse(await _depth(parts().broker, queue))
+            (depth,) = await queue_depths(parts().broker, parts().questions, [queue])
+            return JSONResponse(depth)
         except BrokerError as error:
             return to_response(broker_problem(error, queue=queue))
 
@@ -179,15 +187,6 @@ def make_router(
         return HTMLResponse(pages.problem_page(KINDS[name]))
 
     return router
-
-
-async def _depth(broker: Broker, name: str) -> dict[str, Any]:
-    try:
-        async with asyncio.timeout(DEPTH_TIMEOUT):
-            depth = await broker.depth(name)
-    except TimeoutError:
-        raise BrokerUnavailable("no answer in time") from None
-    return {"name": name, **dataclasses.asdict(depth)}
 
 
 def _shown(check: Check) -> dict[str, Any]:

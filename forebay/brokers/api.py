@@ -139,11 +139,11 @@ class Depth:
     """How much a queue holds. What the broker cannot tell is None, never guessed."""
 
     waiting: int | None
-    """Ready to be received now."""
+    """Ready to be received now, and not yet sent to any consumer."""
     scheduled: int | None
     """Waiting for their time: delayed, or between two attempts."""
     in_hand: int | None
-    """On loan to a consumer."""
+    """On loan to a consumer, or sent to it and not received yet."""
     bytes: int | None
     """Bodies of all of these together."""
     oldest_age: float | None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr
+from typing import Self
+
+from pydantic import SecretStr, model_validator
 
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
@@ -15,9 +17,25 @@ class BrokerSettings(Section):
 
     url: SecretStr | None = None
     """sqlite:///path, amqp://user:password@host/vhost or kafka://host: the scheme is the driver."""
+    drain: tuple[SecretStr, ...] = ()
+    """Old brokers, as URLs: consumed beside `url` until they are empty, never published to. As text the
+    URLs are separated by commas; only one before a scheme counts, so several hosts in a URL are fine.
+    How to swap brokers: docs/swapping-brokers.md."""
     sqlite: SQLiteSettings = SQLiteSettings()
     """Tunes the embedded queue; ignored by other drivers."""
     rabbitmq: RabbitMQSettings = RabbitMQSettings()
     """Tunes RabbitMQ's driver; ignored by other drivers."""
     kafka: KafkaSettings = KafkaSettings()
     """Tunes Kafka's driver; ignored by other drivers."""
+
+    @model_validator(mode="after")
+    def _only_old_ones_are_drained(self) -> Self:
+        if self.url is not None and self.url in self.drain:
+            raise ValueError(
+                "drain names the URL that is url too; drain is for the old broker, url for the new one"
+            )
+        return self
+
+    def old(self) -> list[BrokerSettings]:
+        """The same settings for each broker to drain: the drivers' tables apply to those as well."""
+        return [self.model_copy(update={"url": url, "drain": ()}) for url in self.drain]

@@ -18,6 +18,7 @@ from forebay.errors import SettingsError
 
 if TYPE_CHECKING:
     from forebay.brokers.api import Broker
+    from forebay.brokers.settings import BrokerSettings
     from forebay.settings import Flag, Loaded, Settings
     from forebay.storage.database import Database
 
@@ -130,13 +131,16 @@ def require_url(settings: Settings, *sections: str) -> None:
         SettingsError: with three lines to choose from.
     """
     missing = [section for section in sections if getattr(settings, section).url is None]
-    if not missing:
-        return
+    if missing:
+        raise _missing(*missing)
+
+
+def _missing(*missing: str) -> SettingsError:
     names = " and ".join(f"{section}.url" for section in missing)
     variables = " ".join(f"FOREBAY_{section.upper()}__URL={_EXAMPLES[section][1]}" for section in missing)
     flags = " ".join(" ".join(_EXAMPLES[section]) for section in missing)
     toml = "\n  ".join(f'{section}.url = "{_EXAMPLES[section][1]}"' for section in missing)
-    raise SettingsError(
+    return SettingsError(
         f"{names} must be set: {' and '.join(_WHAT[section] for section in missing)}."
         " As variables, flags, or lines of forebay.toml:\n"
         f"  export {variables}\n"
@@ -180,7 +184,7 @@ def open_database(settings: Settings) -> Iterator[Database]:
 
 
 @asynccontextmanager
-async def open_broker(settings: Settings) -> AsyncIterator[Broker]:
+async def open_broker(settings: BrokerSettings) -> AsyncIterator[Broker]:
     """
     The broker, without ever creating a queue file.
 
@@ -191,14 +195,15 @@ async def open_broker(settings: Settings) -> AsyncIterator[Broker]:
     """
     from forebay.brokers.factory import open_broker
 
-    require_url(settings, "broker")
-    file = sqlite_file(settings.broker.url.get_secret_value() if settings.broker.url else "")
+    if settings.url is None:
+        raise _missing("broker")
+    file = sqlite_file(settings.url.get_secret_value())
     if file is not None and not file.exists():
         raise CommandError(
             f"there is no queue {file} yet; `forebay gateway` (or `forebay dev`) creates it",
             ExitCode.BROKER_UNREACHABLE,
         )
-    async with open_broker(settings.broker, create=False) as broker:
+    async with open_broker(settings, create=False) as broker:
         yield broker
 
 

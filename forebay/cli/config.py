@@ -51,7 +51,7 @@ async def _queues_seen() -> list[str]:
     names = list(settings.queues)
     try:
         if settings.broker.url is not None:
-            async with open_broker(settings) as broker:
+            async with open_broker(settings.broker) as broker:
                 names += await broker.declared_queues() or []
     except ForebayError as error:
         # A settings file is most wanted when nothing runs yet.
@@ -121,7 +121,10 @@ def _checked(config: Path | None) -> Loaded:
     Raises:
         SettingsError
     """
+    from forebay.wiring import old_brokers
+
     loaded = load(config)
+    old_brokers(loaded.settings.broker)
     for name, queue in loaded.settings.queues.items():
         if (wrong := unknown_sink(queue.sink)) is not None:
             origin = loaded.provenance.get(f"queues.{name}.sink", "default")

@@ -22,7 +22,7 @@ from forebay.cli._common import (
 from forebay.cli._output import note
 
 if TYPE_CHECKING:
-    from consumers.supervisor import Supervisor
+    from consumers.fleet import Fleet
     from forebay.settings import Settings
 
 
@@ -53,7 +53,8 @@ def consume(
 
     Any number of these may run at once. While the database is away it stops pulling
     and waits, also at its start; a schema that is behind or ahead of this release
-    ends it with exit code 3. SIGTERM finishes the batch in hand and exits with 0.
+    ends it with exit code 3. Brokers in broker.drain are consumed too, until they are
+    empty: docs/swapping-brokers.md. SIGTERM finishes the batch in hand and exits with 0.
     Handlers are found in the current folder and in the settings file's.
     """
     from forebay.cli._process import run_until_stopped, starting, until_reachable
@@ -63,7 +64,7 @@ def consume(
         broker_opener,
         find_handlers,
         make_database,
-        make_supervisor,
+        make_fleet,
         serve_consumer_health,
     )
 
@@ -88,24 +89,24 @@ def consume(
 
         registry = CollectorRegistry()
         database = make_database(settings)
-        supervisors: list[Supervisor] = []
+        fleets: list[Fleet] = []
         # Before the database is asked: who waits for it is alive, and must not be restarted for that.
         health = serve_consumer_health(
-            settings, lambda: [status for s in supervisors for status in s.snapshot()], registry
+            settings, lambda: [status for fleet in fleets for status in fleet.snapshot()], registry
         )
         try:
             async with health:
                 if not await until_reachable(database, require_current, stop):
                     return
-                async with broker_opener(settings)() as broker:
-                    supervisor = make_supervisor(settings, broker, database, registry=registry)
+                async with broker_opener(settings.broker)() as broker:
+                    fleet = make_fleet(settings, broker, database, registry=registry)
                     for name in names:
                         await broker.declare(name)
-                        supervisor.add(name, settings.queue(name))
-                    supervisors.append(supervisor)
+                        fleet.add(name, settings.queue(name))
+                    fleets.append(fleet)
                     start.done()
                     note(f"consuming {', '.join(names)}; {where_messages_wait(settings)}")
-                    await supervisor.run(stop)
+                    await fleet.run(stop)
         finally:
             database.dispose()
 

@@ -224,7 +224,7 @@ async def _redrive(
 ) -> tuple[int, int, str]:
     from forebay.cli._redrive import Redrive
 
-    async with open_broker(settings) as broker:
+    async with open_broker(settings.broker) as broker:
         with progress("sending back", count) as bar:
             work = Redrive(broker, store, rate=rate, progress=bar.advance)
             await work.run(which, limit=count)

@@ -156,8 +156,8 @@ def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
         broker_opener,
         find_handlers,
         make_database,
+        make_fleet,
         make_gateway,
-        make_supervisor,
         shared,
     )
 
@@ -179,8 +179,8 @@ def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
         try:
             if not await until_reachable(database, migrate, stop):
                 return
-            async with broker_opener(settings)() as broker:
-                consumers = make_supervisor(settings, broker, database, registry=registry)
+            async with broker_opener(settings.broker)() as broker:
+                consumers = make_fleet(settings, broker, database, registry=registry)
                 for name in settings.queues:
                     await broker.declare(name)
                     consumers.add(name, settings.queue(name))

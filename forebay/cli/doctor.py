@@ -22,12 +22,14 @@ from forebay.cli._common import (
     sqlite_file,
     unknown_sink,
 )
+from forebay.cli._depths import Brokers, known_queues, look, reasons, with_reports
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, size
 from forebay.cli._settings import read_loaded
 from forebay.errors import ForebayError, SinkMisconfigured, SinkUnavailable
 
 if TYPE_CHECKING:
+    from forebay.brokers.api import Broker, Durability
     from forebay.settings import Loaded, Settings
 
 SAFE_SQLITE = (3, 51, 3)
@@ -81,8 +83,10 @@ def doctor(
 async def _examine(loaded: Loaded) -> list[Finding]:
     settings = loaded.settings
     findings = [*_versions(), *_settings(loaded), *_handlers(settings)]
-    findings += await _broker(settings)
-    findings += await asyncio.to_thread(_reported, "database", lambda: list(_database(settings)))
+    known: set[str] = set()
+    findings += await _broker(settings, known)
+    findings += await _old_brokers(settings, known)
+    findings += await asyncio.to_thread(_reported, "database", lambda: list(_database(settings, known)))
     return [*findings, *_disks(settings), *_files(settings)]
 
 
@@ -146,34 +150,28 @@ def _handlers(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"handler {name}", "ok", handler)
 
 
-async def _broker(settings: Settings) -> list[Finding]:
+async def _broker(settings: Settings, known: set[str]) -> list[Finding]:
+    """`known` gets the broker's identity."""
     from forebay.settings_schema import shown
 
     url = shown(settings.broker.url)
     if url is None:
         return [Finding("broker", "fail", "broker.url is not set", "FOREBAY_BROKER__URL, or `forebay dev`")]
     try:
-        async with asyncio.timeout(TIMEOUT), open_broker(settings) as broker:
+        async with asyncio.timeout(TIMEOUT), open_broker(settings.broker) as broker:
+            known.add(broker.identity)
             await broker.ping()
             best = broker.capabilities
             queues = await broker.declared_queues()
+            examined = await broker.examine(sorted({*settings.queues, *(queues or ())}))
     except TimeoutError:
         return [Finding("broker", "fail", f"{url}: no answer within {TIMEOUT:g} s", "is it running?")]
     except ForebayError as error:
         return [Finding("broker", "fail", str(error).splitlines()[0])]
-    known = "" if queues is None else f"; queues: {', '.join(queues) or 'none yet'}"
-    findings = [Finding("broker", "ok", f"{url} takes messages{known}")]
-    meaning = {
-        "replicated": "a 202 means: a majority of the broker's nodes has it",
-        "synced": "a 202 means: it is on one disk, and survives a power cut",
-        "journaled": "a 202 means: it is on the gateway's own disk",
-        "unsynced": "a 202 means: it is in the broker's memory; a power cut may lose it",
-    }[best.durability]
-    if best.durability == "unsynced":
-        fix = "use a broker that syncs to disk"
-        findings.append(Finding("durability", "warn", f"{best.durability}: {meaning}", fix))
-    else:
-        findings.append(Finding("durability", "ok", f"{best.durability}: {meaning}"))
+    listed = "" if queues is None else f"; queues: {', '.join(queues) or 'none yet'}"
+    findings = [Finding("broker", "ok", f"{url} takes messages{listed}")]
+    findings += _durability(best.durability, settings)
+    findings += [Finding(f.check, f.verdict, f.text, f.fix) for f in examined]
     taken, most = settings.gateway.max_body_bytes, best.max_body_bytes
     if taken > most:
         text = f"the gateway takes {size(taken)}, the broker {size(most)}: what is between is answered 413"
@@ -181,9 +179,70 @@ async def _broker(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _database(settings: Settings) -> Iterator[Finding]:
+def _durability(reached: Durability, settings: Settings) -> Iterator[Finding]:
+    from forebay.brokers.api import DURABILITIES
+
+    meaning = {
+        "replicated": "a 202 means: a majority of the broker's nodes has it",
+        "synced": "a 202 means: it is on one disk, and survives a power cut",
+        "journaled": "a 202 means: it is on the gateway's own disk",
+        "unsynced": "a 202 means: it is in the broker's memory; a power cut may lose it",
+    }[reached]
+    wanted = settings.gateway.min_durability
+    if DURABILITIES.index(reached) < DURABILITIES.index(wanted):
+        yield Finding(
+            "durability", "fail",
+            f"{reached}: {meaning}; gateway.min_durability is {wanted!r}, so the gateway does not start",
+            f'another broker.url, or gateway.min_durability = "{reached}"',
+        )  # fmt: skip
+    elif reached == "unsynced":
+        yield Finding("durability", "warn", f"{reached}: {meaning}", "use a broker that syncs to disk")
+    else:
+        yield Finding("durability", "ok", f"{reached}: {meaning}")
+
+
+async def _old_brokers(settings: Settings, known: set[str]) -> list[Finding]:
+    """`known` has the identity of the broker in use, if it was reached, and gets theirs."""
+    from forebay.wiring import safe_url
+
+    findings = []
+    for old in settings.broker.old():
+        url = safe_url(old)
+        try:
+            async with asyncio.timeout(TIMEOUT), open_broker(old) as broker:
+                if broker.identity in known:
+                    text, fix = f"{url} is the broker in use, by another URL", "take it out of broker.drain"
+                    findings.append(Finding("drain", "warn", text, fix))
+                    continue
+                known.add(broker.identity)
+                findings.append(await _left_on(broker, url, settings))
+        except (ForebayError, TimeoutError) as error:
+            why = str(error).splitlines()[0] if str(error) else f"no answer within {TIMEOUT:g} s"
+            text = f"{url} cannot be asked, so nothing on it is consumed: {why}"
+            findings.append(Finding("drain", "fail", text, "start it, or correct broker.drain"))
+    return findings
+
+
+async def _left_on(broker: Broker, url: str, settings: Settings) -> Finding:
+    brokers = Brokers(broker)
+    depths = await with_reports(await look(brokers, await known_queues(brokers, settings.queues)), settings)
+    held = [depth.held for depth in depths]
+    left = sum(n for n in held if n is not None)
+    if None in held:
+        why = "; ".join(reasons(depths))
+        return Finding("drain", "ok", f"{url} is drained; at least {left:,} messages are left ({why})")
+    if left:
+        return Finding("drain", "ok", f"{url} is drained; {left:,} messages are left")
+    fix = "once no gateway publishes to it, take it out of broker.drain"
+    return Finding("drain", "ok", f"{url} is empty", fix)
+
+
+def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
+    """`known` are the identities of the brokers that were reached."""
     from forebay.storage.queries import table_sizes
+    from forebay.storage.reports import left_behind
     from forebay.storage.schema import schema_state
+    from forebay.wiring import safe_url
 
     if settings.database.url is None:
         fix = "FOREBAY_DATABASE__URL, or `forebay dev`"
@@ -209,6 +268,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
                 on_disk = "" if table.bytes is None else f", {size(table.bytes)}"
                 text = f"{about}{table.rows:,} rows{on_disk}, {table.rows_last_day:,} of them in the last day"
                 yield Finding("table", "ok", f"{table.name}: {text}")
+            urls = [safe_url(broker) for broker in (settings.broker, *settings.broker.old())]
+            for left in left_behind(database, known=known, urls=urls):
+                yield Finding("other broker", "warn", left.sentence, left.setting)
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:

@@ -16,16 +16,16 @@ from forebay.cli._common import (
     ConfigOption,
     DatabaseUrlOption,
     JsonOption,
-    open_broker,
     open_database,
     run,
 )
-from forebay.cli._depths import QueueDepth, known_queues, look, total
+from forebay.cli._depths import Brokers, QueueDepth, known_queues, look, open_brokers, with_reports
 from forebay.cli._exit import ExitCode
 from forebay.cli._output import duration, emit, emit_json, emit_table
 from forebay.cli._settings import read_settings
 from forebay.cli._values import seconds
 from forebay.errors import ForebayError
+from forebay.figures import total
 
 if TYPE_CHECKING:
     from forebay.settings import Settings
@@ -41,12 +41,17 @@ class Trend:
     """One queue between two looks."""
 
     queue: str
+    """With its broker, if that is an old one."""
     due: int | None
     """What could be worked on: waiting or in hand. None: the broker cannot tell."""
-    scheduled: int
+    scheduled: int | None
     change: float | None
     """Messages per second; negative while the queue drains."""
-    dead: int = 0
+    dead: int | None = 0
+    unknown: str = ""
+    """Why a figure is None."""
+    reported_age: float | None = None
+    """Seconds since the consumers reported what the broker cannot tell."""
     fresh: bool = False
     """All of it was accepted a moment ago: messages pass through, nothing is behind."""
 
@@ -65,18 +70,20 @@ class Verdict:
 
 
 def trends(before: Sequence[QueueDepth], after: Sequence[QueueDepth], elapsed: float) -> list[Trend]:
-    then = {depth.queue: _due(depth) for depth in before}
+    then = {depth.label: _due(depth) for depth in before}
     found = []
     for depth in after:
-        was, now = then.get(depth.queue), _due(depth)
+        was, now = then.get(depth.label), _due(depth)
         found.append(
             Trend(
-                queue=depth.queue,
+                queue=depth.label,
                 due=now,
-                scheduled=(depth.depth and depth.depth.scheduled) or 0,
+                scheduled=depth.depth.scheduled if depth.depth else 0,
                 change=None if was is None or now is None else (now - was) / elapsed,
-                dead=total(depth.dead) or 0,
+                dead=total(depth.dead) if depth.dead else 0,
                 fresh=_is_fresh(depth),
+                unknown=depth.figures.unknown if depth.figures else "",
+                reported_age=depth.figures.reported_age if depth.figures else None,
             )
         )
     return found
@@ -98,11 +105,13 @@ def judge(
     queues: Sequence[Trend],
     *,
     database: str = "",
+    unreached: Sequence[str] = (),
     dead_letters: int = 0,
     advice: str = "Then its log says why it waits.",
 ) -> Verdict:
     """
-    The one sentence. `database` is why it does not answer, if it does not.
+    The one sentence. `database` is why it does not answer, if it does not; `unreached`
+    says so of each old broker.
 
     `advice` is where to look when nothing moves: why a consumer waits, only it knows.
 
@@ -118,9 +127,18 @@ def judge(
         waiting = sum(trend.due or 0 for trend in queues)
         held = f"{_messages(waiting)} wait safely until it is back" if waiting else "nothing waits yet"
         return Verdict(ok=False, sentence=f"The database does not answer ({database}); {held}.{dead}")
+    if unreached:
+        more = judge(queues, dead_letters=dead_letters, advice=advice).sentence
+        return Verdict(ok=False, sentence=f"What waits is not all known: {'; '.join(unreached)}. {more}")
     if not behind:
-        later = sum(trend.scheduled for trend in queues)
+        later = sum(trend.scheduled or 0 for trend in queues)
         rest = f"; {_messages(later)} wait for their time" if later else ""
+        blind = [trend for trend in queues if trend.due is None]
+        if blind:
+            names = ", ".join(trend.queue for trend in blind)
+            return Verdict(
+                ok=False, sentence=f"Not known: how much waits on {names} ({blind[0].unknown}){rest}.{dead}"
+            )
         return Verdict(ok=True, sentence=f"Fine: nothing is behind{rest}.{dead}")
     stuck = [trend for trend in behind if trend.change == 0]
     growing = [trend for trend in behind if trend.change is not None and trend.change > 0]
@@ -181,20 +199,32 @@ def status(
 
 async def _status(settings: Settings, interval: float, watch: bool, as_json: bool) -> ExitCode:
     with _database(settings) as database:
-        async with open_broker(settings) as broker:
-            before, at = await look(broker, await known_queues(broker, settings.queues)), time.monotonic()
+        async with open_brokers(settings) as brokers:
+            before, at = await _look(brokers, settings), time.monotonic()
             while True:
                 await asyncio.sleep(interval)
-                after, now = await look(broker, await known_queues(broker, settings.queues)), time.monotonic()
+                after, now = await _look(brokers, settings), time.monotonic()
                 trouble, dead = await asyncio.to_thread(_ask_database, database)
                 found = trends(before, after, now - at)
-                verdict = judge(found, database=trouble, dead_letters=dead, advice=_advice(settings))
+                verdict = judge(
+                    found,
+                    database=trouble,
+                    unreached=brokers.unreached,
+                    dead_letters=dead,
+                    advice=_advice(settings),
+                )
                 _show(verdict, found, dead, as_json=as_json)
                 if not watch:
                     if trouble:
                         return ExitCode.DATABASE_UNREACHABLE
+                    if brokers.unreached:
+                        return ExitCode.BROKER_UNREACHABLE
                     return ExitCode.OK if verdict.ok else ExitCode.FAILED
                 before, at = after, now
+
+
+async def _look(brokers: Brokers, settings: Settings) -> list[QueueDepth]:
+    return await with_reports(await look(brokers, await known_queues(brokers, settings.queues)), settings)
 
 
 def _advice(settings: Settings) -> str:
@@ -240,7 +270,7 @@ def _show(verdict: Verdict, found: Sequence[Trend], dead_letters: int, *, as_jso
     rows = [
         (trend.queue, trend.due, trend.scheduled, _rate(trend.change), duration(trend.drained_in), trend.dead)
         for trend in found
-        if trend.due or trend.scheduled or trend.dead or trend.due is None
+        if (trend.due, trend.scheduled, trend.dead) != (0, 0, 0)
     ]
     if rows:
         emit()
@@ -264,6 +294,8 @@ def _as_json(verdict: Verdict, found: Sequence[Trend], dead_letters: int) -> dic
                 "change_per_second": trend.change,
                 "drained_in_seconds": trend.drained_in,
                 "dead_on_broker": trend.dead,
+                "reported_age": trend.reported_age,
+                "unknown": trend.unknown,
             }
             for trend in found
         ],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +18,10 @@ from forebay.cli._common import (
     ConfigOption,
     DatabaseUrlOption,
     JsonOption,
-    open_broker,
     open_database,
     run,
 )
+from forebay.cli._depths import Brokers, look, open_brokers
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, emit_table, note, progress, warn
 from forebay.cli._settings import read_settings
@@ -28,11 +29,13 @@ from forebay.cli._values import seconds
 from forebay.errors import BrokerUnavailable, SettingsError, SinkUnavailable
 
 if TYPE_CHECKING:
-    from forebay.brokers.api import Broker
     from forebay.cli._output import Progress
     from forebay.ledger import Accountant, Ledger, Record, Sent
     from forebay.settings import Settings
     from forebay.storage.database import Database
+
+Held = Callable[[], Awaitable[int | None]]
+"""How much the queues hold now; None when that cannot be told."""
 
 _BATCH = 5_000
 _SHOWN = 10
@@ -112,25 +115,30 @@ def verify(
 async def _verify(settings: Settings, database: Database, record: Record, wait: float) -> tuple[Ledger, str]:
     """The ledger at the end, and why the queues could not be asked, if so."""
     async with AsyncExitStack() as stack:
-        broker, blind = None, ""
+        held: Held = _nobody_tells
+        blind = ""
         try:
-            broker = await stack.enter_async_context(open_broker(settings))
+            brokers = await stack.enter_async_context(open_brokers(settings))
         except (BrokerUnavailable, CommandError, SettingsError) as error:
             blind = str(error)
+        else:
+            blind = "; ".join(brokers.unreached)
+            if not blind:
+                held = partial(_held, brokers, record.queues)
         deadline = time.monotonic() + wait
-        await _wait(broker, database, record, deadline)
+        await _wait(held, database, record, deadline)
         with progress("comparing", len(record.sent)) as bar:
-            return await _compare(broker, database, record, record.sent, bar), blind
+            return await _compare(held, database, record, record.sent, bar), blind
 
 
-async def _wait(broker: Broker | None, database: Database, record: Record, deadline: float) -> None:
+async def _wait(held: Held, database: Database, record: Record, deadline: float) -> None:
     """Return when nothing is missing, when what is missing cannot come any more, or at the deadline."""
     missing: Sequence[Sent] = record.sent
     looks_without_hope = 0
     with progress("waiting", len(record.sent)) as bar:
         while time.monotonic() < deadline:
             try:
-                ledger = await _compare(broker, database, record, missing, bar, count=False)
+                ledger = await _compare(held, database, record, missing, bar, count=False)
             except (SinkUnavailable, BrokerUnavailable) as error:
                 bar.describe(f"waiting ({error})")
             else:
@@ -144,7 +152,7 @@ async def _wait(broker: Broker | None, database: Database, record: Record, deadl
 
 
 async def _compare(
-    broker: Broker | None,
+    held: Held,
     database: Database,
     record: Record,
     messages: Sequence[Sent],
@@ -154,7 +162,7 @@ async def _compare(
 ) -> Ledger:
     from forebay.ledger import Accountant
 
-    accountant = Accountant(record.shared, held=await _held(broker, record.queues))
+    accountant = Accountant(record.shared, held=await held())
     for batch in _batches(messages):
         await asyncio.to_thread(_look_up, database, accountant, batch)
         if count:
@@ -172,18 +180,22 @@ def _look_up(database: Database, accountant: Accountant, batch: Sequence[Sent]) 
     accountant.add(batch, places)
 
 
-async def _held(broker: Broker | None, queues: Sequence[str]) -> int | None:
-    """What the queues of the record hold together; None when that cannot be told."""
-    from forebay.cli._depths import look
+async def _held(brokers: Brokers, queues: Sequence[str]) -> int | None:
+    """
+    What the queues of the record hold together, on all brokers; None when that cannot be told.
 
-    if broker is None:
-        return None
+    Consumers' reports are too old for this: what one of them has just received is not in them.
+    """
     held = 0
-    for depth in await look(broker, queues):
+    for depth in await look(brokers, queues):
         if depth.held is None:
             return None
         held += depth.held
     return held
+
+
+async def _nobody_tells() -> int | None:
+    return None
 
 
 def _batches(messages: Sequence[Sent]) -> Iterator[list[Sent]]:

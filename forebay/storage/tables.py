@@ -18,6 +18,9 @@ from sqlalchemy.types import TypeEngine
 
 metadata = sa.MetaData()
 
+BROKER_LENGTH = 400
+"""The most characters of a broker's identity that are kept: a key of every database can hold them."""
+
 
 class UtcTime(sa.types.TypeDecorator[datetime]):
     """A timezone-aware datetime, kept in UTC to the microsecond."""
@@ -130,4 +133,28 @@ processed_messages = sa.Table(
     sa.Column("processed_at", UtcTime, nullable=False),
     sa.Index("processed_messages_id", "id"),
     sa.Index("processed_messages_processed_at", "processed_at"),
+)
+
+consumer_reports = sa.Table(
+    "consumer_reports",
+    metadata,
+    sa.Column("process", sa.String(200), primary_key=True),
+    sa.Column("broker", sa.String(BROKER_LENGTH), primary_key=True),
+    sa.Column("queue", sa.String(80), primary_key=True),
+    sa.Column("in_hand", sa.BigInteger, nullable=False),
+    sa.Column("waiting", sa.BigInteger),
+    sa.Column("scheduled", sa.BigInteger),
+    sa.Column("oldest_age", sa.Double),
+    sa.Column("reported_at", UtcTime, nullable=False),
+)
+
+broker_depths = sa.Table(
+    "broker_depths",
+    metadata,
+    sa.Column("broker", sa.String(BROKER_LENGTH), primary_key=True),
+    sa.Column("queue", sa.String(80), primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("held", sa.BigInteger, nullable=False),
+    sa.Column("exact", sa.Boolean, nullable=False),
+    sa.Column("seen_at", UtcTime, nullable=False),
 )

@@ -291,6 +291,64 @@ def test_what_kubernetes_sets_for_a_service_called_forebay_is_ignored(folder: Pa
     assert loaded(folder, environ=links).settings == Settings()
 
 
+# ---- brokers to drain
+
+
+def drained(found: Loaded) -> list[str]:
+    return [url.get_secret_value() for url in found.settings.broker.drain]
+
+
+def test_only_a_comma_before_a_scheme_separates_the_brokers_to_drain(folder: Path) -> None:
+    urls = "amqp://u:p@one:5672,two:5672/vhost, kafka://one:9092,two:9092,sqlite:///old.db"
+
+    found = loaded(folder, environ={"FOREBAY_BROKER__DRAIN": urls})
+
+    assert drained(found) == [
+        "amqp://u:p@one:5672,two:5672/vhost",
+        "kafka://one:9092,two:9092",
+        f"sqlite:///{folder}/old.db",
+    ]
+
+
+def test_a_secret_file_has_a_broker_to_drain_per_line(folder: Path) -> None:
+    (folder / "drain").write_text("amqp://u:p@one,two/v\nkafka://three\n")
+
+    found = loaded(folder, environ={"FOREBAY_BROKER__DRAIN_FILE": str(folder / "drain")})
+
+    assert drained(found) == ["amqp://u:p@one,two/v", "kafka://three"]
+
+
+def test_a_file_lists_the_brokers_to_drain(folder: Path) -> None:
+    found = loaded(folder, '[broker]\ndrain = ["sqlite:///old.db", "kafka://one,two"]\n')
+
+    assert drained(found) == [f"sqlite:///{folder}/old.db", "kafka://one,two"]
+
+
+def test_the_tables_of_the_drivers_apply_to_a_broker_to_drain_too(folder: Path) -> None:
+    settings = loaded(
+        folder, '[broker]\nurl = "kafka://new"\ndrain = ["amqp://old"]\nrabbitmq.prefix = "shop."\n'
+    ).settings
+
+    (old,) = settings.broker.old()
+
+    assert old.url is not None
+    assert (old.url.get_secret_value(), old.rabbitmq.prefix, old.drain) == ("amqp://old", "shop.", ())
+
+
+def test_the_broker_in_use_cannot_be_drained(folder: Path) -> None:
+    text = refused(folder, '[broker]\nurl = "kafka://a"\ndrain = ["kafka://b", "kafka://a"]\n')
+
+    assert "drain is for the old broker, url for the new one" in text
+
+
+@pytest.mark.parametrize("value", ['["amqp://u:pa55@h", 5]', '[["amqp://u:pa55@h"]]'])
+def test_a_broker_to_drain_that_is_wrong_is_refused_without_its_password(folder: Path, value: str) -> None:
+    text = refused(folder, f"[broker]\ndrain = {value}\n")
+
+    assert "broker.drain" in text
+    assert "pa55" not in text
+
+
 # ---- secrets
 
 

@@ -167,13 +167,13 @@ class Admin:
 
     async def unfinished(self, group: str, topics: Sequence[str], timeout: float) -> dict[str, int] | None:
         """
-        Records of each topic that the group has not finished; None while it has members.
+        Records of each topic that the group has not finished; None while its members have some.
 
-        What they hold or have finished is in their commits a moment later only.
+        What they hold or have finished is in their commits a moment later only. Only when
+        all is committed, nothing is left to know.
         """
         [described] = await self._ask(lambda client: client.describe_consumer_groups([group]), timeout)
-        if described.groups[0][5]:
-            return None
+        consumed = bool(described.groups[0][5])
         tps = [
             TopicPartition(name, p)
             for name in topics
@@ -187,7 +187,7 @@ class Admin:
             position = begin[tp] if at is None or at.offset < 0 else max(at.offset, begin[tp])
             finished = 0 if at is None else finished_above(at.offset, at.metadata)
             out[tp.topic] += max(0, end[tp] - position - finished)
-        return out
+        return None if consumed and any(out.values()) else out
 
     async def _bounds(
         self, tps: list[TopicPartition], timeout: float

@@ -226,14 +226,18 @@ class RabbitMQBroker:
         """
         What waits is what the server says now; the rest what it counted last, up to ten seconds ago.
 
-        What waits on the delay queues is not told: they are shared by all queues.
+        What was sent to a consumer does not wait any more, received or not. Which queue the
+        messages on the delay queues belong to is not told, but whether there are any.
         """
         self._check_open()
         connection = await self._consumer.up(PATIENCE)
         name = self._topology.queue(queue)
         waiting, _ = await look(connection, queue, name)
+        delayed = await self._ladder.holds_any(connection)
         in_hand = size = None
-        unknown = "the delay queues are shared by all queues, and RabbitMQ tells no ages"
+        unknown = "RabbitMQ tells no ages"
+        if delayed:
+            unknown += "; the delay queues are those of all queues"
         try:
             state = None if self._management is None else await self._management.queue(name)
         except BrokerUnavailable as error:
@@ -244,9 +248,15 @@ class RabbitMQBroker:
                     f"AMQP tells only what waits, the rest needs broker.rabbitmq.management_url; {unknown}"
                 )
             elif state is not None:
-                in_hand, size = state.unacknowledged, state.bytes
+                in_hand = state.unacknowledged
+                size = None if delayed else state.bytes
         return Depth(
-            waiting=waiting, scheduled=None, in_hand=in_hand, bytes=size, oldest_age=None, unknown=unknown
+            waiting=waiting,
+            scheduled=None if delayed else 0,
+            in_hand=in_hand,
+            bytes=size,
+            oldest_age=None,
+            unknown=unknown,
         )
 
     # ---- the rest

@@ -8,10 +8,11 @@ from typing import Any
 
 from pika import BasicProperties
 
-from forebay.brokers.rabbitmq.link import Link
+from forebay.brokers.rabbitmq.link import Connection, Link
 from forebay.brokers.rabbitmq.publishing import Outgoing
-from forebay.brokers.rabbitmq.topology import PATIENCE, Topology, declare_ladder
+from forebay.brokers.rabbitmq.topology import PATIENCE, Topology, declare_ladder, look
 from forebay.brokers.rabbitmq.wire import PERSISTENT
+from forebay.errors import QueueNotFound
 
 TOLERANCE = 1.02
 """A step may be longer than what is left by so much: two per cent late is better than one hop more."""
@@ -54,6 +55,16 @@ class Ladder:
         """After a lost connection: somebody may have deleted them."""
         self._declared = False
 
+    async def holds_any(self, connection: Connection) -> bool:
+        """
+        Whether a message of any queue waits for its time.
+
+        Raises:
+            BrokerUnavailable
+        """
+        rungs = [self._topology.rung(d) for d in self._delays]
+        return any(await asyncio.gather(*[_holds_any(connection, rung) for rung in rungs]))
+
     def exchange(self, delay: float) -> str:
         return self._topology.rung(step(self._delays, delay))
 
@@ -68,3 +79,10 @@ class Ladder:
             headers=headers,
         )
         return Outgoing(properties.message_id or "", self.exchange(left), server_name, copy, body)
+
+
+async def _holds_any(connection: Connection, rung: str) -> bool:
+    try:
+        return (await look(connection, rung, rung))[0] > 0
+    except QueueNotFound:
+        return False

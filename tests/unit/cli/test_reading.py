@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from forebay.brokers.api import Depth
+from forebay.brokers.api import Depth, Finding, Share
+from forebay.brokers.factory import open_broker
+from forebay.brokers.settings import BrokerSettings
+from forebay.brokers.sqlite.broker import SQLiteBroker
+from forebay.cli import _common
 from forebay.cli._depths import QueueDepth
 from forebay.cli.status import Trend, judge, trends
 from forebay.storage.once import claim
-from tests.unit.cli.installation import NOW, Installation, dead, delivery
+from forebay.storage.reports import QueueReport, exchange, withdraw
+from tests.unit.cli.installation import NOW, Done, Installation, dead, delivery
 
 
 def test_a_stored_message_says_where_and_when(site: Installation) -> None:
@@ -86,6 +94,195 @@ def test_a_queue_that_is_only_in_the_settings_is_listed_too(
 
     assert done.code == 0
     assert "clicks is in the settings but not on the broker yet" in done.err
+
+
+@pytest.fixture
+def old(site: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """The installation before a swap: its broker is the one to drain."""
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", f"sqlite:///{site.folder}/queue.db")
+    monkeypatch.setenv("FOREBAY_BROKER__URL", f"sqlite:///{site.folder}/new.db")
+    new = BrokerSettings.model_validate({"url": f"sqlite:///{site.folder}/new.db"})
+
+    async def declare() -> None:
+        async with open_broker(new) as broker:
+            await broker.declare("orders")
+
+    asyncio.run(declare())
+    return site
+
+
+def test_queues_shows_what_is_left_on_an_old_broker(old: Installation) -> None:
+    old.publish("orders", delivery().message, delivery().message)
+
+    new_one, old_one = old.run("queues", "--json").json
+    text = old.run("queues").out
+
+    assert [(d["queue"], d["waiting"], d["draining"]) for d in (new_one, old_one)] == [
+        ("orders", 0, False),
+        ("orders", 2, True),
+    ]
+    assert f"embedded queue {old.folder}/queue.db (draining)" in text
+
+
+def test_status_counts_what_is_left_on_an_old_broker(old: Installation) -> None:
+    old.publish("orders", dataclasses.replace(delivery().message, accepted_at=NOW - timedelta(minutes=1)))
+
+    done = old.run("status", "--interval", "100ms")
+
+    assert f"Standing still: 1 message on orders on embedded queue {old.folder}/queue.db" in done.out
+
+
+def test_an_old_broker_that_cannot_be_asked_hides_nothing_of_the_one_in_use(
+    old: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", "sqlite:///nowhere.db")
+
+    queues, status = old.run("queues"), old.run("status", "--interval", "100ms")
+
+    assert (queues.code, status.code) == (0, 6)
+    assert "orders" in queues.out
+    assert f"the old broker sqlite:///{old.folder}/nowhere.db cannot be asked" in queues.err
+    assert status.out.startswith("What waits is not all known: the old broker")
+
+
+def test_verify_cannot_give_up_on_what_may_be_on_an_old_broker(old: Installation) -> None:
+    sent = delivery()
+    old.publish("orders", sent.message)
+
+    ledger = old.run("verify", old.record(sent), "--json").json
+
+    assert ledger["held_by_queues"] == 1
+
+
+def finding(done: Done, check: str) -> dict[str, str]:
+    (found,) = [f for f in done.json["findings"] if f["check"] == check]
+    return dict(found)
+
+
+def test_doctor_tells_what_is_left_on_an_old_broker_and_when_it_is_empty(old: Installation) -> None:
+    empty = finding(old.run("doctor", "--json"), "drain")
+    old.publish("orders", delivery().message, delivery().message)
+    full = finding(old.run("doctor", "--json"), "drain")
+
+    assert empty["text"] == f"sqlite:///{old.folder}/queue.db is empty"
+    assert "take it out of broker.drain" in empty["fix"]
+    assert full["text"].endswith("is drained; 2 messages are left")
+
+
+def test_doctor_fails_for_an_old_broker_that_cannot_be_asked(
+    old: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", "sqlite:///nowhere.db")
+
+    found = finding(old.run("doctor", "--json"), "drain")
+
+    assert found["verdict"] == "fail"
+    assert "nothing on it is consumed" in found["text"]
+
+
+def test_doctor_warns_of_a_broker_that_was_left_with_messages(site: Installation) -> None:
+    left = Depth(waiting=7, scheduled=0, in_hand=0, bytes=0, oldest_age=60.0)
+    with site.database() as database:
+        report = QueueReport(
+            broker="rabbit", url="amqp://u:***@h", queue="orders", share=Share(in_hand=0), depth=left
+        )
+        exchange(database, "host:1", [report], tidy=True)
+        withdraw(database, "host:1")
+
+    found = finding(site.run("doctor", "--json"), "other broker")
+
+    assert found["verdict"] == "warn"
+    assert found["text"].startswith("rabbit held 7 messages (orders) when a consumer last looked")
+    assert found["fix"] == 'broker.drain = ["amqp://u:***@h"]'
+
+
+def test_doctor_fails_when_the_broker_cannot_keep_the_least_durability(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_GATEWAY__MIN_DURABILITY", "replicated")
+
+    found = finding(site.run("doctor", "--json"), "durability")
+
+    assert found["verdict"] == "fail"
+    assert "gateway.min_durability is 'replicated', so the gateway does not start" in found["text"]
+
+
+def test_doctor_passes_on_what_the_driver_finds(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def examine(self: SQLiteBroker, queues: Sequence[str]) -> list[Finding]:
+        return [Finding(check="queue orders", verdict="warn", text=f"seen {', '.join(queues)}", fix="do it")]
+
+    monkeypatch.setattr(SQLiteBroker, "examine", examine)
+
+    assert finding(site.run("doctor", "--json"), "queue orders")["text"] == "seen orders"
+
+
+def test_an_old_broker_that_no_driver_reads_is_found_by_config_check(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_BROKER__DRAIN", "ampq://u:pa55@h")
+
+    done = site.run("config", "check")
+
+    assert done.code == 2
+    assert "broker.drain: broker.url begins with 'ampq', which no driver reads" in done.err
+    assert "pa55" not in done.err
+
+
+class Mute:
+    """A broker that tells what waits, and nothing else."""
+
+    identity = "mute"
+
+    async def depth(self, queue: str) -> Depth:
+        waiting = 0 if queue.endswith(".dead") else 4
+        return Depth(
+            waiting=waiting, scheduled=0, in_hand=None, bytes=None, oldest_age=None, unknown="it is mute"
+        )
+
+    async def declared_queues(self) -> list[str]:
+        return ["orders"]
+
+
+@pytest.fixture
+def mute(site: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    @asynccontextmanager
+    async def opened(settings: object) -> AsyncIterator[Mute]:
+        yield Mute()
+
+    monkeypatch.setattr(_common, "open_broker", opened)
+    return site
+
+
+def test_what_a_broker_cannot_tell_comes_from_its_consumers_with_its_age(mute: Installation) -> None:
+    places = [("orders", Share(in_hand=3, oldest_age=8.0)), ("orders.dead", Share(in_hand=0))]
+    with mute.database() as database:
+        reports = [
+            QueueReport(broker="mute", url="amqp://mute", queue=queue, share=share, depth=None)
+            for queue, share in places
+        ]
+        exchange(database, "host:1", reports, tidy=True)
+
+    (found,) = mute.run("queues", "--json").json
+    text = mute.run("queues").out
+
+    assert [found[k] for k in ("waiting", "in_hand", "dead", "oldest_age")] == [4, 3, 0, 8.0]
+    assert found["reported"] == ["in_hand", "oldest_age", "dead"]
+    assert 0 <= found["reported_age"] < 15
+    assert "in_hand, oldest_age, dead: " in text
+
+
+def test_what_nobody_tells_is_null_with_the_reason(
+    mute: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = mute.run("queues")
+    (found,) = mute.run("queues", "--json").json
+    monkeypatch.delenv("FOREBAY_DATABASE__URL")
+    blind = mute.run("queues")
+
+    assert (found["in_hand"], found["dead"], found["reported_age"]) == (None, None, None)
+    assert found["unknown"] == "it is mute; no consumer has reported"
+    assert "– is not known (orders): it is mute; no consumer has reported" in plain.err
+    assert "database.url, where consumers report the rest, is not set here" in blind.err
 
 
 def test_status_is_fine_when_nothing_waits(site: Installation) -> None:
@@ -261,3 +458,4 @@ def test_a_broker_that_cannot_tell_is_not_guessed() -> None:
     (found,) = trends([QueueDepth("orders", depth, None)], [QueueDepth("orders", depth, None)], 1.0)
 
     assert (found.due, found.change) == (None, None)
+    assert not judge([found]).ok

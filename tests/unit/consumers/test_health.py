@@ -15,6 +15,8 @@ from forebay.errors import SettingsError
 
 FINE = QueueStatus(
     queue="orders",
+    broker="embedded queue /queue.db",
+    draining=False,
     destination="database",
     state="running",
     pause_reason=None,

@@ -89,7 +89,7 @@ class ScriptedBroker:
         if self.ping_error is not None:
             raise self.ping_error
         return Depth(
-            waiting=len(self.queues[queue]), scheduled=None, in_hand=None, bytes=None, oldest_age=None
+            waiting=len(self.queues.get(queue, ())), scheduled=None, in_hand=None, bytes=None, oldest_age=None
         )
 
     @property

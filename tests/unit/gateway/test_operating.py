@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from forebay.errors import BrokerUnavailable
 from forebay.ids import new_id
-from gateway import status as status_module
+from gateway import asking
 from gateway.health import Health
 from gateway.queues import QueueRegistry
 from gateway.recent import RecentIds
@@ -184,6 +186,62 @@ async def test_queues_are_listed_with_what_the_broker_can_tell() -> None:
         assert (one["waiting"], one["scheduled"]) == (1, None)
 
 
+async def test_what_the_broker_cannot_tell_is_what_consumers_reported(tmp_path: Path) -> None:
+    from forebay.brokers.api import Share
+    from forebay.storage.reports import QueueReport, exchange
+
+    opened = database(tmp_path / "f.db")
+    own = opened()
+    reports = [
+        QueueReport(broker="scripted", url="x://", queue=queue, share=share, depth=None)
+        for queue, share in (
+            ("orders", Share(in_hand=3, scheduled=2, oldest_age=8.0)),
+            ("orders.dead", Share(in_hand=0, scheduled=0)),
+        )
+    ]
+    exchange(own, "host:1", [replace(r, share=replace(r.share, waiting=0)) for r in reports], tidy=True)
+    own.dispose()
+
+    async with running(database=opened) as gateway:
+        await gateway.post()
+        found = (await gateway.client.get("/v1/queues/orders")).json()
+
+    figures = ("waiting", "scheduled", "in_hand", "dead", "oldest_age")
+    assert [found[name] for name in figures] == [1, 2, 3, 0, 8.0]
+    assert found["reported"] == ["scheduled", "in_hand", "oldest_age", "dead"]
+    assert 0 <= found["reported_age"] < 15
+
+
+async def test_a_figure_that_nobody_tells_is_null_with_the_reason() -> None:
+    async with running() as gateway:
+        found = (await gateway.client.get("/v1/queues/orders")).json()
+
+    assert (found["in_hand"], found["dead"], found["reported_age"]) == (None, None, None)
+    assert "the consumers' reports are in the database: this gateway has no database URL" in found["unknown"]
+
+
+async def test_started_on_another_broker_it_names_what_was_left(tmp_path: Path) -> None:
+    from forebay.brokers.api import Depth, Share
+    from forebay.storage.reports import QueueReport, exchange, withdraw
+
+    opened = database(tmp_path / "f.db")
+    own = opened()
+    left = Depth(waiting=7, scheduled=0, in_hand=0, bytes=None, oldest_age=1.0)
+    report = QueueReport(
+        broker="rabbit", url="amqp://u:***@h", queue="orders", share=Share(in_hand=0), depth=left
+    )
+    exchange(own, "host:1", [report], tidy=True)
+    withdraw(own, "host:1")
+    own.dispose()
+
+    with capture_logs() as logs:
+        async with running(database=opened):
+            await until(lambda: any("rabbit held 7 messages (orders)" in line["event"] for line in logs))
+
+    (line,) = [line for line in logs if "rabbit held" in line["event"]]
+    assert line["setting"] == 'broker.drain = ["amqp://u:***@h"]'
+
+
 async def test_depth_without_a_broker_is_our_trouble() -> None:
     async with running() as gateway:
         gateway.broker.ping_error = BrokerUnavailable("refused")
@@ -271,7 +329,7 @@ async def test_the_databases_word_comes_first(tmp_path: Path) -> None:
 async def test_a_database_that_hangs_costs_nobody_more_than_the_look_ups_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(status_module, "MAX_WAITING", 6)
+    monkeypatch.setattr(asking, "MAX_WAITING", 6)
     release = threading.Event()
 
     def hang() -> Any:
@@ -281,11 +339,11 @@ async def test_a_database_that_hangs_costs_nobody_more_than_the_look_ups_time(
     async with running(database=hang) as gateway:
         parts = gateway.app.parts
         assert parts is not None
-        parts.status._timeout = 0.05
+        parts.questions._timeout = 0.05
         answers = await asyncio.gather(*(gateway.client.get(f"/v1/messages/{new_id()}") for _ in range(10)))
         sent = await gateway.post()
         release.set()
-        await until(lambda: parts.status._waiting == 0)
+        await until(lambda: parts.questions._waiting == 0)
 
         assert {a.status_code for a in answers} == {503}
         assert sent.status_code == 202

@@ -48,7 +48,7 @@ def test_asking_creates_no_file(tmp_path: Path) -> None:
 
 
 def test_migrating_brings_it_up_to_date_once(empty: Database) -> None:
-    assert [step.split()[0] for step in migrate(empty)] == ["0001"]
+    assert [step.split()[0] for step in migrate(empty)] == ["0001", "0002"]
     assert schema_state(empty) == "current"
     require_current(empty)
     assert migrate(empty) == []
@@ -71,7 +71,7 @@ def test_processes_that_start_together_take_turns(empty: Database, url: str) -> 
         steps = list(threads.map(migrate, others))
     for other in others:
         other.dispose()
-    assert sorted(map(len, steps)) == [0, 0, 0, 1]
+    assert sorted(map(len, steps)) == [0, 0, 0, 2]
     assert schema_state(empty) == "current"
 
 
@@ -90,7 +90,7 @@ def test_an_older_schema_is_told_to_migrate(empty: Database, monkeypatch: pytest
 
     migrate(empty)
     # As the next release sees the tables of this one.
-    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda self: "0002")
+    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda self: "next")
     assert schema_state(empty) == "behind"
     with pytest.raises(SchemaMismatch, match="older release; run `forebay migrate`"):
         require_current(empty)

@@ -1,0 +1,237 @@
+"""The consumers of one process on every broker that it reads: the one in use, and old ones to be emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+import structlog
+
+from consumers.reporter import Reporter, Watched
+from consumers.settings import QueueSettings
+from consumers.status import QueueStatus
+from consumers.supervisor import Supervisor
+from consumers.worker import wait_for
+from forebay.brokers.api import Broker
+from forebay.brokers.naming import dead_letter_queue
+from forebay.errors import BrokerError, ForebayError, QueueNotFound
+from forebay.figures import Figures, Place, total
+
+log = structlog.get_logger()
+
+LOOK_EVERY = 5.0
+"""Seconds between two reports."""
+DRAIN_EVERY = 1.0
+"""The same while an old broker is drained: a queue that keeps its order waits for what is found."""
+EMPTY_LOOKS = 2
+"""A queue is empty when it was found so this often in a row: a message on its way between two queues of a
+broker may be seen in neither."""
+MAX_OPEN_DELAY = 15.0
+LAST_LOOK_TIMEOUT = 3.0
+
+
+@dataclass(slots=True, kw_only=True)
+class OldBroker:
+    """A broker to drain."""
+
+    url: str
+    """How it is reached, without credentials."""
+    open: Callable[[], AbstractAsyncContextManager[Broker]]
+    supervisor: Supervisor | None = None
+    """Set while it is open."""
+    empty_looks: dict[str, int] = field(default_factory=dict)
+    """How often in a row a queue, or its dead-letter queue, was found empty."""
+    told: bool = False
+    """Whether the log says that it is empty."""
+    in_use: bool = False
+    """It turned out to be the broker in use: there is nothing to drain."""
+
+    def empty(self, queue: str) -> bool:
+        return self.in_use or self.empty_looks.get(queue, 0) >= EMPTY_LOOKS
+
+
+class Fleet:
+    """
+    Runs the consumers of one process and lets the database know how its queues are.
+
+    An old broker is consumed for as long as the settings name it: it may be written to
+    by a gateway that still runs with the settings of before. The log says when it is
+    empty. It need not be there for the broker in use to be consumed.
+
+    A queue with `order = "key"` is consumed from the broker in use only when it has been
+    found empty on all old ones: what waits there is older. Once begun, it goes on.
+    """
+
+    def __init__(
+        self,
+        current: Watched,
+        *,
+        old: Sequence[OldBroker] = (),
+        make_old: Callable[[Broker], Supervisor],
+        reporter: Reporter,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._current = current
+        self._old = old
+        self._make_old = make_old
+        self._reporter = reporter
+        self._rng = rng or random.Random()
+        self._queues: dict[str, QueueSettings] = {}
+        self._held_back: set[str] = set()
+        self._warned: set[str] = set()
+
+    def add(self, queue: str, settings: QueueSettings) -> None:
+        """
+        Consume `queue` too, on all brokers. A queue that is there already stays as it is.
+
+        Raises:
+            SettingsError: its sink cannot be made, or the broker in use cannot keep the order it asks for.
+        """
+        if queue in self._queues:
+            return
+        hold = settings.order == "key" and bool(self._old)
+        self._current.supervisor.add(queue, settings, hold=hold)
+        self._queues[queue] = settings
+        if hold:
+            self._held_back.add(queue)
+            log.info("waits until the old broker is empty of it, to keep the order", queue=queue)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consume until `stop` is set and what is in hand is settled."""
+        current = self._current
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
+            draining = [group.create_task(self._drain(old, stop)) for old in self._old]
+            await current.supervisor.run(stop)
+            watching.cancel()
+            for old, task in zip(self._old, draining, strict=True):
+                if old.supervisor is None:
+                    task.cancel()  # It is not there, or not yet.
+            await self._last_look(current)
+        await self._reporter.close()
+
+    def snapshot(self) -> list[QueueStatus]:
+        """How each queue is doing now, on every broker that is reached."""
+        return [status for w in self._watched() for status in w.supervisor.snapshot()]
+
+    def _watched(self) -> list[Watched]:
+        old = [Watched(o.supervisor, o.url) for o in self._old if o.supervisor is not None]
+        return [self._current, *old]
+
+    # ---- draining
+
+    async def _drain(self, old: OldBroker, stop: asyncio.Event) -> None:
+        delay = 0.5
+        while not stop.is_set():
+            try:
+                async with old.open() as broker:
+                    if broker.identity == self._current.supervisor.broker.identity:
+                        log.warning(
+                            "broker.drain names the broker in use by another URL: take it out", url=old.url
+                        )
+                        old.in_use = old.told = True
+                        return
+                    await self._drain_open(old, broker, stop)
+                    return
+            except ForebayError as error:
+                log.warning(
+                    "the old broker cannot be drained, trying again",
+                    url=old.url,
+                    reason=str(error),
+                    next_try_in=round(delay, 1),
+                )
+            await wait_for(stop, delay * self._rng.uniform(0.75, 1.0))
+            delay = min(delay * 2, MAX_OPEN_DELAY)
+
+    async def _drain_open(self, old: OldBroker, broker: Broker, stop: asyncio.Event) -> None:
+        supervisor = self._make_old(broker)
+        old.supervisor = supervisor
+        log.info("draining an old broker", broker=broker.identity, url=old.url)
+        await supervisor.run(stop)
+        await self._last_look(Watched(supervisor, old.url))
+
+    # ---- looking
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except Exception as error:
+                log.error("looking at the queues failed", exc_info=error)
+            await asyncio.sleep(DRAIN_EVERY if self._draining() else LOOK_EVERY)
+
+    def _draining(self) -> bool:
+        return any(not old.told for old in self._old)
+
+    async def _look(self) -> None:
+        missing = {id(old): await self._take_on(old) for old in self._old}
+        figures = await self._reporter.look(self._watched())
+        for old in self._old:
+            if old.supervisor is not None:
+                self._judge(old, figures, missing[id(old)])
+        for queue in [q for q in self._held_back if all(old.empty(q) for old in self._old)]:
+            log.info("the old broker is empty of it: now consumed from the one in use", queue=queue)
+            self._held_back.remove(queue)
+            self._current.supervisor.release(queue)
+        await self._warn()
+
+    async def _take_on(self, old: OldBroker) -> set[str]:
+        """
+        Consume from the old broker what is there; return the queues that are not.
+
+        They are not declared: an old broker gets no new queues.
+        """
+        missing: set[str] = set()
+        if old.supervisor is None:
+            return missing
+        for queue, settings in self._queues.items():
+            if queue in old.supervisor.queues:
+                continue
+            try:
+                async with asyncio.timeout(LAST_LOOK_TIMEOUT):
+                    await old.supervisor.broker.depth(queue)
+            except QueueNotFound:
+                missing.add(queue)
+            except (BrokerError, TimeoutError):
+                pass  # Neither there nor missing: it is looked for again.
+            else:
+                old.supervisor.add(queue, settings)
+        return missing
+
+    def _judge(self, old: OldBroker, figures: Mapping[Place, Figures], missing: set[str]) -> None:
+        assert old.supervisor is not None
+        broker = old.supervisor.broker.identity
+        for queue in self._queues:
+            for name in (queue, dead_letter_queue(queue)):
+                found = figures.get((broker, name))
+                empty = queue in missing or (found is not None and total(found.depth) == 0)
+                old.empty_looks[name] = old.empty_looks.get(name, 0) + 1 if empty else 0
+        names = [name for queue in self._queues for name in (queue, dead_letter_queue(queue))]
+        if all(old.empty(name) for name in names):
+            if not old.told:
+                log.info(
+                    "the old broker is empty: once no gateway publishes to it, take it out of broker.drain",
+                    broker=broker,
+                    url=old.url,
+                    queues=list(self._queues),
+                )
+            old.told = True
+        elif any(old.empty_looks[name] == 0 for name in names):
+            old.told = False
+
+    async def _warn(self) -> None:
+        for left in await self._reporter.left_behind(self._watched(), [old.url for old in self._old]):
+            if left.broker not in self._warned:
+                self._warned.add(left.broker)
+                log.warning(left.sentence, setting=left.setting)
+
+    async def _last_look(self, watched: Watched) -> None:
+        """What is left, when nobody of ours holds anything any more: for those who come after."""
+        try:
+            async with asyncio.timeout(LAST_LOOK_TIMEOUT):
+                await self._reporter.look([watched])
+        except TimeoutError:
+            pass
