@@ -125,6 +125,15 @@ class RabbitMQ:
             assert time.monotonic() < deadline, "killed, and still answering"
             time.sleep(0.05)
 
+    def pause(self) -> None:
+        """It takes connections and answers nothing."""
+        assert self._server is not None, "not started"
+        os.killpg(self._server.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._server is not None, "not started"
+        os.killpg(self._server.pid, signal.SIGCONT)
+
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` says. It takes a second or two."""
         command = [str(self._scripts / "rabbitmqctl"), "-q", *arguments]
