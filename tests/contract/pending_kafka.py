@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
@@ -11,7 +10,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from structlog.testing import capture_logs
 
-from forebay.brokers.api import Ack, Broker, DeadLetter, Delivery, Release, Retry, Settlement, Subscription
+from forebay.brokers.api import Ack, Broker
 from forebay.brokers.kafka.broker import KafkaBroker
 from forebay.brokers.kafka.records import partition_of
 from forebay.brokers.kafka.settings import KafkaSettings
@@ -19,7 +18,6 @@ from forebay.brokers.naming import dead_letter_queue
 from forebay.errors import SettingsError
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
 from forebay.testing.broker_contract.harness import (
-    FAILURE,
     collect,
     drain,
     fresh_name,
@@ -28,7 +26,6 @@ from forebay.testing.broker_contract.harness import (
     messages,
     publish,
 )
-from forebay.testing.broker_contract.model import everything
 from tests.needs import missing_server
 from tests.servers.kafka import Kafka, KafkaNotInstalled
 
@@ -50,6 +47,9 @@ def kafka() -> Iterator[Kafka]:
 
 
 class KafkaHarness(BrokerHarness):
+    look = 0.25
+    histories = 5
+
     def __init__(self, server: Kafka) -> None:
         self.server = server
 
@@ -74,113 +74,6 @@ class TestKafka(BrokerContract):
     @pytest.fixture
     def harness(self, kafka: Kafka) -> BrokerHarness:
         return KafkaHarness(kafka)
-
-    @pytest.mark.parametrize("seed", range(4))
-    async def test_the_ledger_adds_up_after_any_history(  # type: ignore[override]  # async, and of a seed
-        self, harness: BrokerHarness, seed: int
-    ) -> None:
-        """
-        The suite's model, played from a seed in one loop that never stands still.
-
-        Hypothesis plays a history again and compares: that needs answers that do not
-        depend on time, and who of a group gets which partition does.
-        """
-        assert await History(harness, random.Random(seed)).play(40) > 0
-
-
-MOVES = ("publish", "publish", *3 * ("receive",), *3 * ("settle",), "again", "reconnect")
-
-
-class History:
-    """Two connections with one subscription each do what they like with one queue."""
-
-    def __init__(self, harness: BrokerHarness, rng: random.Random) -> None:
-        self.harness = harness
-        self.rng = rng
-        self.queue = fresh_name()
-        self.attempts: dict[str, int] = {}
-        self.loans: list[dict[str, Delivery]] = [{}, {}]
-        self.done: set[str] = set()
-        self.dead: set[str] = set()
-        self.stale: list[Delivery] = []
-        self.stacks = [AsyncExitStack(), AsyncExitStack()]
-        self.brokers: dict[int, Broker] = {}
-        self.subscriptions: dict[int, Subscription] = {}
-
-    async def connect(self, who: int) -> None:
-        broker = await self.stacks[who].enter_async_context(self.harness.open())
-        await broker.declare(self.queue)
-        self.brokers[who] = broker
-        subscription = broker.subscribe(self.queue, prefetch=8)
-        self.subscriptions[who] = await self.stacks[who].enter_async_context(subscription)
-
-    async def play(self, steps: int) -> int:
-        """Returns how many were settled."""
-        for who in (0, 1):
-            await self.connect(who)
-        settled = 0
-        for _ in range(steps):
-            who = self.rng.randrange(2)
-            match self.rng.choice(MOVES):
-                case "publish":
-                    sent = messages(self.rng.randint(1, 5))
-                    await publish(self.brokers[who], self.queue, sent)
-                    self.attempts.update({m.id: 1 for m in sent})
-                case "receive":
-                    await self.receive(who)
-                case "settle":
-                    settled += await self.settle(who)
-                case "again" if self.stale:
-                    old = self.rng.choice(self.stale)
-                    assert await self.subscriptions[who].settle([Ack(old)]) == [old]
-                case "reconnect":
-                    await self.stacks[who].aclose()
-                    self.stale += self.loans[who].values()
-                    self.loans[who].clear()
-                    await self.connect(who)
-        for stack in self.stacks:
-            await stack.aclose()
-        await self.check()
-        return settled
-
-    async def receive(self, who: int) -> None:
-        for d in await self.subscriptions[who].receive(self.rng.randint(1, 6), 0.25):
-            id_ = d.message.id
-            assert not [loan for loan in self.loans if id_ in loan], "lent twice"
-            assert id_ not in self.done, "delivered after its ack"
-            assert id_ not in self.dead, "delivered after its death"
-            assert d.attempt == self.attempts[id_], "attempts miscounted"
-            self.loans[who][id_] = d
-
-    async def settle(self, who: int) -> int:
-        loan = self.loans[who]
-        settlements: list[Settlement] = []
-        for id_ in self.rng.sample(sorted(loan), self.rng.randint(0, len(loan))):
-            d = loan.pop(id_)
-            self.stale.append(d)
-            match self.rng.choice(("ack", "retry", "dead", "release")):
-                case "ack":
-                    settlements.append(Ack(d))
-                    self.done.add(id_)
-                case "retry":
-                    settlements.append(Retry(d, 0, FAILURE))
-                    self.attempts[id_] += 1
-                case "dead":
-                    settlements.append(DeadLetter(d, FAILURE))
-                    self.dead.add(id_)
-                case "release":
-                    settlements.append(Release(d))
-        assert await self.subscriptions[who].settle(settlements) == []
-        return len(settlements)
-
-    async def check(self) -> None:
-        left = set(self.attempts) - self.done - self.dead
-        async with self.harness.open() as broker:
-            waiting = await everything(broker, self.queue, len(left), self.harness.patience)
-            dead = await everything(broker, dead_letter_queue(self.queue), len(self.dead), 5)
-        assert sorted(ids(waiting)) == sorted(left)
-        assert {d.message.id: d.attempt for d in waiting} == {id_: self.attempts[id_] for id_ in left}
-        assert sorted(ids(dead)) == sorted(self.dead)
 
 
 @pytest.fixture

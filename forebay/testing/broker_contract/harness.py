@@ -25,6 +25,11 @@ class BrokerHarness(ABC):
     slack: float = 0.25
     """Seconds by which a delay may be late where any delay is exact (`retry_delays` is None)."""
 
+    look: float = 0.0
+    """Seconds that a random history waits for a message that may be there; more where the server pushes."""
+    histories: int = 25
+    """How many random histories are played; fewer where connecting takes its time."""
+
     @abstractmethod
     def open(self) -> AbstractAsyncContextManager[Broker]:
         """One more connection to the same server, as another process would have."""
