@@ -22,7 +22,7 @@ test: .venv/.installed-dev ## everything that CI runs: style, types, and every t
 check: .venv/.installed-dev ## style, format, types and imports
 	@scripts/run-checks && exec $(BIN)/python -m pytest -q --no-header tests/architecture
 
-soak: .venv/.installed-dev ## the long tests: full real input, 20 power cuts (ONLY=flights, ONLY=power)
+soak: .venv/.installed-dev ## the long tests: full real input, power cuts, ten of each fault (ONLY=flights, power, faults-rabbitmq, teeth ...)
 	@scripts/install-servers
 	@exec $(BIN)/python -m tests.soak $(ONLY)
 

@@ -23,7 +23,7 @@ from tests.servers.conversations import AMQPConversation, KafkaConversation
 from tests.servers.kafka import Kafka
 from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
-from tests.servers.rabbitmq import RabbitMQ
+from tests.servers.rabbitmq import RabbitMQCluster
 from tests.system import sabotage
 from tests.system.flights_run import MAX_ATTEMPTS_ONE, SHORT_LEASE
 from tests.system.harness import FOREBAY, Process, Site, until
@@ -32,6 +32,8 @@ from tests.system.load import Load
 QUEUE = "faults"
 CALM = 2.0
 """Seconds without a fault at the beginning."""
+STOPPED = 15.0
+"""Seconds for which a broker stands still."""
 OVERCOME = 90.0
 """Seconds within which a fault must be overcome."""
 
@@ -299,7 +301,7 @@ def broker_restarted(run: Run) -> None:
     node.start()
 
 
-def broker_stopped(run: Run, seconds: float = 15.0) -> None:
+def broker_stopped(run: Run, seconds: float = STOPPED) -> None:
     """SIGSTOP of every node."""
     for node in run.broker.nodes:
         node.pause()
@@ -321,8 +323,32 @@ def cut_before_confirm(run: Run) -> None:
     run.until(lambda: any(p.was_cut for p in run.broker.proxies), "a confirmation to cut off")
 
 
+def leader_stopped(run: Run) -> None:
+    """SIGSTOP of the node that leads: its connections stay."""
+    node = run.broker.nodes[run.broker.leader()]
+    node.pause()
+    time.sleep(STOPPED)  # as above
+    node.resume()
+    run.until(run.broker.whole, "all nodes to be in sync")
+
+
 def leader_killed(run: Run) -> None:
     _node_killed(run, run.broker.leader())
+
+
+def leader_killed_alone(run: Run) -> None:
+    """The followers stand still while the leader goes on for a moment and dies; they wake up without it."""
+    leader = run.broker.leader()
+    followers = [node for n, node in enumerate(run.broker.nodes) if n != leader]
+    for node in followers:
+        node.pause()
+    time.sleep(2)  # as above: what it confirms now, nobody else has
+    run.broker.nodes[leader].kill()
+    for node in followers:
+        node.resume()
+    run.flows()
+    run.broker.nodes[leader].start()
+    run.until(run.broker.whole, "all nodes to be in sync")
 
 
 def follower_killed(run: Run) -> None:
@@ -348,19 +374,29 @@ def sqlite(folder: Path) -> Iterator[Broker]:
 
 
 @contextlib.contextmanager
-def rabbitmq(*, proxied: bool) -> Iterator[Broker]:
+def rabbitmq(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
     with ExitStack() as stack:
-        server = stack.enter_context(RabbitMQ())
-        broker = Broker("rabbitmq", server.url, server.url, [server])
+        cluster = stack.enter_context(RabbitMQCluster(nodes))
+        url = cluster.url
+        proxies = []
         if proxied:
-            proxy = stack.enter_context(Proxy(server.port, conversation=AMQPConversation))
-            broker.gateway_url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
-            broker.proxies = [proxy]
-        yield broker
+            for node in cluster.nodes:
+                proxy = stack.enter_context(Proxy(node.port, conversation=AMQPConversation))
+                url = url.replace(node.address, f"127.0.0.1:{proxy.port}")
+                proxies.append(proxy)
+
+        def whole() -> bool:
+            asked = next(node for node in cluster.nodes if node.running)
+            return len(asked.ask(f"queues/%2F/{QUEUE}").get("online", ())) == nodes
+
+        yield Broker(
+            f"rabbitmq{nodes}", cluster.url, url, cluster.nodes, proxies,
+            leader=lambda: cluster.nodes.index(cluster.leader_of(QUEUE)), whole=whole,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
-def kafka(*, proxied: bool) -> Iterator[Broker]:
+def kafka(*, proxied: bool = False) -> Iterator[Broker]:
     with ExitStack() as stack:
         port = free_port()
         # Clients go where the server says that it is, so there the proxy listens, for all of them.

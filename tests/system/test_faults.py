@@ -45,7 +45,7 @@ def test_kafka_loses_nothing_whatever_dies(site: Site) -> None:
 def test_the_runs_have_teeth_for_a_gateway_without_confirms(site: Site) -> None:
     """What counts as stored when it is written to the connection dies with the broker; it is found out."""
     try:
-        with faults.rabbitmq(proxied=False) as broker:
+        with faults.rabbitmq() as broker:
             outcome = faults.run(
                 site, broker, [faults.broker_restarted], rate=1_000, gateway="confirms_off", weakened=True
             )
