@@ -49,7 +49,8 @@ class AMQPConversation:
             tag, multiple = struct.unpack(">Q?", method[4:13])
             # Each tag is settled once, and the dictionary has them in order.
             tags = [t for c, t in self._open if c == channel and t <= tag] if multiple else [tag]
-            found |= any(self._open.pop((channel, t), _CANARY) != _CANARY for t in tags)
+            keys = [self._open.pop((channel, t), _CANARY) for t in tags]
+            found |= any(key != _CANARY for key in keys)
         return found
 
 
