@@ -8,7 +8,7 @@ BIN := .venv/bin
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak bench clean
+.PHONY: help run test check contract soak bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,11 @@ test: .venv/.installed-dev ## everything that CI runs: style, types, and every t
 check: .venv/.installed-dev ## style, format, types and imports
 	@scripts/run-checks && exec $(BIN)/python -m pytest -q --no-header tests/architecture
 
-soak: .venv/.installed-dev ## the long tests: full real input, power cuts, ten of each fault (ONLY=flights, power, faults-rabbitmq, teeth ...)
+contract: .venv/.installed-dev ## the contract suite on every broker; writes the table in docs/drivers.md
+	@scripts/install-servers
+	@exec $(BIN)/python -m tests.contract.table
+
+soak: .venv/.installed-dev ## the long tests: real input, power cuts, faults under load (ONLY=flights, power, faults-rabbitmq, teeth ...)
 	@scripts/install-servers
 	@exec $(BIN)/python -m tests.soak $(ONLY)
 

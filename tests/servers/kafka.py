@@ -1,29 +1,36 @@
 """
-A Kafka of our own for tests: one node (KRaft), from its published jars, on free loopback ports.
+A Kafka of our own for tests: one node or a cluster (KRaft), from its published jars, on free loopback ports.
 
-The jars are fetched once, with Maven, into a folder of the user. The server dies with
-the process that started it, however that ends: a guard process holds the other end of
-a pipe and kills the server when the pipe closes.
+The jars are fetched once, with Maven, into a folder of the user. The nodes die with
+their owner, however that ends: a guard process watches the owner and kills what was
+started. The owner is the process that made the cluster, or, where several test workers
+share one (`shared`), the process that started the workers.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from aiokafka.protocol.coordination import FindCoordinatorRequest_v0
+from aiokafka.protocol.metadata import MetadataRequest_v5
 
 from tests.servers.postgres import free_port
 
@@ -32,14 +39,21 @@ LOG4J = "2.25.5"
 
 _GUARD = """
 import os, select, shutil, signal, sys
-pids = [int(line) for line in sys.stdin]
+folder, owner = sys.argv[1], int(sys.argv[2])
 try:
-    server = os.pidfd_open(pids[-1])
-    signal.pidfd_send_signal(server, signal.SIGKILL)
-    select.select([server], [], [], 10)
-except (IndexError, ProcessLookupError):
+    select.select([os.pidfd_open(owner)], [], [])
+except ProcessLookupError:
     pass
-shutil.rmtree(sys.argv[1], ignore_errors=True)
+try:
+    groups = [int(line) for line in open(folder + "/groups")]
+except FileNotFoundError:
+    groups = []
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+shutil.rmtree(folder, ignore_errors=True)
 """
 
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
@@ -118,135 +132,417 @@ def find_jars() -> Path:
     return jars
 
 
-def _state(thread: Path) -> str:
-    try:
-        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
-
-
-class Kafka:
+class KafkaNode:
     """
-    One node, broker and controller. `start` after `kill` continues with the same data on the same port.
+    One node, broker and controller. `start` after `kill` continues with the same data on the same ports.
 
-    `settings` are added to the server's configuration.
+    What is known of a node is in its folder, so that each process that shares it can kill and start it.
     """
 
-    def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
-        self._java, self._jars = find_java(), find_jars()
-        self.folder = Path(tempfile.mkdtemp(prefix="forebay-kafka-"))
+    def __init__(self, cluster: KafkaCluster, number: int, ports: Mapping[str, int]) -> None:
+        self._cluster = cluster
+        self.number = number
+        self.ports = ports
+        """By the listener's name; `CONTROLLER` is among them."""
+        self.folder = cluster.folder / f"node-{number}"
         self.log = self.folder / "server.log"
-        self.port, self._controller_port = free_port(), free_port()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._guard = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
-        )
-        self._format(settings or {})
 
     @property
-    def url(self) -> str:
-        return f"kafka://127.0.0.1:{self.port}"
+    def port(self) -> int:
+        """Of the first listener."""
+        return self.ports[self._cluster.listeners[0]]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
     @property
     def running(self) -> bool:
-        return self._server is not None and self._server.poll() is None
+        """Started, and not killed since; a paused node is running."""
+        pid = self._pid()
+        # Killed by a process that is not its parent, it stays as a zombie until that one looks.
+        return pid > 0 and _state(Path(f"/proc/{pid}")) not in "XZ"
 
-    def start(self, *, timeout: float = 60.0) -> Self:
-        """Start the server and return when it takes connections."""
-        assert not self.running, "already started"
-        begun = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self._server = subprocess.Popen(
-                [*self._command("-Xmx320m", "-Xms128m"), "kafka.Kafka", self.folder / "server.properties"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
-            )  # fmt: skip
-        assert self._guard.stdin is not None
-        self._guard.stdin.write(b"%d\n" % self._server.pid)
-        self._guard.stdin.flush()
-        deadline = time.monotonic() + timeout
-        while not self._ready(begun):
-            if not self.running or time.monotonic() > deadline:
-                raise RuntimeError(f"Kafka did not start:\n{self.log.read_text()[-2000:]}")
-            time.sleep(0.05)
+    def start(self, *, timeout: float = 120.0) -> Self:
+        """Start the node and return when it takes part: enough of the others must run for that."""
+        self.launch()
+        self.await_ready(timeout)
         return self
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
+        assert not self.running, f"node {self.number} is running"
+        options = ("-Xmx320m", "-Xms96m") if len(self._cluster.nodes) == 1 else ("-Xmx256m", "-Xms96m")
+        command = self._cluster.java(*options, "kafka.Kafka", str(self.folder / "server.properties"))
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                start_new_session=True,
+            )  # fmt: skip
+        _children[process.pid] = process
+        with (self._cluster.folder / "groups").open("a") as groups:
+            groups.write(f"{process.pid}\n")
+        (self.folder / "pid").write_text(str(process.pid))
+
+    def await_ready(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self.ready():
+            if not self.running or time.monotonic() > deadline:
+                raise RuntimeError(f"Kafka did not start:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def ready(self) -> bool:
+        """It answers, and the cluster counts on it."""
+        try:
+            answer = self.ask(MetadataRequest_v5([], False))
+        except OSError:
+            return False
+        return self.number in [broker[0] for broker in answer.brokers]
 
     def kill(self) -> None:
         """SIGKILL: nothing is written in order."""
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait(30)
-            self._server = None
+        pid = self._pid()
+        assert self.running, f"node {self.number} is not running"
+        _kill(pid)
+        deadline = time.monotonic() + 10
+        while self.running:
+            assert time.monotonic() < deadline, "killed, and still there"
+            time.sleep(0.01)
 
     def pause(self) -> None:
         """It takes connections and answers nothing."""
-        assert self._server is not None
-        self._server.send_signal(signal.SIGSTOP)
+        os.kill(self._pid(), signal.SIGSTOP)
         # One thread after the other stops; until the last one has, requests may be answered.
-        threads = Path(f"/proc/{self._server.pid}/task")
+        threads = Path(f"/proc/{self._pid()}/task")
         while any(_state(thread) not in "TtXZ" for thread in threads.iterdir()):
             time.sleep(0.005)
 
     def resume(self) -> None:
-        assert self._server is not None
-        self._server.send_signal(signal.SIGCONT)
+        os.kill(self._pid(), signal.SIGCONT)
+
+    def ask(self, request: Any) -> Any:
+        """
+        The answer to one request of `aiokafka.protocol`, in its older form without tags.
+
+        Raises:
+            OSError: it does not run, or does not answer within some seconds.
+        """
+        message = request.build_request_header(0, "tests").encode() + request.encode()
+        with socket.create_connection(("127.0.0.1", self.port), 2) as s, s.makefile("rb") as answers:
+            s.settimeout(3)
+            s.sendall(struct.pack(">i", len(message)) + message)
+            size = answers.read(4)
+            if len(size) < 4:
+                raise ConnectionError("no answer")
+            answer = answers.read(struct.unpack(">i", size)[0])
+        return request.RESPONSE_TYPE.decode(answer[4:])
+
+    def _pid(self) -> int:
+        try:
+            return int((self.folder / "pid").read_text())
+        except FileNotFoundError:
+            return 0
+
+
+class KafkaCluster:
+    """
+    Nodes of one cluster, each both broker and controller; three copies of everything, two in sync, on three.
+
+    `settings` are added to each server's configuration. `listeners` are named as their
+    security protocols; the first is for the nodes among themselves, and for `url`.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        settings: Mapping[str, str] | None = None,
+        listeners: Sequence[str] = ("PLAINTEXT",),
+        owner: int | None = None,
+    ) -> None:
+        find_java(), find_jars()
+        folder = Path(tempfile.mkdtemp(prefix="forebay-kafka-"))
+        names = (*listeners, "CONTROLLER")
+        ports = [{name: free_port() for name in names} for _ in range(nodes)]
+        self._join(folder, {"listeners": list(listeners), "nodes": ports})
+        (folder / "log4j2.properties").write_text(_LOG4J)
+        self._guard: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-c", _GUARD, str(folder), str(owner or os.getpid())],
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            self._format(settings or {})
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def attach(cls, description: Mapping[str, Any]) -> Self:
+        """The cluster of another process, from its `describe`."""
+        self = cls.__new__(cls)
+        self._guard = None
+        self._join(Path(description["folder"]), description)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """What `attach` needs, in JSON's types."""
+        return {"folder": str(self.folder), **self._description}
+
+    def _join(self, folder: Path, description: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._description = description
+        self._java, self._jars = find_java(), find_jars()
+        self.listeners: list[str] = description["listeners"]
+        self.nodes = [KafkaNode(self, number, ports) for number, ports in enumerate(description["nodes"], 1)]
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{','.join(node.address for node in self.nodes)}"
+
+    def start(self, *, timeout: float = 120.0) -> Self:
+        """Start what does not run; return when every node takes part and nothing is behind."""
+        deadline = time.monotonic() + timeout
+        for node in self.nodes:
+            if not node.running:
+                node.launch()
+        for node in self.nodes:
+            node.await_ready(deadline - time.monotonic())
+        self.wait_in_sync(deadline - time.monotonic())
+        return self
+
+    def wait_in_sync(self, timeout: float = 60.0) -> None:
+        """Until every partition has all of its copies in sync, as each node knows it."""
+        deadline = time.monotonic() + timeout
+        while behind := [text for node in self.nodes for text in self._behind(node)]:
+            assert time.monotonic() < deadline, f"not in sync: {behind[:5]}"
+            time.sleep(0.1)
+
+    def _behind(self, node: KafkaNode) -> list[str]:
+        try:
+            answer = node.ask(MetadataRequest_v5(None, False))
+        except OSError as error:
+            return [f"node {node.number}: {error}"]
+        unknown = [] if len(answer.brokers) == len(self.nodes) else [f"node {node.number} misses others"]
+        return unknown + [
+            f"{topic} {partition}: {isr} of {replicas}"
+            for _, topic, _, partitions in answer.topics
+            for _, partition, leader, replicas, isr, _ in partitions
+            if leader < 0 or len(isr) < len(replicas)
+        ]
+
+    def leader_of(self, topic: str, partition: int, *, within: float = 20.0) -> KafkaNode:
+        """The node that leads a partition, and runs."""
+        deadline = time.monotonic() + within
+        while True:
+            # After a kill it is the old one, or none, until the controller has chosen.
+            for node in self._answering():
+                found = {
+                    (name, number): leader
+                    for _, name, _, partitions in node.ask(MetadataRequest_v5(None, False)).topics
+                    for _, number, leader, _, _, _ in partitions
+                }
+                leader = self._node(found.get((topic, partition), -1))
+                if leader is not None:
+                    return leader
+            assert time.monotonic() < deadline, f"{topic} {partition} has no leader"
+            time.sleep(0.05)
+
+    def coordinator_of(self, group: str, *, within: float = 20.0) -> KafkaNode:
+        """The node that keeps the offsets of a group and deals its partitions."""
+        deadline = time.monotonic() + within
+        while True:
+            for node in self._answering():
+                found = self._node(node.ask(FindCoordinatorRequest_v0(group)).coordinator_id)
+                if found is not None:
+                    return found
+            assert time.monotonic() < deadline, f"group {group} has no coordinator"
+            time.sleep(0.05)
+
+    def controller(self) -> KafkaNode:
+        """The node that decides who leads what: not the one that a client is told."""
+        states = [
+            json.loads((node.folder / "data/__cluster_metadata-0/quorum-state").read_text())
+            for node in self.nodes
+        ]
+        found = self._node(max(states, key=lambda state: int(state["leaderEpoch"]))["leaderId"])
+        assert found is not None, "no controller"
+        return found
+
+    def _answering(self) -> Iterator[KafkaNode]:
+        for node in self.nodes:
+            if node.running and node.ready():
+                yield node
+
+    def _node(self, number: int) -> KafkaNode | None:
+        return next((node for node in self.nodes if node.number == number and node.running), None)
 
     def close(self) -> None:
-        """Stop the server and remove its folder."""
-        self.kill()
-        assert self._guard.stdin is not None
-        if not self._guard.stdin.closed:
-            self._guard.stdin.close()
-        self._guard.wait(30)
+        """Kill the nodes and remove their folder."""
+        for node in self.nodes:
+            if node.running:
+                node.kill()
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        return self if self.running else self.start()
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
-    def _command(self, *options: str) -> list[str]:
+    @contextlib.contextmanager
+    def shared_with_others(self) -> Iterator[None]:
+        """While in this context, no other test worker has it `alone`."""
+        with (self.folder / "use.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While in this context, all nodes are ours to kill; afterwards they run again."""
+        with (self.folder / "use.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                for node in self.nodes:
+                    if node.running:
+                        node.resume()
+                self.start()
+
+    def java(self, *arguments: str) -> list[str]:
+        """A command that runs a class of Kafka's jars; options of Java first."""
         return [
-            self._java, *options, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true",
+            self._java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true",
             "-Djava.net.preferIPv4Stack=true", f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties",
-            "-cp", f"{self._jars}/*",
+            "-cp", f"{self._jars}/*", *arguments,
         ]  # fmt: skip
 
-    def _format(self, settings: Mapping[str, str]) -> None:
-        configured = {
+    def _configured(self, node: KafkaNode) -> dict[str, str]:
+        copies, in_sync = ("3", "2") if len(self.nodes) >= 3 else ("1", "1")
+        inner = self.listeners[0]
+        offered = ",".join(f"{name}://127.0.0.1:{node.ports[name]}" for name in self.listeners)
+        protocols = ",".join(f"{name}:{name}" for name in self.listeners)
+        return {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            "node.id": str(node.number),
+            "controller.quorum.voters": ",".join(
+                f"{n.number}@127.0.0.1:{n.ports['CONTROLLER']}" for n in self.nodes
+            ),
+            "listeners": f"{offered},CONTROLLER://127.0.0.1:{node.ports['CONTROLLER']}",
+            "advertised.listeners": offered,
             "controller.listener.names": "CONTROLLER",
-            "inter.broker.listener.name": "PLAINTEXT",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-            "log.dirs": str(self.folder / "data"),
-            "offsets.topic.replication.factor": "1",
+            "inter.broker.listener.name": inner,
+            "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,{protocols}",
+            "log.dirs": str(node.folder / "data"),
+            "default.replication.factor": copies,
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
-            **settings,
+            # A lost node is noticed within this; the default of 9 s is a gap of 9 s for publishers.
+            "broker.session.timeout.ms": "4000",
+            "broker.heartbeat.interval.ms": "1000",
+            "replica.lag.time.max.ms": "10000",
         }
-        properties = self.folder / "server.properties"
-        properties.write_text("".join(f"{name}={value}\n" for name, value in configured.items()))
-        (self.folder / "log4j2.properties").write_text(_LOG4J)
-        cluster = base64.urlsafe_b64encode(b"\x01" + secrets.token_bytes(15)).decode().rstrip("=")
-        tool = [*self._command("-Xmx128m"), "kafka.tools.StorageTool", "format"]
-        done = subprocess.run([*tool, "-t", cluster, "-c", properties], capture_output=True, text=True)
-        if done.returncode != 0:
-            self.close()
-            raise RuntimeError(f"formatting Kafka's folder failed: {done.stdout}{done.stderr}")
 
-    def _ready(self, begun: int) -> bool:
-        with self.log.open("rb") as log:
-            log.seek(begun)
-            if b"Kafka Server started" not in log.read():
-                return False
-        with socket.socket() as s:
-            return s.connect_ex(("127.0.0.1", self.port)) == 0
+    def _format(self, settings: Mapping[str, str]) -> None:
+        cluster = base64.urlsafe_b64encode(b"\x01" + secrets.token_bytes(15)).decode().rstrip("=")
+        running: list[subprocess.Popen[str]] = []
+        for node in self.nodes:
+            node.folder.mkdir()
+            properties = node.folder / "server.properties"
+            configured = {**self._configured(node), **settings}
+            properties.write_text("".join(f"{name}={value}\n" for name, value in configured.items()))
+            tool = self.java("-Xmx128m", "kafka.tools.StorageTool", "format", "-t", cluster)
+            command = [*tool, "-c", str(properties)]
+            running.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )  # fmt: skip
+        for process in running:
+            output, _ = process.communicate(timeout=120)
+            if process.returncode != 0:
+                raise RuntimeError(f"formatting Kafka's folder failed: {output}")
+
+
+class Kafka(KafkaCluster):
+    """One node, and what it is asked for most."""
+
+    def __init__(
+        self, *, settings: Mapping[str, str] | None = None, listeners: Sequence[str] = ("PLAINTEXT",)
+    ) -> None:
+        super().__init__(1, settings=settings, listeners=listeners)
+
+    @property
+    def port(self) -> int:
+        return self.nodes[0].port
+
+    @property
+    def running(self) -> bool:
+        return self.nodes[0].running
+
+    def kill(self) -> None:
+        self.nodes[0].kill()
+
+    def pause(self) -> None:
+        self.nodes[0].pause()
+
+    def resume(self) -> None:
+        self.nodes[0].resume()
+
+
+def shared(folder: Path, owner: int, nodes: int) -> KafkaCluster:
+    """
+    The one cluster of that size that all test workers with this `folder` share; the first to ask starts it.
+
+    It dies with the process `owner`.
+    """
+    with (folder / f"kafka-{nodes}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = folder / f"kafka-{nodes}.json"
+        if not found.exists():
+            cluster = KafkaCluster(nodes, owner=owner)
+            try:
+                cluster.start()
+            except BaseException:
+                cluster.close()
+                raise
+            _kept.append(cluster)
+            found.write_text(json.dumps(cluster.describe()))
+            return cluster
+        return KafkaCluster.attach(json.loads(found.read_text()))
+
+
+_kept: list[KafkaCluster] = []
+"""Their guards are not waited for."""
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""What this process started and has not seen the end of. Shared nodes outlive it: their guard ends them."""
+
+
+def _kill(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    if group in _children:
+        _children.pop(group).wait(10)
+
+
+def _state(process: Path) -> str:
+    """Of a process or a thread, by its folder in /proc."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"

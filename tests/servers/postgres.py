@@ -178,7 +178,8 @@ class Postgres:
         assert self._guard.stdin is not None
         if not self._guard.stdin.closed:
             self._guard.stdin.close()
-        self._guard.wait(30)
+        # Hundreds of databases take their time to delete on a busy disk.
+        self._guard.wait(180)
 
     def __enter__(self) -> Self:
         return self if self.running else self.start()

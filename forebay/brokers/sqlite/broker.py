@@ -104,7 +104,7 @@ class SQLiteBroker:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             durability="synced",
-            ordering="one_subscription",
+            ordering="by_key",
             bounded=True,
             max_body_bytes=self._settings.max_body_bytes,
             retry_delays=None,

@@ -10,6 +10,7 @@ and the removal are one transaction.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,17 @@ _SELECT = (
     " m.id, m.key, m.content_type, m.headers, m.accepted_at, m.not_before, m.expires_at, m.body"
     " from slot s join message m on m.seq = s.seq "
 )
-TAKE_FRESH = _SELECT + "where s.queue = ? and s.due = 0 order by s.seq limit ?"
+KEY = 6
+"""The column of a message's ordering key in these."""
+TAKE_FRESH = _SELECT + "where s.queue = ? and s.due = 0 and s.seq > ? order by s.seq limit ?"
 TAKE_SCHEDULED = _SELECT + "where s.queue = ? and s.due > 0 and s.due <= ? order by s.due, s.seq limit ?"
 ANY_READY = "select 1 from slot where queue = ? and due <= ? limit 1"
+_OTHERS = "select 1 from owner where queue = ? and id != ? limit 1"
+_KEYS_ELSEWHERE = (
+    # "cross join" keeps SQLite from turning it round and reading all leases of all queues.
+    "select m.key from owner o cross join lease l on l.owner = o.id cross join message m on m.seq = l.seq"
+    " where o.queue = ? and o.id != ? and m.key is not null"
+)
 NEXT_DUE = "select due from slot where queue = ? and due > ? order by due limit 1"
 
 _LEND_FRESH = (
@@ -39,11 +48,11 @@ _LEND_FRESH = (
     " from slot where queue = ? and due = 0 and seq between ? and ?"
 )
 _CLEAR_FRESH = "delete from slot where queue = ? and due = 0 and seq between ? and ?"
-_LEND_SCHEDULED = (
+_LEND_ONE = (
     "insert into lease (owner, seq, attempt, deferrals, death) select ?, seq, attempt, deferrals, death"
     " from slot where queue = ? and due = ? and seq = ?"
 )
-_CLEAR_SCHEDULED = "delete from slot where queue = ? and due = ? and seq = ?"
+_CLEAR_ONE = "delete from slot where queue = ? and due = ? and seq = ?"
 
 LONGEST_DELAY = 100 * 366 * 86_400.0
 """A handler may ask for an infinite delay; it must not spoil the settlements beside it."""
@@ -54,6 +63,13 @@ _HAND_BACK = (
 )
 _HAND_BACK_ONE = _HAND_BACK + " and seq = ?"
 _END_ONE = "delete from lease where owner = ? and seq = ?"
+
+
+MOST_LOOKED_AT = 5_000
+"""Fresh messages that one lease looks through for some whose ordering key is free."""
+
+KEY_PAUSE = 20_000
+"""Microseconds until a subscription looks again that found only messages of keys held elsewhere."""
 
 
 def microseconds(seconds: float) -> int:
@@ -107,7 +123,12 @@ class Lent:
 
 
 class Lease:
-    """Lend up to `want` messages of one queue to an owner."""
+    """
+    Lend up to `want` messages of one queue to an owner.
+
+    Of an ordering key that another owner holds messages of, nothing is lent: so the
+    messages of a key are in one hand at a time, and in their order there.
+    """
 
     weight = 0
 
@@ -149,15 +170,17 @@ class Lease:
         if not has_owner(tx, self.owner):
             self.owner = add_owner(tx, self.queue_id, self.process, self.lease)
         db = tx.db
-        scheduled = db.execute(TAKE_SCHEDULED, (self.queue_id, tx.now, self.want)).fetchall()
+        taken = self._keys_elsewhere(db)
+        due = db.execute(TAKE_SCHEDULED, (self.queue_id, tx.now, self.want)).fetchall()
+        scheduled = [row for row in due if row[KEY] not in taken]
         kept_for_fresh = max(self.want - len(scheduled), self.want - self.scheduled_share)
-        fresh = db.execute(TAKE_FRESH, (self.queue_id, kept_for_fresh)).fetchall() if kept_for_fresh else []
+        fresh, passed_over = self._fresh(db, kept_for_fresh, taken)
         del scheduled[self.want - len(fresh) :]
         if scheduled:
-            places = [(self.queue_id, r[0], r[1]) for r in scheduled]
-            db.executemany(_LEND_SCHEDULED, [(self.owner, *p) for p in places])
-            db.executemany(_CLEAR_SCHEDULED, places)
-        if fresh:
+            self._lend_each(db, scheduled)
+        if fresh and passed_over:
+            self._lend_each(db, fresh)
+        elif fresh:
             span = (self.queue_id, fresh[0][1], fresh[-1][1])
             db.execute(_LEND_FRESH, (self.owner, *span))
             db.execute(_CLEAR_FRESH, span)
@@ -166,7 +189,40 @@ class Lease:
         next_due = None
         if len(deliveries) < self.want:
             next_due = db.execute(NEXT_DUE, (self.queue_id, tx.now)).get
+            if passed_over or len(scheduled) < len(due):
+                # Whoever holds the key rings no bell when it lets go.
+                next_due = min(next_due or sys.maxsize, tx.now + KEY_PAUSE)
         return Lent(self.owner, deliveries, next_due)
+
+    def _keys_elsewhere(self, db: apsw.Connection) -> frozenset[str]:
+        """The ordering keys of messages that other owners hold."""
+        others = (self.queue_id, self.owner)
+        if db.execute(_OTHERS, others).get is None:
+            return frozenset()
+        return frozenset(str(row[0]) for row in db.execute(_KEYS_ELSEWHERE, others))
+
+    def _fresh(
+        self, db: apsw.Connection, want: int, taken: frozenset[str]
+    ) -> tuple[list[tuple[Any, ...]], bool]:
+        """Up to `want` in order of arrival; and whether some were passed over for their key."""
+        found: list[tuple[Any, ...]] = []
+        looked_at = after = 0
+        while len(found) < want and looked_at < MOST_LOOKED_AT:
+            size = want - len(found) if not looked_at else max(200, want)
+            rows: list[tuple[Any, ...]] = db.execute(TAKE_FRESH, (self.queue_id, after, size)).fetchall()
+            looked_at += len(rows)
+            found += [row for row in rows if row[KEY] not in taken]
+            if len(rows) < size:
+                break
+            after = rows[-1][1]
+        passed_over = looked_at > len(found)
+        del found[want:]
+        return found, passed_over
+
+    def _lend_each(self, db: apsw.Connection, rows: list[tuple[Any, ...]]) -> None:
+        places = [(self.queue_id, r[0], r[1]) for r in rows]
+        db.executemany(_LEND_ONE, [(self.owner, *p) for p in places])
+        db.executemany(_CLEAR_ONE, places)
 
     def _delivery(self, row: tuple[Any, ...]) -> Delivery:
         (
