@@ -33,10 +33,7 @@ class Proxy:
     the server has confirmed a message and before the client hears of it.
     """
 
-    def __init__(
-        self, target: int, *, port: int = 0, conversation: Callable[[], Conversation] | None = None
-    ) -> None:
-        """`port` is where it listens; 0 picks one."""
+    def __init__(self, target: int, *, conversation: Callable[[], Conversation] | None = None) -> None:
         self._target = target
         self._conversation = conversation
         self._cut_next_confirm = False
@@ -48,7 +45,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self.port = port
+        self.port = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -91,7 +88,7 @@ class Proxy:
             writer.transport.abort()
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _stop(self) -> None:

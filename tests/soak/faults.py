@@ -46,6 +46,11 @@ def run_kafka() -> int:
     return _all_of("kafka", lambda _: faults.kafka(), proxied, SERVER, versions("aiokafka"))
 
 
+def run_kafka3() -> int:
+    opened, proxied = partial(faults.kafka, nodes=3), partial(faults.kafka, nodes=3, proxied=True)
+    return _all_of("kafka3", lambda _: opened(), proxied, CLUSTER, versions("aiokafka"), gap=5.0)
+
+
 def _all_of(
     broker: str,
     opened: Callable[[Path], AbstractContextManager[Broker]],
@@ -123,9 +128,11 @@ def run_teeth() -> int:
     """What is weakened must lose messages, and be found out."""
     rabbitmq: Opener = faults.rabbitmq
     kafka: Opener = faults.kafka
+    kafka3: Opener = partial(faults.kafka, nodes=3)
     weakened: dict[str, tuple[Opener, list[Fault], dict[str, str]]] = {
         "rabbitmq, publisher confirms off": (
             rabbitmq, [faults.broker_restarted] * 3, {"gateway": "confirms_off"}),
+        "kafka3, acks=1": (kafka3, [faults.leader_killed_alone] * 3, {"gateway": "acks_1"}),
         "kafka, auto-commit": (kafka, [faults.consumer_killed] * 3, {"consumer": "auto_commit"}),
         "rabbitmq, acknowledged before the commit": (
             rabbitmq, [faults.consumer_killed] * 3, {"consumer": "ack_first"}),
@@ -156,5 +163,6 @@ PARTS: dict[str, Callable[[], int]] = {
     "faults-rabbitmq": run_rabbitmq,
     "faults-rabbitmq3": run_rabbitmq3,
     "faults-kafka": run_kafka,
+    "faults-kafka3": run_kafka3,
     "teeth": run_teeth,
 }

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.servers.conversations import AMQPConversation, KafkaConversation
-from tests.servers.kafka import Kafka
+from tests.servers.kafka import KafkaCluster
 from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQCluster
@@ -63,8 +63,8 @@ class Broker:
     proxies: Sequence[Proxy] = ()
     leader: Callable[[], int] = _nobody_leads
     """Which node leads the queue, or a partition of it."""
-    whole: Callable[[], bool] = lambda: True
-    """Whether all nodes are there and have all that was confirmed."""
+    wait_in_sync: Callable[[], object] = lambda: None
+    """Until all nodes are there and have all that was confirmed."""
 
 
 @dataclass
@@ -329,7 +329,7 @@ def leader_stopped(run: Run) -> None:
     node.pause()
     time.sleep(STOPPED)  # as above
     node.resume()
-    run.until(run.broker.whole, "all nodes to be in sync")
+    run.broker.wait_in_sync()
 
 
 def leader_killed(run: Run) -> None:
@@ -348,7 +348,7 @@ def leader_killed_alone(run: Run) -> None:
         node.resume()
     run.flows()
     run.broker.nodes[leader].start()
-    run.until(run.broker.whole, "all nodes to be in sync")
+    run.broker.wait_in_sync()
 
 
 def follower_killed(run: Run) -> None:
@@ -361,7 +361,7 @@ def _node_killed(run: Run, number: int) -> None:
     run.overcome()
     run.broker.nodes[number].start()
     # Or the next one would be the second of three.
-    run.until(run.broker.whole, "all nodes to be in sync")
+    run.broker.wait_in_sync()
 
 
 # ---- the brokers
@@ -385,28 +385,38 @@ def rabbitmq(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
                 url = url.replace(node.address, f"127.0.0.1:{proxy.port}")
                 proxies.append(proxy)
 
-        def whole() -> bool:
-            asked = next(node for node in cluster.nodes if node.running)
-            return len(asked.ask(f"queues/%2F/{QUEUE}").get("online", ())) == nodes
+        def in_sync() -> bool:
+            try:
+                asked = [node.ask(f"queues/%2F/{QUEUE}") for node in cluster.nodes]
+            except OSError:
+                return False  # the port for this opens after the one for messages
+            return all(len(answer.get("online", ())) == nodes for answer in asked)
 
         yield Broker(
             f"rabbitmq{nodes}", cluster.url, url, cluster.nodes, proxies,
-            leader=lambda: cluster.nodes.index(cluster.leader_of(QUEUE)), whole=whole,
+            leader=lambda: cluster.nodes.index(cluster.leader_of(QUEUE)),
+            wait_in_sync=lambda: until(in_sync, within=OVERCOME, what="all nodes in sync"),
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def kafka(*, proxied: bool = False) -> Iterator[Broker]:
+def kafka(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
     with ExitStack() as stack:
-        port = free_port()
-        # Clients go where the server says that it is, so there the proxy listens, for all of them.
-        settings = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"} if proxied else {}
-        server = Kafka(settings=settings)
-        stack.callback(server.close)
-        broker = Broker("kafka", server.url, server.url, [server])
+        cluster = KafkaCluster(nodes)
+        stack.callback(cluster.close)
+        url = cluster.url
+        proxies = []
         if proxied:
-            proxy = stack.enter_context(Proxy(server.port, port=port, conversation=KafkaConversation))
-            broker.url = broker.gateway_url = f"kafka://127.0.0.1:{port}"
-            broker.proxies = [proxy]
-        server.start()
-        yield broker
+            for node in cluster.nodes:
+                proxy = stack.enter_context(Proxy(node.port, conversation=KafkaConversation))
+                # Clients go where a node says that it is, whatever they were told before.
+                with (node.folder / "server.properties").open("a") as properties:
+                    properties.write(f"advertised.listeners=PLAINTEXT://127.0.0.1:{proxy.port}\n")
+                url = url.replace(node.address, f"127.0.0.1:{proxy.port}")
+                proxies.append(proxy)
+        cluster.start()
+        yield Broker(
+            f"kafka{nodes}", url, url, cluster.nodes, proxies,
+            leader=lambda: cluster.nodes.index(cluster.leader_of(QUEUE, 0)),
+            wait_in_sync=cluster.wait_in_sync,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The proxies of the fault runs cut right before a message's confirmation, or they prove less than they say."""
+"""The proxies of the fault runs cut right before a message's confirmation, or prove less than they say."""
 
 from __future__ import annotations
 
