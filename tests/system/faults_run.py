@@ -160,7 +160,11 @@ class Run:
                 assert process.running, f"{process} ended by itself:\n{process.tail()}"
             return condition()
 
-        until(checked, within=within, what=what, every=0.1)
+        try:
+            until(checked, within=within, what=what, every=0.1)
+        except AssertionError as error:
+            said = [f"{p} said:\n{p.tail()}" for p in (*self.gateways, *self.consumers)]
+            raise AssertionError("\n".join([str(error), *said])) from None
 
     def flows(self, *, seconds: float = 0.5) -> None:
         """Wait until new messages are accepted, as many as should be in so long."""
@@ -399,10 +403,22 @@ def rabbitmq(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
         )  # fmt: skip
 
 
+KAFKA_FAILOVER = {
+    "broker.session.timeout.ms": "2500",
+    "broker.heartbeat.interval.ms": "500",
+    "controller.quorum.fetch.timeout.ms": "1000",
+    "controller.quorum.election.timeout.ms": "500",
+}
+"""
+So that others lead within 5 s when a node dies, the one with the active controller too: then its
+successor is chosen first, and only from that moment on counts for how long the dead node is silent.
+"""
+
+
 @contextlib.contextmanager
 def kafka(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
     with ExitStack() as stack:
-        cluster = KafkaCluster(nodes)
+        cluster = KafkaCluster(nodes, settings=KAFKA_FAILOVER if nodes > 1 else {})
         stack.callback(cluster.close)
         url = cluster.url
         proxies = []
