@@ -30,8 +30,9 @@ soak: .venv/.installed-dev ## the long tests: real input, power cuts, faults und
 	@scripts/install-servers
 	@exec $(BIN)/python -m tests.soak $(ONLY)
 
-bench: .venv/.installed-dev ## the benchmarks behind the README's figures (ONLY=ingest, drain, backlog, sink_write)
+bench: .venv/.installed-dev ## the benchmarks behind the README's figures (ONLY=ingest, publish, drain ...)
 	@scripts/install-servers wrk
+	@$(BIN)/python -c 'import faststream' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@exec $(BIN)/python -m bench $(ONLY)
 
 clean: ## remove .venv and what the tools cache; keeps forebay-data

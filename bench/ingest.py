@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,21 +62,24 @@ class Server:
             self.p99_ms[keyed].add(result["p99_ms"])
 
 
-def uvicorn(name: str, app: str, site: Site) -> Server:
+def uvicorn(
+    name: str, app: str, site: Site, *, queue: str = "bench", env: Mapping[str, str] | None = None
+) -> Server:
     port = free_port()
     process = Process(
         [
             UVICORN, app, "--port", str(port), "--loop", "uvloop", "--http", "httptools",
             "--no-access-log", "--log-level", "warning",
         ],
-        env=site.env, cwd=Path(__file__).parent.parent, log=site.folder / f"{name.replace(' ', '-')}.log",
+        env={**site.env, **(env or {})}, cwd=Path(__file__).parent.parent,
+        log=site.folder / f"{name.replace(' ', '-')}.log",
     )  # fmt: skip
     site.processes.append(process)
-    url = f"http://127.0.0.1:{port}/v1/queues/bench/messages"
+    url = f"http://127.0.0.1:{port}/v1/queues/{queue}/messages"
 
     def ready() -> bool:
         try:
-            return http("POST", url, b"{}").status == 202
+            return http("POST", url, b"{}", {"Content-Type": "application/json"}).status == 202
         except OSError:
             return False
 

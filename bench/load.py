@@ -21,11 +21,11 @@ def body(number: int, size: int = SIZE) -> bytes:
     return start + b"x" * (size - len(start) - 2) + b'"}'
 
 
-def messages(count: int, *, start: int = 0) -> Iterator[Message]:
+def messages(count: int, *, start: int = 0, size: int = SIZE) -> Iterator[Message]:
     for number in range(start, start + count):
         yield Message(
             id=new_id(),
-            body=body(number),
+            body=body(number, size),
             accepted_at=datetime.now(UTC),
             content_type="application/json",
             headers={"source": "bench"},

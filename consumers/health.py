@@ -36,7 +36,8 @@ async def serve_health(
 
     async def readyz(request: web.Request) -> web.Response:
         queues = snapshot()
-        ready = not any(q.stalled or q.state == "starting" for q in queues)
+        # No queue yet: the process still waits for its database or its broker.
+        ready = bool(queues) and not any(q.stalled or q.state == "starting" for q in queues)
         status = 200 if ready else 503
         if "verbose" not in request.query:
             return web.Response(

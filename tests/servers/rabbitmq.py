@@ -261,6 +261,7 @@ class RabbitMQCluster:
     def _join(self, folder: Path, description: Mapping[str, Any]) -> None:
         self.folder = folder
         self._description = description
+        self.user = _USER
         self.password: str = description["password"]
         self._epmd: int = description["epmd"]
         self.nodes = [

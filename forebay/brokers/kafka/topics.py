@@ -11,7 +11,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, TopicAlreadyExistsError, for_code
 
 from forebay.brokers.api import Durability
 from forebay.brokers.kafka.settings import KafkaSettings
@@ -237,21 +237,25 @@ class Admin:
     async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], timeout: float) -> Any:
         """Ask, with a connection that was idle replaced once: the server may have been restarted."""
         async with _unavailable_after(timeout, "Kafka did not answer"):
-            for last in (False, True):
+            last = False
+            while True:
                 try:
                     return await question(await self._connected())
+                except GroupCoordinatorNotAvailableError:
+                    # The first question about a group makes a fresh cluster create what it needs for groups.
+                    await asyncio.sleep(0.1)
                 except (KafkaError, OSError, AttributeError, ValueError) as error:
                     # AttributeError, ValueError: aiokafka's, where it knows no node or no controller.
                     await self.close()
                     if last:
                         raise BrokerUnavailable(f"Kafka cannot be asked: {error!r}") from error
+                    last = True
                 except asyncio.CancelledError:
                     # A connection with an unanswered request would give the answer to the next question.
                     client, self._client = self._client, None
                     if client is not None:
                         _forget(_close(client))
                     raise
-        raise AssertionError("unreachable")
 
     async def _connected(self) -> AIOKafkaAdminClient:
         async with self._connecting:

@@ -44,7 +44,7 @@ class RabbitMQBroker:
     """
 
     def __init__(self, url: str, settings: RabbitMQSettings) -> None:
-        hosts = read_url(url, settings)
+        self._hosts = hosts = read_url(url, settings)
         self._settings = settings
         self._topology = Topology(settings)
         self._consumer = Link("consume", hosts, on_up=self._consumer_up, on_down=self._down)
@@ -89,22 +89,28 @@ class RabbitMQBroker:
 
     async def _consumer_up(self, connection: Connection) -> None:
         properties = connection.server_properties or {}
-        cluster = properties.get("cluster_name", "RabbitMQ")
+        name = str(properties.get("cluster_name", "RabbitMQ"))
+        if len(self._hosts) > 1 and _is_of_a_node(name):
+            name = " ".join(sorted(f"{host.host}:{host.port}" for host in self._hosts))
         vhost = connection.params.virtual_host
-        self._identity = f"RabbitMQ {cluster} vhost {vhost} prefix {self._settings.prefix!r}"
+        self._identity = f"RabbitMQ {name} vhost {vhost} prefix {self._settings.prefix!r}"
         version = str(properties.get("version", ""))
         if _too_old(version):
             raise BrokerUnavailable(f"this is RabbitMQ {version}; Forebay needs 3.10 or later")
 
     def _down(self, _: str) -> None:
         self._ladder.forget()
-        self._known.clear()
 
     def _returned(self, server_name: str) -> None:
         self._known.discard(server_name)
 
     @property
     def identity(self) -> str:
+        """
+        The cluster's name; of a cluster without one, the hosts of the URL.
+
+        Until somebody names a cluster, each of its nodes calls it after itself.
+        """
         return self._identity
 
     # ---- publish
@@ -237,6 +243,11 @@ class RabbitMQBroker:
         self._closed = True
         await asyncio.gather(*[s.close(CLOSE_TIMEOUT) for s in self._subscriptions])
         await asyncio.gather(self._consumer.close(CLOSE_TIMEOUT), self._publisher.close(CLOSE_TIMEOUT))
+
+
+def _is_of_a_node(cluster_name: str) -> bool:
+    """Whether a cluster's name may be what its node at hand calls it, because it was given none."""
+    return "@" in cluster_name
 
 
 def _too_old(version: str) -> bool:

@@ -87,7 +87,10 @@ class Confirms:
         self.bytes -= size
         error: PublishError | None = None
         if not taken:
-            error = QueueFull(f"RabbitMQ refused a message for {key[2]!r}: the queue is at its limit")
+            error = QueueFull(
+                f"RabbitMQ refused a message for {key[2]!r}: the queue is at its limit,"
+                " or no node leads it at the moment"
+            )
         if self._returned:
             times = self._returned.pop(key, 0)
             if times:

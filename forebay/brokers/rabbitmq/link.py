@@ -21,7 +21,19 @@ log = structlog.get_logger()
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 BACKOFF = (0.1, 5.0)
-"""Seconds before the first and before every later attempt to connect, with jitter."""
+"""Seconds after the first time that every host was tried, and the most that this grows to; with jitter."""
+
+AT_ONCE = 0.05
+"""Seconds within which the clients of a lost node come to the others: not all in the same instant."""
+
+
+def pause(failures: int, hosts: int) -> float:
+    """Seconds before the next attempt, after so many without a connection that lasted."""
+    rounds, within = divmod(failures, hosts)
+    if rounds == 0 or within:
+        return random.uniform(0, AT_ONCE)
+    ceiling: float = min(BACKOFF[1], BACKOFF[0] * 2 ** min(rounds - 1, 60))
+    return ceiling * random.uniform(0.5, 1.0)
 
 
 class Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
@@ -137,7 +149,8 @@ class Link:
     """
     Keeps one connection to one of the hosts. `on_up` prepares it; only then the link is up.
 
-    When `on_up` fails, or the connection ends, the next host is tried, after a pause.
+    When `on_up` fails, or the connection ends, the other hosts are tried at once; after
+    each time that all were tried there is a pause.
     """
 
     def __init__(
@@ -217,9 +230,8 @@ class Link:
             if was_up and asyncio.get_running_loop().time() - began > BACKOFF[1]:
                 failures = 0
             log.warning("no connection to RabbitMQ", reason=reason, purpose=self.name)
-            pause = min(BACKOFF[1], BACKOFF[0] * 2 ** (failures // len(self._hosts)))
+            await asyncio.sleep(pause(failures, len(self._hosts)))
             failures += 1
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     async def _connect(
         self, host: pika.ConnectionParameters, closed: asyncio.Future[Exception]

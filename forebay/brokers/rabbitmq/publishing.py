@@ -25,6 +25,9 @@ CANARY = "forebay.canary"
 """A routing key that leads nowhere: the message is confirmed and dropped."""
 CANARY_PATIENCE = 4.0
 
+RENEW_EVERY = 0.25
+"""Seconds between two new channels while messages are refused."""
+
 
 @dataclass(slots=True)
 class Outgoing:
@@ -46,6 +49,11 @@ class PublishLink:
     After each connect a canary is published first: a server in alarm says so only to
     those who publish. It still confirms that first message, with the word that it is
     blocked before it; 3.10 was seen to do so.
+
+    A channel that was opened after a node was lost and before its queues had a new
+    leader refuses every message to them until that node is back (3.10 was seen to do so
+    for a minute and longer). So messages that are refused get a new channel, in case
+    it is not the queue's limit.
     """
 
     def __init__(
@@ -60,6 +68,10 @@ class PublishLink:
         self._on_returned = on_returned
         self._channel: Channel | None = None
         self._confirms = Confirms(self._make_room)
+        self._retired: dict[Channel, Confirms] = {}
+        """Replaced channels that still wait for answers."""
+        self._opened_at = 0.0
+        self._renewing: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
         self._queue = asyncio.Lock()
         self.blocked: str | None = None
@@ -69,25 +81,9 @@ class PublishLink:
         self.blocked = None
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
-        patience = self._settings.connect_timeout
-        channel = await Channel.open(connection, patience)
-        confirms = Confirms(self._make_room)
-
-        def on_answer(frame: Any) -> None:
-            method = frame.method
-            confirms.answered(
-                method.delivery_tag, multiple=method.multiple, taken=isinstance(method, pika.spec.Basic.Ack)
-            )
-
-        def on_return(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            self._on_returned(method.routing_key)
-            confirms.returned(properties.message_id or "", method.exchange, method.routing_key)
-
-        # The first publish must come after the answer, or the two sides count differently.
-        await channel.call("confirm_delivery", on_answer, timeout=patience)
-        channel.raw.add_on_return_callback(on_return)
-        self._channel, self._confirms = channel, confirms
-        channel.closed.add_done_callback(lambda closed: self._channel_closed(connection, closed))
+        await self._open(connection)
+        channel = self._channel
+        assert channel is not None
         batch = self._send_canary()
         await asyncio.wait(
             (batch.done, channel.closed), timeout=CANARY_PATIENCE, return_when=asyncio.FIRST_COMPLETED
@@ -96,7 +92,50 @@ class PublishLink:
         if self.blocked is None and (result is None or not result.ok):
             raise BrokerUnavailable("RabbitMQ takes no messages: a first one was not confirmed")
 
-    def _channel_closed(self, connection: Connection, closed: asyncio.Future[Exception]) -> None:
+    async def _open(self, connection: Connection) -> None:
+        """A channel that confirms, for all that is published from now on."""
+        patience = self._settings.connect_timeout
+        channel = await Channel.open(connection, patience)
+        confirms = Confirms(self._make_room)
+
+        def on_answer(frame: Any) -> None:
+            method = frame.method
+            taken = isinstance(method, pika.spec.Basic.Ack)
+            confirms.answered(method.delivery_tag, multiple=method.multiple, taken=taken)
+            if not taken:
+                self._renew(connection)
+
+        def on_return(_: Any, method: Any, properties: Any, body: bytes) -> None:
+            self._on_returned(method.routing_key)
+            confirms.returned(properties.message_id or "", method.exchange, method.routing_key)
+
+        # The first publish must come after the answer, or the two sides count differently.
+        await channel.call("confirm_delivery", on_answer, timeout=patience)
+        channel.raw.add_on_return_callback(on_return)
+        if self._channel is not None:
+            self._retired[self._channel] = self._confirms
+        self._channel, self._confirms = channel, confirms
+        self._opened_at = time.monotonic()
+        channel.closed.add_done_callback(lambda closed: self._channel_closed(connection, channel, closed))
+        self._make_room()
+
+    def _renew(self, connection: Connection) -> None:
+        if self._renewing is None and time.monotonic() - self._opened_at > RENEW_EVERY:
+            self._renewing = asyncio.get_running_loop().create_task(self._open_again(connection))
+
+    async def _open_again(self, connection: Connection) -> None:
+        try:
+            await self._open(connection)
+        except (BrokerUnavailable, AMQPError) as error:
+            log.info("no new channel to RabbitMQ; the old one is kept", reason=str(error))
+        finally:
+            self._renewing = None
+
+    def _channel_closed(
+        self, connection: Connection, channel: Channel, closed: asyncio.Future[Exception]
+    ) -> None:
+        if channel is not self._channel and channel not in self._retired:
+            return  # we closed it
         # A channel that the server closed took its confirmations along; a new connection starts clean.
         if connection.is_open and not closed.cancelled():
             log.error("RabbitMQ closed the publishing channel", reason=str(closed.result()))
@@ -119,11 +158,19 @@ class PublishLink:
 
     def _down(self, reason: str) -> None:
         self._channel = None
-        self._confirms.lost(reason)
+        if self._renewing is not None:
+            self._renewing.cancel()
+        retired, self._retired = self._retired, {}
+        for confirms in (self._confirms, *retired.values()):
+            confirms.lost(reason)
         self._make_room()
 
     def _make_room(self) -> None:
         self._room.set()
+        for channel, confirms in list(self._retired.items()):
+            if not confirms.count:
+                del self._retired[channel]
+                channel.close()
 
     def check_up(self) -> None:
         """
@@ -151,6 +198,9 @@ class PublishLink:
         deadline = time.monotonic() + timeout
         self.check_up()
         batch = Batch([m.id for m in messages], self._durability)
+        # One channel for all of them, or they could overtake each other.
+        channel, confirms = self._channel, self._confirms
+        assert channel is not None
         sent = 0
         for index, m in enumerate(messages):
             if m.refused is not None:
@@ -163,8 +213,7 @@ class PublishLink:
                     )
                 batch.settle(index, QueueFull("not sent: too many messages wait for their confirmation"))
                 continue
-            channel = self._channel
-            if channel is None or self.blocked is not None:
+            if self._channel is None or self.blocked is not None:
                 if not sent:
                     self.check_up()
                 batch.settle(
@@ -181,7 +230,7 @@ class PublishLink:
                     raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
                 batch.settle(index, PublishRejected(f"not sent: no connection to RabbitMQ: {error!r}"))
                 continue
-            self._confirms.sent(batch, index, len(m.body), m.exchange, m.routing_key)
+            confirms.sent(batch, index, len(m.body), m.exchange, m.routing_key)
             sent += 1
         if batch.open:
             left = max(0.0, deadline - time.monotonic())

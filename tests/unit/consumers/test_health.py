@@ -66,6 +66,12 @@ async def test_a_paused_consumer_is_ready_and_says_why_it_is_paused() -> None:
     assert answer["queues"][0]["pause_reason"] == "connection refused"
 
 
+async def test_who_still_waits_for_database_or_broker_lives_and_is_not_ready() -> None:
+    async with asking() as session:
+        assert await status(session, "/livez") == 200
+        assert await status(session, "/readyz") == 503
+
+
 @pytest.mark.parametrize(
     "changes", [{"state": "starting"}, {"busy_for": STALLED + 1}], ids=["never connected", "stuck"]
 )

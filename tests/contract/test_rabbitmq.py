@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -16,7 +13,6 @@ from forebay.brokers.api import Ack, Broker, Delivery, Release, Retry, Subscript
 from forebay.brokers.naming import dead_letter_queue
 from forebay.brokers.rabbitmq.broker import RabbitMQBroker
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
-from forebay.brokers.rabbitmq.settings import RabbitMQSettings
 from forebay.brokers.rabbitmq.url import read_url
 from forebay.errors import (
     BrokerUnavailable,
@@ -28,83 +24,43 @@ from forebay.errors import (
 )
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
 from forebay.testing.broker_contract.harness import FAILURE, drain, fresh_name, message, messages, publish
-from tests.needs import missing_server
+from tests.contract.rabbitmq import SETTINGS, RabbitMQHarness, proxies_of, published, running
 from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
-from tests.servers.rabbitmq import RabbitMQ, RabbitMQNotInstalled, find_scripts, shared
-
-SETTINGS = RabbitMQSettings(prefix="contract.", delays=(0.2, 1.0, 5.0), max_bytes=100_000_000)
-
-
-class RabbitMQHarness(BrokerHarness):
-    look = 0.02
-
-    def __init__(self, url: str, proxy: Proxy, server: RabbitMQ | None = None) -> None:
-        parts = urlsplit(url)
-        self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
-        self.proxy = proxy
-        self.server = server
-
-    def open(self) -> AbstractAsyncContextManager[Broker]:
-        return RabbitMQBroker.open(self.url, SETTINGS)
-
-    def open_small(self, max_bytes: int) -> AbstractAsyncContextManager[Broker]:
-        small = SETTINGS.model_copy(update={"max_bytes": max_bytes, "prefix": "small."})
-        return RabbitMQBroker.open(self.url, small)
-
-    @asynccontextmanager
-    async def stalled(self) -> AsyncIterator[None]:
-        with self.proxy.stalled():
-            yield
-
-    async def restart(self) -> None:
-        assert self.server is not None, "this test shares its server with others"
-        await asyncio.to_thread(self.server.kill)
-        await asyncio.to_thread(self.server.start)
+from tests.servers.rabbitmq import RabbitMQ, RabbitMQCluster
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One server for all test workers of this run."""
-    try:
-        find_scripts()
-    except RabbitMQNotInstalled as missing:
-        missing_server(str(missing))
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        yield shared(tmp_path_factory.getbasetemp().parent, os.getppid(), nodes=1).url
-    else:
-        with RabbitMQ() as server:
-            yield server.url
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
+    with running(tmp_path_factory, 1) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def proxy(rabbitmq_url: str) -> Iterator[Proxy]:
-    with Proxy(urlsplit(rabbitmq_url).port or 0) as proxy:
-        yield proxy
+def proxies(server: RabbitMQCluster) -> Iterator[list[Proxy]]:
+    with proxies_of(server) as proxies:
+        yield proxies
 
 
 @pytest.fixture
-def own_server(rabbitmq_url: str) -> Iterator[RabbitMQHarness]:
+def own_server(server: RabbitMQCluster) -> Iterator[RabbitMQHarness]:
     """A server that this test alone may kill."""
-    with RabbitMQ() as server, Proxy(server.port) as proxy:
-        yield RabbitMQHarness(server.url, proxy, server)
+    with RabbitMQ() as own, proxies_of(own) as proxies:
+        yield RabbitMQHarness(own, proxies, ours=True)
 
 
 class TestRabbitMQ(BrokerContract):
     @pytest.fixture
     def harness(self, request: pytest.FixtureRequest) -> BrokerHarness:
-        harness: BrokerHarness
         if "restart" in request.node.name:
-            harness = request.getfixturevalue("own_server")
-        else:
-            url, proxy = request.getfixturevalue("rabbitmq_url"), request.getfixturevalue("proxy")
-            harness = RabbitMQHarness(url, proxy)
-        return harness
+            own: BrokerHarness = request.getfixturevalue("own_server")
+            return own
+        return RabbitMQHarness(request.getfixturevalue("server"), request.getfixturevalue("proxies"))
 
 
 @pytest.fixture
-def harness(rabbitmq_url: str, proxy: Proxy) -> RabbitMQHarness:
-    return RabbitMQHarness(rabbitmq_url, proxy)
+def harness(server: RabbitMQCluster, proxies: list[Proxy]) -> RabbitMQHarness:
+    return RabbitMQHarness(server, proxies)
 
 
 @pytest.fixture
@@ -121,37 +77,24 @@ async def queue(broker: Broker) -> str:
 
 
 @pytest.fixture
-async def raw(rabbitmq_url: str) -> AsyncIterator[Channel]:
+async def raw(server: RabbitMQCluster) -> AsyncIterator[Channel]:
     """A channel of another program's."""
 
     async def nothing(_: Connection) -> None: ...
 
-    link = Link("test", read_url(rabbitmq_url, SETTINGS), on_up=nothing, on_down=lambda _: None)
+    link = Link("test", read_url(server.url, SETTINGS), on_up=nothing, on_down=lambda _: None)
     yield await Channel.open(await link.up(10), 10)
     await link.close(3)
-
-
-async def published(broker: Broker, queue: str, within: float = 10.0) -> None:
-    """Until a publish is confirmed again."""
-    async with asyncio.timeout(within):
-        while True:
-            try:
-                [result] = await broker.publish(queue, [message(b"again")], timeout=1)
-                if result.ok:
-                    return
-            except BrokerUnavailable:
-                pass
-            await asyncio.sleep(0.05)
 
 
 async def test_a_connection_cut_before_the_confirm_is_unconfirmed_and_made_again(
     harness: RabbitMQHarness, broker: Broker, queue: str
 ) -> None:
     await publish(broker, queue, [message()])
-    with harness.proxy.stalled():
+    with harness.proxies[0].stalled():
         sending = asyncio.create_task(broker.publish(queue, messages(3), timeout=30))
         await asyncio.sleep(0.05)
-        harness.proxy.cut()
+        harness.cut()
         async with asyncio.timeout(5):
             results = await sending
     assert all(isinstance(r.error, PublishUnconfirmed) for r in results)
@@ -164,7 +107,7 @@ async def test_a_subscription_outlives_its_connection_and_knows_that_its_loans_e
     await publish(broker, queue, [message(b"once")])
     async with broker.subscribe(queue, prefetch=5) as subscription:
         [earlier] = await subscription.receive(1, 5)
-        harness.proxy.cut()
+        harness.cut()
         later: list[Delivery] = []
         async with asyncio.timeout(10):
             while not later:
@@ -184,7 +127,7 @@ async def test_what_is_unconfirmed_is_bounded_and_what_had_no_room_was_not_sent(
     async with RabbitMQBroker.open(harness.url, changed) as broker:
         await publish(broker, queue, messages(50))
         assert len(await drain(broker, queue, 50, 5)) == 50
-        with harness.proxy.stalled():
+        with harness.proxies[0].stalled():
             results = await broker.publish(queue, messages(9), timeout=0.3)
             errors = [type(r.error) for r in results]
             assert errors == [PublishUnconfirmed] * 5 + [QueueFull] * 4
@@ -337,8 +280,7 @@ async def publish_until_refused(broker: Broker, queue: str) -> None:
 
 
 async def test_a_server_in_alarm_takes_nothing_and_goes_on_delivering(own_server: RabbitMQHarness) -> None:
-    server = own_server.server
-    assert server is not None
+    server = own_server.cluster
     async with own_server.open() as broker:
         queue = fresh_name()
         await broker.declare(queue)

@@ -1,0 +1,108 @@
+"""
+What accepting one message costs on RabbitMQ and on Kafka, one message per request, confirmed.
+
+CPU time of `forebay gateway` per 202, against the FastAPI route that stores nothing
+(bench/baseline.py) and the same endpoint with FastAPI and FastStream (bench/rivals.py),
+in turns, like `ingest`. RabbitMQ: a quorum queue, persistent, mandatory, confirmed. Kafka:
+acks=all, idempotent, with the topic that Forebay made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.ingest import CONNECTIONS, ROUNDS, SECONDS, Server, uvicorn
+from bench.report import Series, Target, interleave, ratio, record, versions
+from forebay.brokers.factory import open_broker
+from forebay.brokers.settings import BrokerSettings
+from tests.servers.kafka import Kafka
+from tests.servers.postgres import free_port
+from tests.servers.rabbitmq import RabbitMQ
+from tests.system.harness import Site
+
+BOUND_ROUTE = 1.3
+BOUND_RIVAL = 1 / 3
+QUEUES = ("bench", "rival")
+"""Ours, and the one that the rival publishes to: made alike."""
+
+
+async def held(url: str, queue: str) -> int:
+    """How many messages a queue holds, by what the broker itself says."""
+    async with open_broker(BrokerSettings.model_validate({"url": url})) as broker:
+        depth = await broker.depth(queue)
+    assert depth.waiting is not None, depth
+    return depth.waiting
+
+
+def main() -> int:
+    if importlib.util.find_spec("faststream") is None:
+        print("FastStream is not installed: .venv/bin/pip install --editable '.[bench]'", file=sys.stderr)
+        return 2
+    ours: dict[str, Server] = {}
+    rivals: dict[str, Server] = {}
+    with ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="forebay-bench-", ignore_cleanup_errors=True)
+        )
+        urls = {
+            "RabbitMQ": stack.enter_context(RabbitMQ()).url,
+            "Kafka": stack.enter_context(Kafka()).url,
+        }
+        site = Site(Path(folder), database_url="sqlite:///unused.db", queues=",".join(QUEUES))
+        stack.callback(site.close)
+        for name, url in urls.items():
+            port = free_port()
+            process = site.gateway(port=port, FOREBAY_BROKER__URL=url)
+            ours[name] = Server(
+                f"forebay gateway on {name}", process, f"http://127.0.0.1:{port}/v1/queues/bench/messages"
+            )
+            rivals[name] = uvicorn(
+                f"FastAPI and FastStream on {name}",
+                "bench.rivals:app",
+                site,
+                queue="rival",
+                env={"BENCH_BROKER_URL": url},
+            )
+        route = uvicorn("FastAPI route that stores nothing", "bench.baseline:app", site)
+        servers = [route, *ours.values(), *rivals.values()]
+        for server in servers:
+            server.load(keyed=False, seconds=2, measured=False)
+        interleave(ROUNDS, *(lambda server=server: server.load(keyed=False) for server in servers))  # type: ignore[misc]
+        stored = {}
+        for name, url in urls.items():
+            for server, queue in ((ours[name], "bench"), (rivals[name], "rival")):
+                stored[server.name] = waiting = asyncio.run(held(url, queue))
+                if waiting < server.accepted:
+                    raise SystemExit(f"{server.name}: {server.accepted} answered 202, {waiting} in the queue")
+
+    def cpu(server: Server) -> Series:
+        return server.cpu[False]
+
+    figures: dict[str, object] = {
+        "method": f"wrk -t1 -c{CONNECTIONS} -d{SECONDS}s, 500-byte JSON, {ROUNDS} interleaved rounds",
+        "messages_in_the_queues": stored,
+    }
+    for server in servers:
+        figures[server.name] = {
+            "cpu_us_per_message": round(cpu(server).median, 2),
+            "spread": cpu(server).spread,
+            "per_second": round(server.rate[False].median),
+            "p99_ms": round(server.p99_ms[False].median, 2),
+        }
+    targets = []
+    for name in urls:
+        against = ratio(cpu(ours[name]), cpu(route))
+        targets.append(Target(f"{name}: CPU / FastAPI route that stores nothing", against, BOUND_ROUTE, True))
+        against = ratio(cpu(ours[name]), cpu(rivals[name]))
+        targets.append(Target(f"{name}: CPU / FastAPI and FastStream", against, BOUND_RIVAL, True))
+    packages = versions("fastapi", "uvicorn", "uvloop", "pika", "aiokafka", "faststream", "aio-pika")
+    return record("ingest_brokers", figures, targets, packages)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
