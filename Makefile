@@ -26,7 +26,7 @@ contract: .venv/.installed-dev ## the contract suite on every broker; writes the
 	@scripts/install-servers
 	@exec $(BIN)/python -m tests.contract.table
 
-soak: .venv/.installed-dev ## the long tests: full real input, 20 power cuts (ONLY=flights, ONLY=power)
+soak: .venv/.installed-dev ## the long tests: real input, power cuts, faults under load (ONLY=flights, power, faults-rabbitmq, teeth ...)
 	@scripts/install-servers
 	@exec $(BIN)/python -m tests.soak $(ONLY)
 
