@@ -170,7 +170,8 @@ def version(db: apsw.Connection, path: Path) -> int:
         SettingsError: the file is not a queue.
         BrokerUnavailable: a newer release made it, or it is damaged.
     """
-    with translated(path):
+    # One look, not three: between two of them another process may make the tables.
+    with translated(path), db:
         application = db.pragma("application_id")
         found = db.pragma("user_version")
         tables = db.execute("select count(*) from sqlite_schema").get
