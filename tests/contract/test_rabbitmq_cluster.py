@@ -299,6 +299,17 @@ async def test_a_lost_node_stops_confirmations_for_two_seconds_at_most_and_loses
     assert load.confirmed <= load.arrived
 
 
+async def test_a_node_that_hangs_is_left_before_its_heartbeat_is_missed(own_cluster: RabbitMQCluster) -> None:
+    """Of queues that it does not lead; the others wait for the cluster to notice it."""
+    load = Load(own_cluster)
+    async with load.running(leader_is_ours=False):
+        load.node.pause()
+        await load.confirms()
+        load.node.resume()
+    assert load.gap <= 8
+    assert load.confirmed <= load.arrived
+
+
 async def test_without_a_majority_nothing_is_confirmed_and_when_it_heals_nothing_is_lost(
     own_cluster: RabbitMQCluster,
 ) -> None:

@@ -55,6 +55,8 @@ class Confirms:
     def __init__(self, room: Callable[[], None]) -> None:
         self.count = 0
         self.bytes = 0
+        self.answers = 0
+        """How often the server has said anything."""
         self._tag = 0
         self._open: OrderedDict[int, tuple[Batch, int, int, tuple[str, str, str]]] = OrderedDict()
         self._returned: dict[tuple[str, str, str], int] = {}
@@ -71,6 +73,7 @@ class Confirms:
         self._returned[key] = self._returned.get(key, 0) + 1
 
     def answered(self, tag: int, *, multiple: bool, taken: bool) -> None:
+        self.answers += 1
         if not multiple:
             entry = self._open.pop(tag, None)
             if entry is not None:

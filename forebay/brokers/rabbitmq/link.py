@@ -11,7 +11,7 @@ from typing import Any
 import pika
 import structlog
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker, StreamLostError
 
 from forebay.errors import BrokerClosed, BrokerUnavailable
 
@@ -62,11 +62,12 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
         if transport is not None and not self.is_closed:
             self._adapter_emit_data(data)
 
-    def abort(self) -> None:
-        """Cut the connection without a word."""
-        if self._transport is not None:
-            self._transport.abort()
-        elif not self.is_closed:
+    def abort(self, why: str) -> None:
+        """Cut the connection without a word to the server."""
+        if self._opened and self._transport is not None:
+            # As pika does it when heartbeats are missed; it wants a reason for those who listen.
+            self._terminate_stream(StreamLostError(why))
+        elif not (self.is_closed or self.is_closing):
             self.close()  # still connecting: this ends the attempt
 
 
@@ -219,7 +220,7 @@ class Link:
                     log.exception("cannot connect to RabbitMQ", purpose=self.name)
                 reason = f"{host.host}:{host.port}: {_text(error)}"
                 if self._raw is not None:
-                    self._raw.abort()
+                    self._raw.abort(reason)
             was_up = self.connection is not None
             self.connection = self._raw = None
             self.reason = reason
@@ -265,10 +266,10 @@ class Link:
             raw.close()
             await asyncio.wait((self._task,), timeout=timeout)
             if not self._task.done():
-                raw.abort()
+                raw.abort("no answer to closing it")
                 await asyncio.wait((self._task,), timeout=0.5)
-        elif raw is not None and not raw.is_closed:
-            raw.abort()
+        elif raw is not None:
+            raw.abort("closed while connecting")
         if not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,))

@@ -25,6 +25,11 @@ CANARY = "forebay.canary"
 """A routing key that leads nowhere: the message is confirmed and dropped."""
 CANARY_PATIENCE = 4.0
 
+SILENT = 1.0
+"""Seconds without any answer, while some are owed, after which one of several nodes is asked if it lives."""
+HUNG = 3.0
+"""Seconds that it has to confirm a canary then."""
+
 RENEW_EVERY = 0.25
 """Seconds between two new channels while messages are refused."""
 
@@ -54,6 +59,10 @@ class PublishLink:
     leader refuses every message to them until that node is back (3.10 was seen to do so
     for a minute and longer). So messages that are refused get a new channel, in case
     it is not the queue's limit.
+
+    A node that hangs keeps its connections. Where there are others it is given up after
+    some seconds, long before the heartbeat tells. On a node that lives, a channel may wait
+    as long for a queue whose leader hangs; then the other queues get a new connection by it.
     """
 
     def __init__(
@@ -70,6 +79,8 @@ class PublishLink:
         """Replaced channels that still wait for answers."""
         self._opened_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._several = len(hosts) > 1
         self._room = asyncio.Event()
         self._queue = asyncio.Lock()
         self.blocked: str | None = None
@@ -89,6 +100,25 @@ class PublishLink:
         result = batch.results[0]
         if self.blocked is None and (result is None or not result.ok):
             raise BrokerUnavailable("RabbitMQ takes no messages: a first one was not confirmed")
+        if self._several:
+            self._watching = asyncio.get_running_loop().create_task(self._watch(connection))
+
+    async def _watch(self, connection: Connection) -> None:
+        seen = -1
+        while connection.is_open:
+            await asyncio.sleep(SILENT)
+            confirms, before = self._confirms, seen
+            seen = confirms.answers
+            if not confirms.count or confirms.answers != before or self.blocked is not None:
+                continue
+            try:
+                canary = self._send_canary()
+            except AMQPError:
+                return  # the connection is ending already
+            await asyncio.wait((canary.done,), timeout=HUNG)
+            if not canary.done.done() and self.blocked is None:
+                connection.abort(f"the node hangs: it answered nothing for {SILENT + HUNG:g} s")
+                return
 
     async def _open(self, connection: Connection) -> None:
         """A channel that confirms, for all that is published from now on."""
@@ -127,7 +157,8 @@ class PublishLink:
         except (BrokerUnavailable, AMQPError) as error:
             log.info("no new channel to RabbitMQ; the old one is kept", reason=str(error))
         finally:
-            self._renewing = None
+            if self._renewing is asyncio.current_task():
+                self._renewing = None
 
     def _channel_closed(
         self, connection: Connection, channel: Channel, closed: asyncio.Future[Exception]
@@ -156,8 +187,10 @@ class PublishLink:
 
     def _down(self, reason: str) -> None:
         self._channel = None
-        if self._renewing is not None:
-            self._renewing.cancel()
+        for task in (self._renewing, self._watching):
+            if task is not None:
+                task.cancel()
+        self._renewing = self._watching = None
         retired, self._retired = self._retired, {}
         for confirms in (self._confirms, *retired.values()):
             confirms.lost(reason)
