@@ -14,7 +14,8 @@ COPY consumers consumers
 RUN pip --python /opt/forebay install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
 
 FROM python:3.13-slim
-RUN useradd --system --uid 10001 --no-create-home --home-dir /var/lib/forebay forebay \
+RUN groupadd --gid 10001 forebay \
+    && useradd --uid 10001 --gid forebay --no-create-home --home-dir /var/lib/forebay forebay \
     && install --directory --owner forebay --group forebay /var/lib/forebay /run/forebay
 COPY --from=build /opt/forebay /opt/forebay
 COPY deploy/compose/setup.py /opt/forebay/compose/setup.py

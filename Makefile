@@ -8,10 +8,10 @@ BIN := .venv/bin
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract soak bench clean
+.PHONY: help run test check contract soak bench compose-test clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/.installed ## start Forebay on 127.0.0.1:8080 (ARGS="--port 9000" goes to `forebay dev`)
 	@exec $(BIN)/python scripts/foreground.py $(BIN)/forebay dev $(ARGS)
@@ -26,7 +26,7 @@ contract: .venv/.installed-dev ## the contract suite on every broker; writes the
 	@scripts/install-servers
 	@exec $(BIN)/python -m tests.contract.table
 
-soak: .venv/.installed-dev ## the long tests: full real input, 20 power cuts (ONLY=flights, ONLY=power)
+soak: .venv/.installed-dev ## the long tests: real input, power cuts, faults under load (ONLY=flights, power, faults-rabbitmq, teeth ...)
 	@scripts/install-servers
 	@exec $(BIN)/python -m tests.soak $(ONLY)
 
@@ -34,6 +34,9 @@ bench: .venv/.installed-dev ## the benchmarks behind the README's figures (ONLY=
 	@scripts/install-servers wrk
 	@$(BIN)/python -c 'import faststream' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@exec $(BIN)/python -m bench $(ONLY)
+
+compose-test: .venv/.installed-dev ## docker-compose.yml on a real engine, on both brokers (ONLY=rabbitmq, kafka)
+	@exec $(BIN)/python -m tests.compose $(ONLY)
 
 clean: ## remove .venv and what the tools cache; keeps forebay-data
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

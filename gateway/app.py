@@ -104,7 +104,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert isinstance(app, Gateway)
         async with broker() as opened:
-            _check_durability(opened, settings)
+            await _check_durability(opened, settings)
             await queues.declare_all(opened)
             health = Health(opened.ping)
             ingest = Ingest(opened, settings, metrics=metrics, health=health)
@@ -161,12 +161,14 @@ class _NotStarted(Exception):
     """A request came before the lifespan began or after it ended."""
 
 
-def _check_durability(broker: Broker, settings: GatewaySettings) -> None:
+async def _check_durability(broker: Broker, settings: GatewaySettings) -> None:
     reached = broker.capabilities.durability
     if DURABILITIES.index(reached) < DURABILITIES.index(settings.min_durability):
+        findings = [f for f in await broker.examine([]) if f.check == "durability"]
+        why = "".join(f" ({f.text}; {f.fix})" if f.fix else f" ({f.text})" for f in findings)
         raise SettingsError(
             f"gateway.min_durability is {settings.min_durability!r}, but this broker reaches only"
-            f' {reached!r}; choose another broker.url, or set gateway.min_durability = "{reached}"'
+            f' {reached!r}{why}; choose another broker.url, or set gateway.min_durability = "{reached}"'
             f" (FOREBAY_GATEWAY__MIN_DURABILITY={reached})"
         )
 

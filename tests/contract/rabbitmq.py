@@ -7,8 +7,10 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
+from pydantic import SecretStr
 
 from forebay.brokers.api import Broker
 from forebay.brokers.rabbitmq.broker import RabbitMQBroker
@@ -20,25 +22,32 @@ from tests.needs import missing_server
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQCluster, RabbitMQNotInstalled, find_scripts, shared
 
+EXISTING = "FOREBAY_TEST_RABBITMQ_URL"
+"""Names a server that is there already, of another version, say: amqp://user:password@127.0.0.1:5672/."""
+
 SETTINGS = RabbitMQSettings(prefix="contract.", delays=(0.2, 1.0, 5.0), max_bytes=100_000_000)
 
 
 class RabbitMQHarness(BrokerHarness):
-    """A proxy before each node."""
+    """A proxy before each node; with `managed`, the driver asks the management API too."""
 
     look = 0.02
+    lag = 1.0
 
     def __init__(
         self,
         cluster: RabbitMQCluster,
         proxies: Sequence[Proxy],
-        settings: RabbitMQSettings = SETTINGS,
         *,
+        managed: bool = False,
         ours: bool = False,
     ) -> None:
         self.cluster = cluster
         self.proxies = proxies
-        self.settings = settings
+        self.settings = SETTINGS
+        if managed:
+            self.settings = with_management(cluster)
+            self.lag = 15.0
         self._ours = ours
         hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
         self.url = f"amqp://{cluster.user}:{cluster.password}@{hosts}/"
@@ -69,9 +78,16 @@ class RabbitMQHarness(BrokerHarness):
         await asyncio.to_thread(node.start)
 
 
+def with_management(cluster: RabbitMQCluster) -> RabbitMQSettings:
+    return SETTINGS.model_copy(update={"management_url": SecretStr(cluster.management_url)})
+
+
 @contextlib.contextmanager
 def running(factory: pytest.TempPathFactory, nodes: int) -> Iterator[RabbitMQCluster]:
-    """One cluster of that size for all test workers of this run."""
+    """One cluster of that size for all test workers of this run; one node may be an existing one."""
+    if nodes == 1 and EXISTING in os.environ:
+        yield existing(os.environ[EXISTING])
+        return
     try:
         find_scripts()
     except RabbitMQNotInstalled as missing:
@@ -81,6 +97,17 @@ def running(factory: pytest.TempPathFactory, nodes: int) -> Iterator[RabbitMQClu
     else:
         with RabbitMQCluster(nodes) as cluster:
             yield cluster
+
+
+def existing(url: str) -> RabbitMQCluster:
+    """A server that others started, to be used and not to be killed."""
+    parts = urlsplit(url)
+    ports = {"amqp": parts.port, "distribution": 0, "management": 0}
+    cluster = RabbitMQCluster.attach(
+        {"folder": os.devnull, "password": parts.password, "epmd": 0, "nodes": [ports]}
+    )
+    cluster.user = parts.username or cluster.user
+    return cluster
 
 
 @contextlib.contextmanager

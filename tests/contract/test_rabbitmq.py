@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +25,7 @@ from forebay.errors import (
 )
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
 from forebay.testing.broker_contract.harness import FAILURE, drain, fresh_name, message, messages, publish
-from tests.contract.rabbitmq import SETTINGS, RabbitMQHarness, proxies_of, published, running
+from tests.contract.rabbitmq import EXISTING, SETTINGS, RabbitMQHarness, proxies_of, published, running
 from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQ, RabbitMQCluster
@@ -45,6 +46,8 @@ def proxies(server: RabbitMQCluster) -> Iterator[list[Proxy]]:
 @pytest.fixture
 def own_server(server: RabbitMQCluster) -> Iterator[RabbitMQHarness]:
     """A server that this test alone may kill."""
+    if EXISTING in os.environ:
+        pytest.skip(f"it kills its server, and {EXISTING} names one that is not ours to kill")
     with RabbitMQ() as own, proxies_of(own) as proxies:
         yield RabbitMQHarness(own, proxies, ours=True)
 

@@ -397,15 +397,13 @@ class KafkaCluster:
     @contextlib.contextmanager
     def shared_with_others(self) -> Iterator[None]:
         """While in this context, no other test worker has it `alone`."""
-        with (self.folder / "use.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        with self._locked(fcntl.LOCK_SH):
             yield
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """While in this context, all nodes are ours to kill; afterwards they run again."""
-        with (self.folder / "use.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked(fcntl.LOCK_EX):
             try:
                 yield
             finally:
@@ -413,6 +411,15 @@ class KafkaCluster:
                     if node.running:
                         node.resume()
                 self.start()
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        with (self.folder / "use.lock").open("w") as use:
+            # Who wants it alone waits in the door, or would wait until nobody else had any test left.
+            with (self.folder / "door.lock").open("w") as door:
+                fcntl.flock(door, fcntl.LOCK_EX)
+                fcntl.flock(use, how)
+            yield
 
     def java(self, *arguments: str) -> list[str]:
         """A command that runs a class of Kafka's jars; options of Java first."""
@@ -449,8 +456,12 @@ class KafkaCluster:
             "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
             # A lost node is noticed within this; the default of 9 s is a gap of 9 s for publishers.
-            "broker.session.timeout.ms": "4000",
-            "broker.heartbeat.interval.ms": "1000",
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            # A new controller gives every node a new session: the gap is the sum.
+            "controller.quorum.fetch.timeout.ms": "1000",
+            "controller.quorum.election.timeout.ms": "500",
+            "controller.quorum.election.backoff.max.ms": "250",
             "replica.lag.time.max.ms": "10000",
         }
 

@@ -5,9 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
+
+
+class Conversation(Protocol):
+    """Follows what is said on one connection, to know when the server confirms a message."""
+
+    def asked(self, data: bytes) -> bool:
+        """Read what the client sends; never a confirmation."""
+        ...
+
+    def answered(self, data: bytes) -> bool:
+        """Read what the server sends; whether the end of a confirmation is in it."""
+        ...
 
 
 class Proxy:
@@ -16,10 +28,16 @@ class Proxy:
 
     While `stalled`, connections are taken and nothing is passed on; afterwards
     everything arrives that was sent meanwhile, as from a process that was stopped.
+
+    With a `conversation` it understands what it passes on, and can cut a connection when
+    the server has confirmed a message and before the client hears of it.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, conversation: Callable[[], Conversation] | None = None) -> None:
         self._target = target
+        self._conversation = conversation
+        self._cut_next_confirm = False
+        self._was_cut = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._flowing = asyncio.Event()
@@ -54,6 +72,17 @@ class Proxy:
         """End all connections at once, with a reset."""
         self._loop.call_soon_threadsafe(self._abort_all)
 
+    def cut_before_confirm(self) -> None:
+        """Cut the next connection on which the server confirms a message, before the confirmation."""
+        assert self._conversation is not None, "made without a conversation"
+        self._was_cut.clear()
+        self._cut_next_confirm = True
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether a connection was cut since `cut_before_confirm`."""
+        return self._was_cut.is_set()
+
     def _abort_all(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
@@ -81,9 +110,10 @@ class Proxy:
             await self._flowing.wait()
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
             self._writers.add(back)
+            said = self._conversation() if self._conversation is not None else None
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pass_on(reader, back))
-                tasks.create_task(self._pass_on(there, writer))
+                tasks.create_task(self._pass_on(reader, back, said.asked if said else None))
+                tasks.create_task(self._pass_on(there, writer, said.answered if said else None))
         except (OSError, ExceptionGroup, asyncio.CancelledError):
             pass  # one side is gone, so the other goes as well
         finally:
@@ -93,9 +123,18 @@ class Proxy:
                     side.transport.abort()
             self._tasks.discard(task)
 
-    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        confirms: Callable[[bytes], bool] | None,
+    ) -> None:
         while data := await source.read(65_536):
             await self._flowing.wait()
+            if confirms is not None and confirms(data) and self._cut_next_confirm:
+                self._cut_next_confirm = False
+                self._was_cut.set()
+                raise ConnectionResetError("cut before a confirmation")
             target.write(data)
             await target.drain()
         raise ConnectionResetError("the other side ended")

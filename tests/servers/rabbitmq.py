@@ -285,8 +285,13 @@ class RabbitMQCluster:
     def url(self) -> str:
         return self.url_of(*self.nodes)
 
+    @property
+    def management_url(self) -> str:
+        """Without a login: it is that of `url`."""
+        return "http://" + ",".join(f"127.0.0.1:{node.management_port}" for node in self.nodes)
+
     def url_of(self, *nodes: RabbitMQNode) -> str:
-        return f"amqp://{_USER}:{self.password}@{','.join(n.address for n in nodes)}/"
+        return f"amqp://{self.user}:{self.password}@{','.join(n.address for n in nodes)}/"
 
     def start(self, *, timeout: float = 120.0) -> Self:
         """Start what does not run, and return when all take connections and are one cluster."""

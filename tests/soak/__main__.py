@@ -5,6 +5,9 @@
     make soak ONLY=flights     336,776 flights through five killed consumers and 20 s without database,
                                then again through five killed gateways
     make soak ONLY=power       20 power cuts, and one without fsync that must lose
+    make soak ONLY=faults-...  (sqlite, rabbitmq, rabbitmq3, kafka, kafka3; 3: a cluster of three)
+                               1,000 messages a second, ten of each fault under it
+    make soak ONLY=teeth       the same with a weakened part, which must lose
 
 Interrupted, it goes on at the step where it stopped: steps that are done are kept in
 .cache/soak until the whole run is recorded.
@@ -12,7 +15,6 @@ Interrupted, it goes on at the step where it stopped: steps that are done are ke
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import tempfile
@@ -25,33 +27,13 @@ from typing import Any
 from bench.report import Target, record, versions
 from tests import flights
 from tests.servers.postgres import Postgres
+from tests.soak import faults
+from tests.soak.steps import Steps
 from tests.system import flights_run
 from tests.system.harness import Site
 from tests.system.power import CannotCut, cut_power_once
 
-CACHE = flights.CACHE / "soak"
 CUTS = 20
-
-
-class Steps:
-    """The steps of one part; each done once, its result kept, until the part is recorded."""
-
-    def __init__(self, part: str) -> None:
-        self._file = CACHE / f"{part}.json"
-        CACHE.mkdir(parents=True, exist_ok=True)
-        self.results: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
-
-    def step(self, name: str, do: Callable[[], dict[str, Any]]) -> None:
-        if name in self.results:
-            print(f"{name}: done before the interruption", file=sys.stderr)
-            return
-        print(f"{name} ...", file=sys.stderr)
-        self.results[name] = do()
-        print(f"{name}: {self.results[name]}", file=sys.stderr)
-        self._file.write_text(json.dumps(self.results))
-
-    def forget(self) -> None:
-        self._file.unlink(missing_ok=True)
 
 
 def run_flights() -> int:
@@ -129,7 +111,7 @@ def _cut(*, after: int, weakened: bool = False) -> dict[str, int]:
         return asdict(cut_power_once(Path(folder) / "site", after=after, weakened=weakened))
 
 
-PARTS: dict[str, Callable[[], int]] = {"flights": run_flights, "power": run_power}
+PARTS: dict[str, Callable[[], int]] = {"flights": run_flights, "power": run_power, **faults.PARTS}
 
 
 def main(only: list[str]) -> int:

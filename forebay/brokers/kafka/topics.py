@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
 
 from forebay.brokers.api import Durability
 from forebay.brokers.kafka.settings import KafkaSettings
@@ -23,6 +25,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FOREVER = "-1"
+RETRY = 0.1
+"""Seconds between two questions to a cluster that is about to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +137,14 @@ class Admin:
         for delay in self._settings.retry_delays:
             retention[retry_topic(queue, delay)] = 2 * self._settings.retention
         missing = {name: kept for name, kept in retention.items() if name not in existing}
-        if not missing:
-            return
+        if missing:
+            await self._create(queue, missing, timeout)
+        # A topic is known to the controller first, and to the others a moment later.
+        async with _unavailable_after(timeout, "the new topics have no leaders yet"):
+            while not await self._led(set(retention), timeout):  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(0.02)
+
+    async def _create(self, queue: str, missing: dict[str, float], timeout: float) -> None:
         await self.connect(timeout)
         if self.replication > self.brokers:
             raise SettingsError(
@@ -154,10 +164,6 @@ class Admin:
                     f"Kafka did not create topic {name}: {text or for_code(code).__name__}"
                 )
         log.info("topics created", queue=queue, topics=len(new), replication=self.replication)
-        # A topic is known to the controller first, and to those who lead its partitions a moment later.
-        async with _unavailable_after(timeout, "the new topics have no leaders yet"):
-            while not await self._led(set(retention), timeout):  # noqa: ASYNC110  # the server has no event for it
-                await asyncio.sleep(0.02)
 
     async def unfinished(self, group: str, topics: Sequence[str], timeout: float) -> dict[str, int] | None:
         """
@@ -217,13 +223,20 @@ class Admin:
         return NewTopic(name, self._settings.partitions, self.replication, topic_configs=configs)
 
     async def _led(self, names: set[str], timeout: float) -> bool:
-        topics = {t["topic"]: t for t in await self._ask(lambda client: client.describe_topics(), timeout)}
-        return all(
-            name in topics
-            and topics[name]["partitions"]
-            and all(p["leader"] >= 0 for p in topics[name]["partitions"])
-            for name in names
-        )
+        """Whether every node that can be asked knows who leads these topics."""
+
+        async def views(client: AIOKafkaAdminClient) -> list[Any]:
+            nodes = [broker["node_id"] for broker in (await client.describe_cluster())["brokers"]]
+            asked = [client._send_request(MetadataRequest(None), node) for node in nodes]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            return [answer for answer in answers if not isinstance(answer, KafkaError | OSError)]
+
+        answers = await self._ask(views, timeout)
+        for answer in answers:
+            topics = {t["topic"]: t["partitions"] for t in answer.to_object()["topics"]}
+            if not all(topics.get(name) and all(p["leader"] >= 0 for p in topics[name]) for name in names):
+                return False
+        return bool(answers)
 
     async def _config(self, name: str, timeout: float) -> dict[str, str]:
         wanted = {"min.insync.replicas": None, "flush.messages": None}
@@ -235,27 +248,41 @@ class Admin:
         return {entry[0]: entry[1] for entry in entries}
 
     async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], timeout: float) -> Any:
-        """Ask, with a connection that was idle replaced once: the server may have been restarted."""
-        async with _unavailable_after(timeout, "Kafka did not answer"):
-            last = False
-            while True:
-                try:
-                    return await question(await self._connected())
-                except GroupCoordinatorNotAvailableError:
-                    # The first question about a group makes a fresh cluster create what it needs for groups.
-                    await asyncio.sleep(0.1)
-                except (KafkaError, OSError, AttributeError, ValueError) as error:
-                    # AttributeError, ValueError: aiokafka's, where it knows no node or no controller.
-                    await self.close()
-                    if last:
-                        raise BrokerUnavailable(f"Kafka cannot be asked: {error!r}") from error
-                    last = True
-                except asyncio.CancelledError:
-                    # A connection with an unanswered request would give the answer to the next question.
-                    client, self._client = self._client, None
-                    if client is not None:
-                        _forget(_close(client))
-                    raise
+        """
+        Ask one node or another, until one answers.
+
+        aiokafka asks a node by chance, also one that was lost a moment ago.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            client = None
+            try:
+                # One of the nodes may be silent: time must be left for the others.
+                async with asyncio.timeout(min(left, max(left / 2, 1.0))):
+                    client = await self._connected()
+                    return await question(client)
+            except TimeoutError as error:
+                self._abandon(client)
+                if time.monotonic() >= deadline - 0.01:
+                    raise BrokerUnavailable(f"Kafka did not answer within {timeout:g} s") from error
+            except (KafkaError, OSError, AttributeError, ValueError) as error:
+                # AttributeError, ValueError: aiokafka's, where it knows no node or no controller.
+                if not isinstance(error, GroupCoordinatorNotAvailableError):
+                    # That one: a fresh cluster creates what it needs for groups at the first question.
+                    self._abandon(client)
+                if client is None or time.monotonic() + RETRY >= deadline:
+                    raise BrokerUnavailable(f"Kafka cannot be asked: {error!r}") from error
+                await asyncio.sleep(RETRY)
+            except asyncio.CancelledError:
+                self._abandon(client)
+                raise
+
+    def _abandon(self, client: AIOKafkaAdminClient | None) -> None:
+        """A connection with an unanswered request would give the answer to the next question."""
+        if client is not None and client is self._client:
+            self._client = None
+            _forget(_close(client))
 
     async def _connected(self) -> AIOKafkaAdminClient:
         async with self._connecting:

@@ -7,14 +7,20 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
-from forebay.brokers.api import Capabilities, Depth, Durability, Finding, PublishResult, Subscription
+import pika
+
+from forebay.brokers.api import Capabilities, Depth, Finding, PublishResult, Subscription
 from forebay.brokers.naming import check_queue_name, dead_letter_queue
 from forebay.brokers.rabbitmq import wire
+from forebay.brokers.rabbitmq.examine import Facts, findings
 from forebay.brokers.rabbitmq.ladder import Ladder
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
+from forebay.brokers.rabbitmq.management import Management
 from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
+from forebay.brokers.rabbitmq.standing import Standing
 from forebay.brokers.rabbitmq.subscription import RabbitMQSubscription
 from forebay.brokers.rabbitmq.topology import PATIENCE, Topology, declare_queue, look
 from forebay.brokers.rabbitmq.url import read_url
@@ -25,14 +31,12 @@ from forebay.errors import (
     MessageTooLarge,
     PublishRejected,
     PublishUnconfirmed,
+    SettingsError,
 )
 from forebay.message import Message
 
 PING_TIMEOUT = 2.0
 CLOSE_TIMEOUT = 3.0
-
-DURABILITY: Durability = "synced"
-"""A quorum queue confirms what most of its members have flushed; how many it has, AMQP does not tell."""
 
 
 class RabbitMQBroker:
@@ -47,8 +51,11 @@ class RabbitMQBroker:
         self._hosts = hosts = read_url(url, settings)
         self._settings = settings
         self._topology = Topology(settings)
+        self._management = _management(settings, hosts[0])
+        self._standing = Standing(self._management, settings.replicas)
+        self._rungs = [self._topology.rung(delay) for delay in settings.delays]
         self._consumer = Link("consume", hosts, on_up=self._consumer_up, on_down=self._down)
-        self._publisher = PublishLink(hosts, settings, DURABILITY, self._returned)
+        self._publisher = PublishLink(hosts, settings, self._returned)
         self._ladder = Ladder(self._consumer, self._topology, settings.delays)
         self._identity = ""
         self._known: set[str] = set()
@@ -69,7 +76,8 @@ class RabbitMQBroker:
         settings = settings or RabbitMQSettings()
         broker = RabbitMQBroker(url, settings)
         try:
-            await broker._both_up(2 * settings.connect_timeout)
+            up = broker._both_up(2 * settings.connect_timeout)
+            await asyncio.gather(up, broker._standing.look_at_cluster())
             yield broker
         finally:
             await broker.close()
@@ -80,7 +88,7 @@ class RabbitMQBroker:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            durability=DURABILITY,
+            durability=self._standing.best,
             ordering="one_subscription",
             bounded=True,
             max_body_bytes=self._settings.max_body_bytes,
@@ -103,6 +111,7 @@ class RabbitMQBroker:
 
     def _returned(self, server_name: str) -> None:
         self._known.discard(server_name)
+        self._standing.forget(server_name)
 
     @property
     def identity(self) -> str:
@@ -134,7 +143,8 @@ class RabbitMQBroker:
             except TimeoutError:
                 raise BrokerUnavailable(f"RabbitMQ did not answer within {timeout:g} s") from None
         outgoing = [self._outgoing(name, m, now) for m in messages]
-        batch = await self._publisher.publish(outgoing, max(0.0, deadline - time.monotonic()))
+        durability = self._standing.of((name, *self._rungs) if delayed else (name,))
+        batch = await self._publisher.publish(outgoing, max(0.0, deadline - time.monotonic()), durability)
         return [
             r if r is not None else _unknown(id_) for id_, r in zip(batch.ids, batch.results, strict=True)
         ]
@@ -143,6 +153,7 @@ class RabbitMQBroker:
         if name not in self._known:
             await look(await self._consumer.up(PATIENCE), queue, name)
             self._known.add(name)
+            self._standing.watch((name, *self._rungs))
         if delayed:
             await self._ladder.ready()
 
@@ -177,11 +188,18 @@ class RabbitMQBroker:
         finally:
             channel.close()
         await self._ladder.ready()
+        await self._standing.read_new((self._topology.queue(queue), *self._rungs))
 
     async def declared_queues(self) -> list[str] | None:
-        """Not told by AMQP."""
+        """Told by the management API only: queues with a name of ours that have dead letters."""
         self._check_open()
-        return None
+        if self._management is None:
+            return None
+        names = set(await self._management.queue_names())
+        ours = [self._topology.origin(n) for n in names if n.startswith(self._settings.prefix)]
+        return sorted(
+            name for name in ours if _is_ours(name) and self._topology.queue(dead_letter_queue(name)) in names
+        )
 
     # ---- consume
 
@@ -206,29 +224,68 @@ class RabbitMQBroker:
 
     async def depth(self, queue: str) -> Depth:
         """
-        What waits on the server, and that nothing is delayed, if nothing of any queue is.
+        What waits is what the server says now; the rest what it counted last, up to ten seconds ago.
 
-        What was sent to a consumer does not wait any more, received or not. How much of it
-        there is, and which queue the messages on the delay queues belong to, AMQP does not tell.
+        What was sent to a consumer does not wait any more, received or not. Which queue the
+        messages on the delay queues belong to is not told, but whether there are any.
         """
         self._check_open()
         connection = await self._consumer.up(PATIENCE)
-        waiting, _ = await look(connection, queue, self._topology.queue(queue))
+        name = self._topology.queue(queue)
+        waiting, _ = await look(connection, queue, name)
         delayed = await self._ladder.holds_any(connection)
+        in_hand = size = None
+        unknown = "RabbitMQ tells no ages"
+        if delayed:
+            unknown += "; the delay queues are those of all queues"
+        try:
+            state = None if self._management is None else await self._management.queue(name)
+        except BrokerUnavailable as error:
+            unknown = f"{error}; {unknown}"
+        else:
+            if self._management is None:
+                unknown = (
+                    f"AMQP tells only what waits, the rest needs broker.rabbitmq.management_url; {unknown}"
+                )
+            elif state is not None:
+                in_hand = state.unacknowledged
+                size = None if delayed else state.bytes
         return Depth(
             waiting=waiting,
             scheduled=None if delayed else 0,
-            in_hand=None,
-            bytes=None,
+            in_hand=in_hand,
+            bytes=size,
             oldest_age=None,
-            unknown="AMQP tells only what waits" + ("; the delay queues are those of all queues" * delayed),
+            unknown=unknown,
         )
 
     # ---- the rest
 
     async def examine(self, queues: Sequence[str]) -> list[Finding]:
         self._check_open()
-        return []
+        connection = await self._consumer.up(PATIENCE)
+        properties = connection.server_properties or {}
+        cluster_name = str(properties.get("cluster_name", ""))
+        facts = Facts(
+            version=str(properties.get("version", "")),
+            cluster_name=cluster_name,
+            named=not _is_of_a_node(cluster_name),
+            hosts=len(self._hosts),
+            blocked=self._publisher.blocked,
+        )
+        if self._management is None:
+            return findings(replace(facts, unmanaged="how many nodes hold a queue, AMQP does not tell"))
+        names = [self._topology.queue(n) for queue in queues for n in (queue, dead_letter_queue(queue))]
+        try:
+            facts = replace(
+                facts,
+                nodes=await self._management.nodes(),
+                flags=await self._management.feature_flags(),
+                queues={name: await self._management.queue(name) for name in (*names, *self._rungs)},
+            )
+        except BrokerUnavailable as error:
+            facts = replace(facts, unmanaged=str(error))
+        return findings(facts)
 
     async def ping(self) -> None:
         self._check_open()
@@ -243,7 +300,29 @@ class RabbitMQBroker:
             return
         self._closed = True
         await asyncio.gather(*[s.close(CLOSE_TIMEOUT) for s in self._subscriptions])
-        await asyncio.gather(self._consumer.close(CLOSE_TIMEOUT), self._publisher.close(CLOSE_TIMEOUT))
+        await asyncio.gather(
+            self._consumer.close(CLOSE_TIMEOUT), self._publisher.close(CLOSE_TIMEOUT), self._standing.close()
+        )
+
+
+def _management(settings: RabbitMQSettings, host: pika.ConnectionParameters) -> Management | None:
+    if settings.management_url is None:
+        return None
+    return Management(
+        settings.management_url.get_secret_value(),
+        user=host.credentials.username,
+        password=host.credentials.password,
+        vhost=host.virtual_host,
+        tls=settings.tls,
+    )
+
+
+def _is_ours(name: str) -> bool:
+    try:
+        check_queue_name(name)
+    except SettingsError:
+        return False
+    return True
 
 
 def _is_of_a_node(cluster_name: str) -> bool:

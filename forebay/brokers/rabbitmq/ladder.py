@@ -18,6 +18,11 @@ TOLERANCE = 1.02
 """A step may be longer than what is left by so much: two per cent late is better than one hop more."""
 
 
+def step(delays: Sequence[float], left: float) -> float:
+    """The longest of `delays` that is not longer than what is left, or the shortest."""
+    return max((d for d in delays if d <= left * TOLERANCE), default=delays[0])
+
+
 class Ladder:
     """
     Which delay queue comes next, and that they are there.
@@ -65,12 +70,8 @@ class Ladder:
                 pass  # It is made when it is first needed.
         return False
 
-    def step(self, delay: float) -> float:
-        """The longest that is not longer than the delay, or the shortest."""
-        return max((d for d in self._delays if d <= delay * TOLERANCE), default=self._delays[0])
-
     def exchange(self, delay: float) -> str:
-        return self._topology.rung(self.step(delay))
+        return self._topology.rung(step(self._delays, delay))
 
     def next_step(self, server_name: str, properties: Any, body: bytes, left: float) -> Outgoing:
         """One hop more, with everything as it is but what the server wrote on its way."""

@@ -60,11 +60,9 @@ class PublishLink:
         self,
         hosts: Sequence[pika.ConnectionParameters],
         settings: RabbitMQSettings,
-        durability: Durability,
         on_returned: Callable[[str], None],
     ) -> None:
         self._settings = settings
-        self._durability = durability
         self._on_returned = on_returned
         self._channel: Channel | None = None
         self._confirms = Confirms(self._make_room)
@@ -143,7 +141,7 @@ class PublishLink:
 
     def _send_canary(self) -> Batch:
         assert self._channel is not None
-        batch = Batch([CANARY], self._durability)
+        batch = Batch([CANARY], "synced")
         self._channel.raw.basic_publish("", CANARY, b"", BasicProperties(message_id=CANARY), mandatory=False)
         self._confirms.sent(batch, 0, 0, "", CANARY)
         return batch
@@ -188,16 +186,20 @@ class PublishLink:
             c.count > 0 and c.bytes + size > self._settings.max_unconfirmed_bytes
         )
 
-    async def publish(self, messages: Sequence[Outgoing], timeout: float) -> Batch:
+    async def publish(
+        self, messages: Sequence[Outgoing], timeout: float, durability: Durability = "synced"
+    ) -> Batch:
         """
         Send all of them and wait for the answers, `timeout` seconds at most.
+
+        `durability` is what a confirmation means for them.
 
         Raises:
             BrokerUnavailable: nothing was sent.
         """
         deadline = time.monotonic() + timeout
         self.check_up()
-        batch = Batch([m.id for m in messages], self._durability)
+        batch = Batch([m.id for m in messages], durability)
         # One channel for all of them, or they could overtake each other.
         channel, confirms = self._channel, self._confirms
         assert channel is not None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from forebay.brokers.tls import TLSSettings
 from forebay.section import ByteCount, PositiveSeconds, Section
 
 
@@ -30,6 +31,12 @@ class RabbitMQSettings(Section):
     """A connection that says nothing for longer is given up."""
     connect_timeout: PositiveSeconds = 5.0
     """For one attempt to reach one host; the others are tried next."""
+
+    management_url: SecretStr | None = None
+    """http://host:15672,host2:15672: the management API, which tells how many nodes hold a queue; without it
+    no message is called `replicated`. User and password are those of broker.url, unless it has its own."""
+    tls: TLSSettings = TLSSettings()
+    """For `amqps://`, and for a management_url with https."""
 
     @field_validator("delays")
     @classmethod

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 from urllib.parse import unquote
 
 import pika
 
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
+from forebay.brokers.tls import TLSSettings
 from forebay.errors import SettingsError
 
 EXAMPLE = "amqp://user:password@host:5672,host2:5672/vhost"
@@ -25,12 +25,19 @@ def read_url(url: str, settings: RabbitMQSettings) -> list[pika.ConnectionParame
     One entry per host.
 
     Raises:
-        SettingsError: never with the URL in its text, which may hold a password.
+        SettingsError: never with the URL in its text, which may hold a password. Also for
+            files of the `tls` table.
     """
     found = _URL.fullmatch(url)
     if found is None:
         raise SettingsError(f"broker.url is not readable as RabbitMQ's; write it like {EXAMPLE}")
     tls = found["scheme"].lower() == "amqps"
+    if not tls and settings.tls != TLSSettings():
+        raise SettingsError(
+            "broker.rabbitmq.tls is set, but broker.url begins with amqp://, which is not encrypted;"
+            " write amqps://, or remove the table"
+        )
+    context = settings.tls.context() if tls else None
     credentials = pika.PlainCredentials(
         unquote(found["user"] or "guest"), unquote(found["password"] or "guest")
     )
@@ -53,7 +60,7 @@ def read_url(url: str, settings: RabbitMQSettings) -> list[pika.ConnectionParame
                 socket_timeout=settings.connect_timeout,
                 stack_timeout=settings.connect_timeout * 2,
                 connection_attempts=1,
-                ssl_options=pika.SSLOptions(ssl.create_default_context(), name) if tls else None,
+                ssl_options=pika.SSLOptions(context, settings.tls.server_name or name) if context else None,
                 tcp_options=_tcp_options(),
                 client_properties={"product": "Forebay"},
             )

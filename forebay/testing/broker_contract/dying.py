@@ -19,6 +19,7 @@ from forebay.testing.broker_contract.harness import (
     message,
     messages,
     publish,
+    until_depth,
 )
 
 
@@ -139,7 +140,10 @@ class DeadLetterContract(ContractTests):
     ) -> None:
         await publish(broker, queue, [message(b"12345")])
         await kill_one(broker, queue, harness.patience, FAILURE)
-        here, there = await broker.depth(queue), await broker.depth(dead_letter_queue(queue))
-        assert here.waiting in (0, None)
-        assert there.waiting in (1, None)
-        assert there.bytes in (5, None)
+        await until_depth(broker, queue, harness.lag, lambda d: d.waiting in (0, None))
+        await until_depth(
+            broker,
+            dead_letter_queue(queue),
+            harness.lag,
+            lambda d: d.waiting in (1, None) and d.bytes in (5, None),
+        )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from forebay.brokers.api import Ack, Broker, Capabilities, Delivery, Failure, Subscription
+from forebay.brokers.api import Ack, Broker, Capabilities, Delivery, Depth, Failure, Subscription
 from forebay.ids import new_id
 from forebay.message import Message
 
@@ -29,6 +30,9 @@ class BrokerHarness(ABC):
     """Seconds that a random history waits for a message that may be there; more where the server pushes."""
     histories: int = 25
     """How many random histories are played; fewer where connecting takes its time."""
+
+    lag: float = 0.0
+    """Seconds by which what `depth` tells may be late."""
 
     @abstractmethod
     def open(self) -> AbstractAsyncContextManager[Broker]:
@@ -121,6 +125,15 @@ async def drain(broker: Broker, queue: str, count: int, within: float) -> list[D
 async def is_empty(broker: Broker, queue: str, within: float = 0.2) -> bool:
     async with broker.subscribe(queue, prefetch=1) as subscription:
         return await subscription.receive(1, within) == []
+
+
+async def until_depth(broker: Broker, queue: str, within: float, right: Callable[[Depth], bool]) -> Depth:
+    """The depth when it is right; fails when it is not so in time."""
+    deadline = time.monotonic() + within
+    while not right(depth := await broker.depth(queue)):
+        assert time.monotonic() < deadline, depth
+        await asyncio.sleep(0.1)
+    return depth
 
 
 def ids(of: Sequence[Delivery] | Sequence[Message]) -> list[str]:

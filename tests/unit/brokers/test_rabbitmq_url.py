@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
 from forebay.brokers.rabbitmq.url import read_url
+from forebay.brokers.tls import TLSSettings
 from forebay.errors import SettingsError
 
 SETTINGS = RabbitMQSettings()
@@ -47,3 +50,29 @@ def test_an_unreadable_url_is_refused_without_its_password(url: str) -> None:
 def test_delays_must_rise(delays: list[float]) -> None:
     with pytest.raises(ValidationError, match="delays must rise"):
         RabbitMQSettings(delays=tuple(delays))
+
+
+def test_a_tls_table_with_a_url_that_does_not_encrypt_is_refused() -> None:
+    settings = RabbitMQSettings(tls=TLSSettings(server_name="broker.example"))
+    with pytest.raises(SettingsError, match="amqps://"):
+        read_url("amqp://host/", settings)
+
+
+def test_the_name_on_the_certificate_may_be_another_than_the_host() -> None:
+    settings = RabbitMQSettings(tls=TLSSettings(server_name="broker.example"))
+    [p] = read_url("amqps://10.0.0.1/", settings)
+    assert p.ssl_options.server_hostname == "broker.example"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str | None) -> None:
+    ca = tmp_path / "ca.pem"
+    if content is not None:
+        ca.write_text(content)
+    with pytest.raises(SettingsError, match=r"tls\.ca_file .*ca\.pem"):
+        read_url("amqps://host/", RabbitMQSettings(tls=TLSSettings(ca_file=ca)))
+
+
+def test_a_key_without_its_certificate_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="set both or neither"):
+        TLSSettings(key_file=tmp_path / "key.pem").context()

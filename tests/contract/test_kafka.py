@@ -1,19 +1,18 @@
-"""Kafka keeps the contract."""
+"""Kafka keeps the contract, on one node; and what happens to it alone."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from structlog.testing import capture_logs
 
-from forebay.brokers.api import Ack, Broker
+from forebay.brokers.api import Ack
 from forebay.brokers.kafka.broker import KafkaBroker
 from forebay.brokers.kafka.records import partition_of
-from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.naming import dead_letter_queue
 from forebay.errors import SettingsError
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
@@ -26,58 +25,31 @@ from forebay.testing.broker_contract.harness import (
     messages,
     publish,
 )
-from tests.needs import missing_server
-from tests.servers.kafka import Kafka, KafkaNotInstalled
-
-# Small figures, so that a test need not wait for what a cluster in earnest takes its time for.
-SETTINGS = KafkaSettings(
-    partitions=3, retry_delays=(0.25, 5.0), heartbeat=0.1, session_timeout=6.0, idle_leave=0.3, handover=5.0
-)
+from tests.contract.kafka import SETTINGS, KafkaHarness, in_use, running
+from tests.servers.kafka import KafkaCluster
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[Kafka]:
-    """A Kafka of one node, shared by the session; a test that kills it starts it again."""
-    try:
-        server = Kafka()
-    except KafkaNotInstalled as missing:
-        missing_server(str(missing))
-    with server:
-        yield server
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with running(tmp_path_factory, 1) as servers:
+        yield servers
 
 
-class KafkaHarness(BrokerHarness):
-    look = 0.25
-    histories = 5
-
-    def __init__(self, server: Kafka) -> None:
-        self.server = server
-
-    def open(self) -> AbstractAsyncContextManager[Broker]:
-        return KafkaBroker.open(self.server.url, SETTINGS)
-
-    @asynccontextmanager
-    async def stalled(self) -> AsyncIterator[None]:
-        self.server.pause()
-        try:
-            yield
-        finally:
-            self.server.resume()
-
-    async def restart(self) -> None:
-        self.server.kill()
-        self.server.start()
+@pytest.fixture
+def kafka(servers: KafkaCluster, request: pytest.FixtureRequest) -> Iterator[KafkaCluster]:
+    """A Kafka of one node."""
+    with in_use(servers, request) as kafka:
+        yield kafka
 
 
-@pytest.mark.xdist_group("kafka")
 class TestKafka(BrokerContract):
     @pytest.fixture
-    def harness(self, kafka: Kafka) -> BrokerHarness:
+    def harness(self, kafka: KafkaCluster) -> BrokerHarness:
         return KafkaHarness(kafka)
 
 
 @pytest.fixture
-async def broker(kafka: Kafka) -> AsyncIterator[KafkaBroker]:
+async def broker(kafka: KafkaCluster) -> AsyncIterator[KafkaBroker]:
     async with KafkaBroker.open(kafka.url, SETTINGS) as broker:
         yield broker
 
@@ -89,12 +61,11 @@ async def queue(broker: KafkaBroker) -> str:
     return name
 
 
-@pytest.mark.xdist_group("kafka")
 class TestOnlyKafka:
     async def test_a_record_of_somebody_else_is_dead_lettered_untouched(
-        self, kafka: Kafka, broker: KafkaBroker, queue: str
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
     ) -> None:
-        async with AIOKafkaProducer(bootstrap_servers=f"127.0.0.1:{kafka.port}") as producer:
+        async with AIOKafkaProducer(bootstrap_servers=kafka.nodes[0].address) as producer:
             await producer.send_and_wait(queue, b"\x00\xff", headers=[("Trace", b"t")])
         ours = message(b"ours")
         await publish(broker, queue, [ours])
@@ -109,12 +80,12 @@ class TestOnlyKafka:
         assert (letter.death.failure.error_class, letter.death.queue) == ("MessageDecodeError", queue)
 
     async def test_messages_that_kafka_deleted_unread_are_reported_and_the_rest_is_read(
-        self, kafka: Kafka, broker: KafkaBroker, queue: str
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
     ) -> None:
         sent = [message(str(i).encode(), key="k") for i in range(6)]
         await publish(broker, queue, sent)
         assert len(await drain(broker, queue, 1, 5)) == 1
-        admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.port}")
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.nodes[0].address)
         await admin.start()
         place = TopicPartition(queue, partition_of(b"k", SETTINGS.partitions))
         await admin.delete_records({place: RecordsToDelete(before_offset=4)})
@@ -127,19 +98,19 @@ class TestOnlyKafka:
         [incident] = [entry for entry in logs if entry["log_level"] == "error"]
         assert (incident["topic"], incident["lost"]) == (queue, 3)
 
-    async def test_copies_that_the_cluster_cannot_hold_are_refused(self, kafka: Kafka) -> None:
+    async def test_copies_that_the_cluster_cannot_hold_are_refused(self, kafka: KafkaCluster) -> None:
         settings = SETTINGS.model_copy(update={"replication": 3})
         async with KafkaBroker.open(kafka.url, settings) as broker:
             with pytest.raises(SettingsError, match=r"broker\.kafka\.replication = 1"):
                 await broker.declare(fresh_name())
 
     async def test_durability_is_that_of_the_topic_and_not_what_was_hoped_for(
-        self, kafka: Kafka, broker: KafkaBroker, queue: str
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
     ) -> None:
         """One copy, flushed, is synced; a topic that somebody made without flushing is not."""
         [flushed] = await broker.publish(queue, [message()], timeout=5)
         theirs = fresh_name()
-        admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.port}")
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.nodes[0].address)
         await admin.start()
         await admin.create_topics([NewTopic(theirs, 1, 1)])
         await admin.close()
@@ -148,7 +119,7 @@ class TestOnlyKafka:
         assert (flushed.durability, unflushed.durability) == ("synced", "unsynced")
 
     async def test_a_newcomer_gets_its_share_although_everything_is_in_hand(
-        self, kafka: Kafka, broker: KafkaBroker, queue: str
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
     ) -> None:
         """Who holds messages keeps their partitions only until they are settled, and loses no loan by it."""
         await publish(broker, queue, messages(30))
