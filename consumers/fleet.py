@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from consumers.status import QueueStatus
 from consumers.supervisor import Supervisor
 from consumers.worker import wait_for
 from forebay.brokers.api import Broker
-from forebay.brokers.naming import dead_letter_queue
+from forebay.brokers.naming import dead_letter_queue, origin_queue
 from forebay.errors import BrokerError, ForebayError, QueueNotFound
 from forebay.figures import Figures, Place, total
 
@@ -26,9 +27,6 @@ LOOK_EVERY = 5.0
 """Seconds between two reports."""
 DRAIN_EVERY = 1.0
 """The same while an old broker is drained: a queue that keeps its order waits for what is found."""
-EMPTY_LOOKS = 2
-"""A queue is empty when it was found so this often in a row: a message on its way between two queues of a
-broker may be seen in neither."""
 MAX_OPEN_DELAY = 15.0
 LAST_LOOK_TIMEOUT = 3.0
 
@@ -42,15 +40,33 @@ class OldBroker:
     open: Callable[[], AbstractAsyncContextManager[Broker]]
     supervisor: Supervisor | None = None
     """Set while it is open."""
-    empty_looks: dict[str, int] = field(default_factory=dict)
-    """How often in a row a queue, or its dead-letter queue, was found empty."""
+    empty_since: dict[str, float] = field(default_factory=dict)
+    """Since when a queue, or its dead-letter queue, has been found empty at every look; by the clock."""
+    emptied: set[str] = field(default_factory=set)
+    """Those that are certainly empty."""
     told: bool = False
     """Whether the log says that it is empty."""
     in_use: bool = False
     """It turned out to be the broker in use: there is nothing to drain."""
 
     def empty(self, queue: str) -> bool:
-        return self.in_use or self.empty_looks.get(queue, 0) >= EMPTY_LOOKS
+        return self.in_use or queue in self.emptied
+
+    def saw(self, queue: str, empty: bool, reported_age: float | None, now: float) -> None:
+        """
+        Note what one look found.
+
+        One look is not enough: a message on its way between two queues of a broker may be
+        seen in neither, and what a consumer has taken since its last report is not in the
+        report. So all reports have to be younger than the first look that found nothing.
+        """
+        if not empty:
+            self.empty_since.pop(queue, None)
+            self.emptied.discard(queue)
+            return
+        passed = now - self.empty_since.setdefault(queue, now)
+        if passed >= DRAIN_EVERY and (reported_age is None or reported_age < passed):
+            self.emptied.add(queue)
 
 
 class Fleet:
@@ -72,12 +88,14 @@ class Fleet:
         old: Sequence[OldBroker] = (),
         make_old: Callable[[Broker], Supervisor],
         reporter: Reporter,
+        clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self._current = current
         self._old = old
         self._make_old = make_old
         self._reporter = reporter
+        self._clock = clock
         self._rng = rng or random.Random()
         self._queues: dict[str, QueueSettings] = {}
         self._held_back: set[str] = set()
@@ -203,13 +221,14 @@ class Fleet:
 
     def _judge(self, old: OldBroker, figures: Mapping[Place, Figures], missing: set[str]) -> None:
         assert old.supervisor is not None
-        broker = old.supervisor.broker.identity
-        for queue in self._queues:
-            for name in (queue, dead_letter_queue(queue)):
-                found = figures.get((broker, name))
-                empty = queue in missing or (found is not None and total(found.depth) == 0)
-                old.empty_looks[name] = old.empty_looks.get(name, 0) + 1 if empty else 0
+        broker, now = old.supervisor.broker.identity, self._clock()
         names = [name for queue in self._queues for name in (queue, dead_letter_queue(queue))]
+        for name in names:
+            found = figures.get((broker, name))
+            left = 0 if origin_queue(name) in missing else total(found.depth) if found else None
+            old.saw(name, left == 0, found.reported_age if found else None, now)
+            if left:
+                old.told = False
         if all(old.empty(name) for name in names):
             if not old.told:
                 log.info(
@@ -219,8 +238,6 @@ class Fleet:
                     queues=list(self._queues),
                 )
             old.told = True
-        elif any(old.empty_looks[name] == 0 for name in names):
-            old.told = False
 
     async def _warn(self) -> None:
         for left in await self._reporter.left_behind(self._watched(), [old.url for old in self._old]):

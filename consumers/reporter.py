@@ -35,7 +35,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 DEPTH_TIMEOUT = 3.0
-DATABASE_TIMEOUT = 5.0
+DATABASE_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,13 @@ class Ladder:
         Raises:
             BrokerUnavailable
         """
-        rungs = [self._topology.rung(d) for d in self._delays]
-        return any(await asyncio.gather(*[_holds_any(connection, rung) for rung in rungs]))
+        for rung in map(self._topology.rung, self._delays):
+            try:
+                if (await look(connection, rung, rung))[0] > 0:
+                    return True
+            except QueueNotFound:
+                pass  # It is made when it is first needed.
+        return False
 
     def exchange(self, delay: float) -> str:
         return self._topology.rung(step(self._delays, delay))
@@ -79,10 +84,3 @@ class Ladder:
             headers=headers,
         )
         return Outgoing(properties.message_id or "", self.exchange(left), server_name, copy, body)
-
-
-async def _holds_any(connection: Connection, rung: str) -> bool:
-    try:
-        return (await look(connection, rung, rung))[0] > 0
-    except QueueNotFound:
-        return False
