@@ -63,6 +63,8 @@ class Broker:
     proxies: Sequence[Proxy] = ()
     leader: Callable[[], int] = _nobody_leads
     """Which node leads the queue, or a partition of it."""
+    redelivers: float = 2.0
+    """Seconds after which, at the latest, what a dead consumer held is delivered again."""
     wait_in_sync: Callable[[], object] = lambda: None
     """Until all nodes are there and have all that was confirmed."""
 
@@ -246,7 +248,7 @@ def run(
         outcome.injuries.append(injury)
         print(f"  {injury.kind}: {injury.gap:.2f} s without a 202, overcome in {injury.overcome:.1f} s",
               file=sys.stderr)  # fmt: skip
-    this.take_stock(outcome, wait="10s" if weakened else "60s")
+    this.take_stock(outcome, wait=f"{broker.redelivers + 8:g}s" if weakened else "60s")
     for process in (*this.consumers, *this.gateways):
         assert process.stop() == 0, process.tail()
     outcome.seconds = time.monotonic() - began
@@ -434,5 +436,5 @@ def kafka(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
         yield Broker(
             f"kafka{nodes}", url, url, cluster.nodes, proxies,
             leader=lambda: cluster.nodes.index(cluster.leader_of(QUEUE, 0)),
-            wait_in_sync=cluster.wait_in_sync,
+            wait_in_sync=cluster.wait_in_sync, redelivers=20.0,
         )  # fmt: skip
