@@ -9,6 +9,7 @@ end `forebay verify` judges, and so does a count of our own that does not ask it
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import sys
@@ -63,6 +64,8 @@ class Broker:
     proxies: Sequence[Proxy] = ()
     leader: Callable[[], int] = _nobody_leads
     """Which node leads the queue, or a partition of it."""
+    redelivers: float = 2.0
+    """Seconds after which, at the latest, what a dead consumer held is delivered again."""
     wait_in_sync: Callable[[], object] = lambda: None
     """Until all nodes are there and have all that was confirmed."""
 
@@ -119,37 +122,38 @@ class Run:
         self._stored = 0
         """So many of the first accepted were seen to be stored."""
         self._ports = [site.port, free_port()]
-        self.gateways = [self._gateway(port) for port in self._ports]
-        self.consumers = [self._consumer(number) for number in range(2)]
+        self._logs = itertools.count()
+        self.gateways = [self._start("gateway", "--port", str(port)) for port in self._ports]
+        self.consumers = [self._start("consume") for _ in range(2)]
+        for process in (*self.gateways, *self.consumers):
+            self._await_ready(process)
         self.load = Load(self._ports, QUEUE, self.record, rate=rate)
         self.load.start()
 
-    def _start(self, command: str, name: str, *arguments: str, env: dict[str, str]) -> Process:
+    def _start(self, command: str, *arguments: str) -> Process:
         how = self._how[command]
         program = [sys.executable, str(sabotage.__file__), how] if how else [FOREBAY]
+        url = self.broker.gateway_url if command == "gateway" else self.broker.url
         process = Process(
-            [*program, command, *arguments], env={**self.site.env, **env}, cwd=self.site.folder,
-            log=self.site.folder / f"{name}.log",
+            [*program, command, *arguments], env={**self.site.env, "FOREBAY_BROKER__URL": url},
+            cwd=self.site.folder, log=self.site.folder / f"{command}-{next(self._logs)}.log",
         )  # fmt: skip
         self.site.processes.append(process)
         return process
 
-    def _gateway(self, port: int) -> Process:
-        url = {"FOREBAY_BROKER__URL": self.broker.gateway_url}
-        return self._start("gateway", f"gateway-{port}", "--port", str(port), env=url)
-
-    def _consumer(self, number: int) -> Process:
-        return self._start("consume", f"consumer-{number}", env={})
+    def _await_ready(self, process: Process) -> None:
+        process.until(
+            lambda: " is ready; " in process.output or "consuming " in process.output,
+            within=OVERCOME, what="its word that it is ready",
+        )  # fmt: skip
 
     def start_gateway(self, number: int) -> None:
-        port = self._ports[number]
-        process = self.gateways[number] = self._gateway(port)
-        process.until(lambda: self.site.ready(port), what="the gateway's /readyz")
+        self.gateways[number] = self._start("gateway", "--port", str(self._ports[number]))
+        self._await_ready(self.gateways[number])
 
     def start_consumer(self, number: int) -> None:
-        before = self.consumers[number].output.count("consuming ")
-        process = self.consumers[number] = self._consumer(number)
-        process.until(lambda: process.output.count("consuming ") > before, what="a consumer that consumes")
+        self.consumers[number] = self._start("consume")
+        self._await_ready(self.consumers[number])
 
     def until(self, condition: Callable[[], bool], what: str, *, within: float = OVERCOME) -> None:
         """Wait for a condition while everything runs that should."""
@@ -170,6 +174,12 @@ class Run:
         """Wait until new messages are accepted, as many as should be in so long."""
         enough = self.load.accepted + self.load.rate * seconds
         self.until(lambda: self.load.accepted >= enough, "accepting new messages")
+
+    def goes_on(self) -> None:
+        """Wait until new messages are accepted, and some stored: no more can be asked where some are lost."""
+        self.flows()
+        before = self.site.stored()
+        self.until(lambda: self.site.stored() > before, "storing something")
 
     def overcome(self) -> None:
         """Wait until new messages are accepted, and whatever was accepted before that is stored."""
@@ -229,7 +239,7 @@ def run(
     site.queues = QUEUE
     outcome = Outcome()
     this = Run(site, broker, rate=rate, gateway=gateway, consumer=consumer)
-    overcome = this.flows if weakened else this.overcome
+    overcome = this.goes_on if weakened else this.overcome
     overcome()
     calm, before = time.monotonic(), this.load.accepted
     this.flows(seconds=CALM)
@@ -246,7 +256,7 @@ def run(
         outcome.injuries.append(injury)
         print(f"  {injury.kind}: {injury.gap:.2f} s without a 202, overcome in {injury.overcome:.1f} s",
               file=sys.stderr)  # fmt: skip
-    this.take_stock(outcome, wait="10s" if weakened else "60s")
+    this.take_stock(outcome, wait=f"{broker.redelivers + 3:g}s" if weakened else "60s")
     for process in (*this.consumers, *this.gateways):
         assert process.stop() == 0, process.tail()
     outcome.seconds = time.monotonic() - began
@@ -434,5 +444,5 @@ def kafka(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
         yield Broker(
             f"kafka{nodes}", url, url, cluster.nodes, proxies,
             leader=lambda: cluster.nodes.index(cluster.leader_of(QUEUE, 0)),
-            wait_in_sync=cluster.wait_in_sync,
+            wait_in_sync=cluster.wait_in_sync, redelivers=20.0,
         )  # fmt: skip

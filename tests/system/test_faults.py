@@ -59,7 +59,7 @@ def test_the_runs_have_teeth_for_a_consumer_that_acknowledges_first(site: Site) 
     """What is acknowledged before the database has it dies with the consumer; it is found out."""
     with faults.sqlite(site.folder) as broker:
         outcome = faults.run(
-            site, broker, [faults.consumer_killed], rate=RATE, consumer="ack_first", weakened=True
+            site, broker, [faults.consumer_killed] * 2, rate=RATE, consumer="ack_first", weakened=True
         )
 
     faults.check_losses_are_found(outcome)
