@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from forebay.brokers.naming import QUEUE_NAME, dead_letter_queue, is_dead_letter
 from forebay.errors import BrokerUnavailable, QueueNotFound, SettingsError
 
 log = structlog.get_logger()
+
+# What it says about lost connections, many times a second, we say ourselves, once and with the reason.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
 T = TypeVar("T")
 
 FOREVER = "-1"
@@ -64,6 +69,7 @@ class Admin:
         self._client: AIOKafkaAdminClient | None = None
         self._connecting = asyncio.Lock()
         self._topics: dict[str, Topic] = {}
+        self._looking = asyncio.Lock()
         self.brokers = 0
         self.cluster_id = ""
 
@@ -107,6 +113,11 @@ class Admin:
         known = self._topics.get(name)
         if known is not None:
             return known
+        # Once for all who ask at the same time: the answer is about every topic of the cluster.
+        async with _unavailable_after(timeout, "Kafka did not answer"), self._looking:
+            return self._topics.get(name) or await self._look_up(name, timeout)
+
+    async def _look_up(self, name: str, timeout: float) -> Topic:
         # All topics, for a question after one may create it (auto.create.topics.enable).
         everything = await self._ask(lambda client: client.describe_topics(), timeout)
         found = next((t for t in everything if t["topic"] == name and not t["error_code"]), None)
