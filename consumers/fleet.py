@@ -52,20 +52,20 @@ class OldBroker:
     def empty(self, queue: str) -> bool:
         return self.in_use or queue in self.emptied
 
-    def saw(self, queue: str, empty: bool, reported_age: float | None, now: float) -> None:
+    def saw(self, queue: str, empty: bool, age: float, now: float) -> None:
         """
-        Note what one look found.
+        Note what one look found, by figures of which the oldest may be `age` seconds old.
 
         One look is not enough: a message on its way between two queues of a broker may be
         seen in neither, and what a consumer has taken since its last report is not in the
-        report. So all reports have to be younger than the first look that found nothing.
+        report. So all figures have to be younger than the first look that found nothing.
         """
         if not empty:
             self.empty_since.pop(queue, None)
             self.emptied.discard(queue)
             return
         passed = now - self.empty_since.setdefault(queue, now)
-        if passed >= DRAIN_EVERY and (reported_age is None or reported_age < passed):
+        if passed >= max(DRAIN_EVERY, age):
             self.emptied.add(queue)
 
 
@@ -226,7 +226,8 @@ class Fleet:
         for name in names:
             found = figures.get((broker, name))
             left = 0 if origin_queue(name) in missing else total(found.depth) if found else None
-            old.saw(name, left == 0, found.reported_age if found else None, now)
+            age = max(found.reported_age or 0.0, found.depth.lag) if found else 0.0
+            old.saw(name, left == 0, age, now)
             if left:
                 old.told = False
         if all(old.empty(name) for name in names):

@@ -148,6 +148,8 @@ class Depth:
     """Bodies of all of these together."""
     oldest_age: float | None
     """Seconds since the oldest of these was accepted."""
+    lag: float = 0.0
+    """Seconds by which the oldest of these figures may be behind."""
     unknown: str = ""
     """Why what is None is None, as a clause; empty where everything is told."""
 

@@ -36,6 +36,8 @@ from forebay.errors import (
 from forebay.message import Message
 
 PING_TIMEOUT = 2.0
+COUNTED_EVERY = 10.0
+"""Seconds; the server counts what consumers hold every five, and its management may tell the count before."""
 CLOSE_TIMEOUT = 3.0
 
 
@@ -235,6 +237,7 @@ class RabbitMQBroker:
         waiting, _ = await look(connection, queue, name)
         delayed = await self._ladder.holds_any(connection)
         in_hand = size = None
+        lag = 0.0
         unknown = "RabbitMQ tells no ages"
         if delayed:
             unknown += "; the delay queues are those of all queues"
@@ -248,7 +251,7 @@ class RabbitMQBroker:
                     f"AMQP tells only what waits, the rest needs broker.rabbitmq.management_url; {unknown}"
                 )
             elif state is not None:
-                in_hand = state.unacknowledged
+                in_hand, lag = state.unacknowledged, COUNTED_EVERY
                 size = None if delayed else state.bytes
         return Depth(
             waiting=waiting,
@@ -256,6 +259,7 @@ class RabbitMQBroker:
             in_hand=in_hand,
             bytes=size,
             oldest_age=None,
+            lag=lag,
             unknown=unknown,
         )
 
