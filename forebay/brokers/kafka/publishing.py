@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,12 +60,12 @@ class Writer:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         producer = await self._started(timeout)
-        lanes: dict[tuple[str, int], list[int]] = {}
+        lanes: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
         turn = next(self._turn)
         for i, record in enumerate(records):
             count = partitions[record.topic]
             chosen = (turn + i // SPREAD) % count if record.key is None else partition_of(record.key, count)
-            lanes.setdefault((record.topic, chosen), []).append(i)
+            lanes[record.topic, chosen].append(i)
         outcomes: list[PublishError | None] = [
             PublishUnconfirmed("Kafka did not confirm in time; the message may be stored")
         ] * len(records)

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -42,8 +43,13 @@ def outgoing(topic: str, message: Message, headers: Mapping[str, str]) -> Outgoi
     )
 
 
+@lru_cache(maxsize=4096)
 def partition_of(key: bytes, partitions: int) -> int:
-    """The one that every Kafka client's default partitioner chooses for this key."""
+    """
+    The one that every Kafka client's default partitioner chooses for this key.
+
+    Remembered, because the hash is slow and keys come in bursts.
+    """
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 

@@ -162,18 +162,16 @@ class RabbitMQBroker:
     def _outgoing(self, name: str, m: Message, now: float) -> Outgoing:
         limit = self._settings.max_body_bytes
         if len(m.body) > limit:
-            return Outgoing(m.id, "", name, None, b"", MessageTooLarge(len(m.body), limit))
+            return Outgoing(m.id, "", name, b"", b"", MessageTooLarge(len(m.body), limit))
         due: int | None = None
         exchange = ""
         if m.not_before is not None and (left := m.not_before.timestamp() - now) > 0:
             due = to_micros(m.not_before)
             exchange = self._ladder.exchange(left)
-        properties = wire.properties(m, due=due)
-        if m.headers or m.key:
-            try:
-                wire.check(properties.headers)
-            except ValueError as error:
-                return Outgoing(m.id, "", name, None, b"", PublishRejected(str(error)))
+        try:
+            properties = wire.check(wire.properties(m, due=due))
+        except ValueError as error:
+            return Outgoing(m.id, "", name, b"", b"", PublishRejected(str(error)))
         return Outgoing(m.id, exchange, name, properties, m.body)
 
     async def declare(self, queue: str) -> None:

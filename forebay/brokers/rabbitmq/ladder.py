@@ -83,4 +83,5 @@ class Ladder:
             delivery_mode=PERSISTENT,
             headers=headers,
         )
-        return Outgoing(properties.message_id or "", self.exchange(left), server_name, copy, body)
+        encoded: bytes = b"".join(copy.encode())
+        return Outgoing(properties.message_id or "", self.exchange(left), server_name, encoded, body)

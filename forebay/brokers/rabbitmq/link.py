@@ -11,8 +11,9 @@ from typing import Any
 import pika
 import structlog
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.exceptions import AMQPError, ChannelClosedByBroker, StreamLostError
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ChannelWrongStateError, StreamLostError
 
+from forebay.brokers.rabbitmq.frames import Frames
 from forebay.errors import BrokerClosed, BrokerUnavailable
 
 log = structlog.get_logger()
@@ -41,17 +42,20 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
     pika's connection, writing once per turn of the event loop instead of three times per message.
 
     It overrides a method that is pika's own affair. Should a later pika not call it,
-    frames are written as pika does it, only slower.
+    pika's frames are written as pika does it, only slower.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._gathered: list[bytes] = []
         super().__init__(*args, **kwargs)
 
-    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+    def write(self, frames: Sequence[bytes]) -> None:
+        """Send frames, whole or in pieces, at the end of this turn."""
         if not self._gathered:
             asyncio.get_running_loop().call_soon(self._write_gathered)
-        self._gathered += marshaled_frames
+        self._gathered += frames
+
+    _output_marshaled_frames = write
 
     def _write_gathered(self) -> None:
         frames, self._gathered = self._gathered, []
@@ -77,6 +81,8 @@ class Channel:
     def __init__(self, raw: Any, closed: asyncio.Future[Exception]) -> None:
         self.raw = raw
         self.closed = closed
+        self._connection: Connection = raw.connection
+        self._frames = Frames(raw.channel_number, raw.connection.params.frame_max)
 
     @classmethod
     async def open(cls, connection: Connection, timeout: float) -> Channel:
@@ -125,6 +131,17 @@ class Channel:
         except AMQPError as error:
             raise BrokerUnavailable(f"the channel to RabbitMQ is closed: {error!r}") from error
         return await _first(answer, self.closed, timeout, method)
+
+    def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
+        """
+        Send one message, mandatory; what `basic_publish` does, at a tenth of the cost.
+
+        Raises:
+            ChannelWrongStateError: it is not open (any more).
+        """
+        if not self.raw.is_open:
+            raise ChannelWrongStateError("the channel is not open")
+        self._connection.write(self._frames.publish(exchange, routing_key, properties, body))
 
     def close(self) -> None:
         if self.raw.is_open:

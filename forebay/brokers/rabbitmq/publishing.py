@@ -41,7 +41,8 @@ class Outgoing:
     id: str
     exchange: str
     routing_key: str
-    properties: BasicProperties | None
+    properties: bytes
+    """As they stand in the header frame."""
     body: bytes
     refused: PublishRejected | None = None
     """Why it cannot be sent at all."""
@@ -259,7 +260,7 @@ class PublishLink:
                 )
                 continue
             try:
-                channel.raw.basic_publish(m.exchange, m.routing_key, m.body, m.properties, mandatory=True)
+                channel.publish(m.exchange, m.routing_key, m.properties, m.body)
             except AMQPError as error:
                 if not sent:
                     raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
