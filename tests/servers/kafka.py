@@ -456,7 +456,7 @@ class KafkaCluster:
             "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
             # A lost node is noticed within this; the default of 9 s is a gap of 9 s for publishers.
-            "broker.session.timeout.ms": "3000",
+            "broker.session.timeout.ms": "2500",
             "broker.heartbeat.interval.ms": "500",
             # A new controller gives every node a new session: the gap is the sum.
             "controller.quorum.fetch.timeout.ms": "1000",
