@@ -139,9 +139,13 @@ class TestOnlyKafka:
         await admin.start()
         await admin.create_topics([NewTopic(theirs, 1, 1)])
         await admin.close()
-        await broker.declare(theirs)
+        assert await broker.declare(theirs) == "unsynced"
         [unflushed] = await broker.publish(theirs, [message()], timeout=5)
         assert (flushed.durability, unflushed.durability) == ("synced", "unsynced")
+        [found] = [f for f in await broker.examine([theirs]) if f.check == "durability"]
+        assert found.verdict == "fail"
+        assert theirs in found.text
+        assert found.fix.endswith(f"--topic {theirs} --add-config flush.messages=1")
 
     async def test_a_newcomer_gets_its_share_although_everything_is_in_hand(
         self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
