@@ -10,13 +10,14 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from structlog.testing import capture_logs
 
-from forebay.brokers.api import Ack
+from forebay.brokers.api import Ack, Retry
 from forebay.brokers.kafka.broker import KafkaBroker
 from forebay.brokers.kafka.records import partition_of
 from forebay.brokers.naming import dead_letter_queue
 from forebay.errors import SettingsError
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
 from forebay.testing.broker_contract.harness import (
+    FAILURE,
     collect,
     drain,
     fresh_name,
@@ -27,6 +28,7 @@ from forebay.testing.broker_contract.harness import (
 )
 from tests.contract.kafka import SETTINGS, KafkaHarness, in_use, running
 from tests.servers.kafka import KafkaCluster
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +64,29 @@ async def queue(broker: KafkaBroker) -> str:
 
 
 class TestOnlyKafka:
+    async def test_the_shares_of_all_members_add_up_to_what_the_queue_holds(
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
+    ) -> None:
+        await publish(broker, queue, [message(key=f"k{i}") for i in range(300)])
+        async with (
+            broker.subscribe(queue, prefetch=20) as one,
+            KafkaBroker.open(kafka.url, SETTINGS) as other,
+            other.subscribe(queue, prefetch=20) as two,
+        ):
+            held = [*await collect(one, 10, 10), *await collect(two, 10, 10)]
+            await one.settle([Retry(held[0], 60, FAILURE), Ack(held[1])])
+
+            def told() -> tuple[int, int, int]:
+                shares = [one.share(), two.share()]
+                return (
+                    sum(s.waiting or 0 for s in shares),
+                    sum(s.scheduled or 0 for s in shares),
+                    sum(s.in_hand for s in shares),
+                )
+
+            await until(lambda: told() == (280, 1, 18), 15)
+            assert 0 <= (one.share().oldest_age or -1) < 60
+
     async def test_a_record_of_somebody_else_is_dead_lettered_untouched(
         self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
     ) -> None:

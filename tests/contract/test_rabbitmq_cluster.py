@@ -188,7 +188,7 @@ async def test_a_lost_node_is_found(own_cluster: RabbitMQCluster) -> None:
 
         async def warned() -> bool:
             found = {f.check: f for f in await broker.examine([queue])}
-            return f"{lost.name} is away" in found[f"queue {SETTINGS.prefix}{queue}"].text
+            return f"{lost.server_name} is away" in found[f"queue {SETTINGS.prefix}{queue}"].text
 
         await until_true(warned)
 

@@ -1,60 +1,35 @@
 """
 A Kafka of our own for tests: one node or a cluster (KRaft), from its published jars, on free loopback ports.
 
-The jars are fetched once, with Maven, into a folder of the user. The nodes die with
-their owner, however that ends: a guard process watches the owner and kills what was
-started. The owner is the process that made the cluster, or, where several test workers
-share one (`shared`), the process that started the workers.
+The jars are fetched once, with Maven, into a folder of the user.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from aiokafka.protocol.coordination import FindCoordinatorRequest_v0
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
+from tests.servers.cluster import Cluster, Node, shared_cluster
 from tests.servers.postgres import free_port
 
 VERSION = "4.4.0"
 LOG4J = "2.25.5"
-
-_GUARD = """
-import os, select, shutil, signal, sys
-folder, owner = sys.argv[1], int(sys.argv[2])
-try:
-    select.select([os.pidfd_open(owner)], [], [])
-except ProcessLookupError:
-    pass
-try:
-    groups = [int(line) for line in open(folder + "/groups")]
-except FileNotFoundError:
-    groups = []
-for group in groups:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-shutil.rmtree(folder, ignore_errors=True)
-"""
 
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
 
@@ -132,64 +107,29 @@ def find_jars() -> Path:
     return jars
 
 
-class KafkaNode:
-    """
-    One node, broker and controller. `start` after `kill` continues with the same data on the same ports.
+class KafkaNode(Node):
+    """Broker and controller."""
 
-    What is known of a node is in its folder, so that each process that shares it can kill and start it.
-    """
+    _site: KafkaCluster
 
     def __init__(self, cluster: KafkaCluster, number: int, ports: Mapping[str, int]) -> None:
-        self._cluster = cluster
+        super().__init__(cluster, f"node-{number}")
         self.number = number
         self.ports = ports
         """By the listener's name; `CONTROLLER` is among them."""
-        self.folder = cluster.folder / f"node-{number}"
-        self.log = self.folder / "server.log"
 
     @property
     def port(self) -> int:
         """Of the first listener."""
-        return self.ports[self._cluster.listeners[0]]
+        return self.ports[self._site.listeners[0]]
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    @property
-    def running(self) -> bool:
-        """Started, and not killed since; a paused node is running."""
-        pid = self._pid()
-        # Killed by a process that is not its parent, it stays as a zombie until that one looks.
-        return pid > 0 and _state(Path(f"/proc/{pid}")) not in "XZ"
-
-    def start(self, *, timeout: float = 120.0) -> Self:
-        """Start the node and return when it takes part: enough of the others must run for that."""
-        self.launch()
-        self.await_ready(timeout)
-        return self
-
-    def launch(self) -> None:
-        """Start it and wait for nothing."""
-        assert not self.running, f"node {self.number} is running"
-        options = ("-Xmx320m", "-Xms96m") if len(self._cluster.nodes) == 1 else ("-Xmx256m", "-Xms96m")
-        command = self._cluster.java(*options, "kafka.Kafka", str(self.folder / "server.properties"))
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                start_new_session=True,
-            )  # fmt: skip
-        _children[process.pid] = process
-        with (self._cluster.folder / "groups").open("a") as groups:
-            groups.write(f"{process.pid}\n")
-        (self.folder / "pid").write_text(str(process.pid))
-
-    def await_ready(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not self.ready():
-            if not self.running or time.monotonic() > deadline:
-                raise RuntimeError(f"Kafka did not start:\n{self.log.read_text()[-3000:]}")
-            time.sleep(0.05)
+    def command(self) -> list[str]:
+        options = ("-Xmx320m", "-Xms96m") if len(self._site.nodes) == 1 else ("-Xmx256m", "-Xms96m")
+        return self._site.java(*options, "kafka.Kafka", str(self.folder / "server.properties"))
 
     def ready(self) -> bool:
         """It answers, and the cluster counts on it."""
@@ -198,27 +138,6 @@ class KafkaNode:
         except OSError:
             return False
         return self.number in [broker[0] for broker in answer.brokers]
-
-    def kill(self) -> None:
-        """SIGKILL: nothing is written in order."""
-        pid = self._pid()
-        assert self.running, f"node {self.number} is not running"
-        _kill(pid)
-        deadline = time.monotonic() + 10
-        while self.running:
-            assert time.monotonic() < deadline, "killed, and still there"
-            time.sleep(0.01)
-
-    def pause(self) -> None:
-        """It takes connections and answers nothing."""
-        os.kill(self._pid(), signal.SIGSTOP)
-        # One thread after the other stops; until the last one has, requests may be answered.
-        threads = Path(f"/proc/{self._pid()}/task")
-        while any(_state(thread) not in "TtXZ" for thread in threads.iterdir()):
-            time.sleep(0.005)
-
-    def resume(self) -> None:
-        os.kill(self._pid(), signal.SIGCONT)
 
     def ask(self, request: Any) -> Any:
         """
@@ -237,14 +156,8 @@ class KafkaNode:
             answer = answers.read(struct.unpack(">i", size)[0])
         return request.RESPONSE_TYPE.decode(answer[4:])
 
-    def _pid(self) -> int:
-        try:
-            return int((self.folder / "pid").read_text())
-        except FileNotFoundError:
-            return 0
 
-
-class KafkaCluster:
+class KafkaCluster(Cluster[KafkaNode]):
     """
     Nodes of one cluster, each both broker and controller; three copies of everything, two in sync, on three.
 
@@ -261,61 +174,28 @@ class KafkaCluster:
         owner: int | None = None,
     ) -> None:
         find_java(), find_jars()
-        folder = Path(tempfile.mkdtemp(prefix="forebay-kafka-"))
         names = (*listeners, "CONTROLLER")
         ports = [{name: free_port() for name in names} for _ in range(nodes)]
-        self._join(folder, {"listeners": list(listeners), "nodes": ports})
-        (folder / "log4j2.properties").write_text(_LOG4J)
-        self._guard: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, str(folder), str(owner or os.getpid())],
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        super().__init__("kafka", {"listeners": list(listeners), "nodes": ports}, owner)
+        (self.folder / "log4j2.properties").write_text(_LOG4J)
         try:
             self._format(settings or {})
         except BaseException:
             self.close()
             raise
 
-    @classmethod
-    def attach(cls, description: Mapping[str, Any]) -> Self:
-        """The cluster of another process, from its `describe`."""
-        self = cls.__new__(cls)
-        self._guard = None
-        self._join(Path(description["folder"]), description)
-        return self
-
-    def describe(self) -> dict[str, Any]:
-        """What `attach` needs, in JSON's types."""
-        return {"folder": str(self.folder), **self._description}
-
-    def _join(self, folder: Path, description: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self._description = description
+    def make_nodes(self, description: Mapping[str, Any]) -> list[KafkaNode]:
         self._java, self._jars = find_java(), find_jars()
         self.listeners: list[str] = description["listeners"]
-        self.nodes = [KafkaNode(self, number, ports) for number, ports in enumerate(description["nodes"], 1)]
+        return [KafkaNode(self, number, ports) for number, ports in enumerate(description["nodes"], 1)]
 
     @property
     def url(self) -> str:
         return f"kafka://{','.join(node.address for node in self.nodes)}"
 
-    def start(self, *, timeout: float = 120.0) -> Self:
-        """Start what does not run; return when every node takes part and nothing is behind."""
-        deadline = time.monotonic() + timeout
-        for node in self.nodes:
-            if not node.running:
-                node.launch()
-        for node in self.nodes:
-            node.await_ready(deadline - time.monotonic())
-        self.wait_in_sync(deadline - time.monotonic())
-        return self
-
-    def wait_in_sync(self, timeout: float = 60.0) -> None:
-        """Until every partition has all of its copies in sync, as each node knows it."""
-        deadline = time.monotonic() + timeout
-        while behind := [text for node in self.nodes for text in self._behind(node)]:
-            assert time.monotonic() < deadline, f"not in sync: {behind[:5]}"
-            time.sleep(0.1)
+    def whole(self) -> str:
+        """Every partition has all of its copies in sync, as each node knows it."""
+        return "; ".join([text for node in self.nodes for text in self._behind(node)][:5])
 
     def _behind(self, node: KafkaNode) -> list[str]:
         try:
@@ -376,51 +256,6 @@ class KafkaCluster:
     def _node(self, number: int) -> KafkaNode | None:
         return next((node for node in self.nodes if node.number == number and node.running), None)
 
-    def close(self) -> None:
-        """Kill the nodes and remove their folder."""
-        for node in self.nodes:
-            if node.running:
-                node.kill()
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait(10)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def shared_with_others(self) -> Iterator[None]:
-        """While in this context, no other test worker has it `alone`."""
-        with self._locked(fcntl.LOCK_SH):
-            yield
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """While in this context, all nodes are ours to kill; afterwards they run again."""
-        with self._locked(fcntl.LOCK_EX):
-            try:
-                yield
-            finally:
-                for node in self.nodes:
-                    if node.running:
-                        node.resume()
-                self.start()
-
-    @contextlib.contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        with (self.folder / "use.lock").open("w") as use:
-            # Who wants it alone waits in the door, or would wait until nobody else had any test left.
-            with (self.folder / "door.lock").open("w") as door:
-                fcntl.flock(door, fcntl.LOCK_EX)
-                fcntl.flock(use, how)
-            yield
-
     def java(self, *arguments: str) -> list[str]:
         """A command that runs a class of Kafka's jars; options of Java first."""
         return [
@@ -456,7 +291,7 @@ class KafkaCluster:
             "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
             # A lost node is noticed within this; the default of 9 s is a gap of 9 s for publishers.
-            "broker.session.timeout.ms": "3000",
+            "broker.session.timeout.ms": "2500",
             "broker.heartbeat.interval.ms": "500",
             # A new controller gives every node a new session: the gap is the sum.
             "controller.quorum.fetch.timeout.ms": "1000",
@@ -469,7 +304,6 @@ class KafkaCluster:
         cluster = base64.urlsafe_b64encode(b"\x01" + secrets.token_bytes(15)).decode().rstrip("=")
         running: list[subprocess.Popen[str]] = []
         for node in self.nodes:
-            node.folder.mkdir()
             properties = node.folder / "server.properties"
             configured = {**self._configured(node), **settings}
             properties.write_text("".join(f"{name}={value}\n" for name, value in configured.items()))
@@ -514,46 +348,7 @@ class Kafka(KafkaCluster):
 
 
 def shared(folder: Path, owner: int, nodes: int) -> KafkaCluster:
-    """
-    The one cluster of that size that all test workers with this `folder` share; the first to ask starts it.
-
-    It dies with the process `owner`.
-    """
-    with (folder / f"kafka-{nodes}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = folder / f"kafka-{nodes}.json"
-        if not found.exists():
-            cluster = KafkaCluster(nodes, owner=owner)
-            try:
-                cluster.start()
-            except BaseException:
-                cluster.close()
-                raise
-            _kept.append(cluster)
-            found.write_text(json.dumps(cluster.describe()))
-            return cluster
-        return KafkaCluster.attach(json.loads(found.read_text()))
-
-
-_kept: list[KafkaCluster] = []
-"""Their guards are not waited for."""
-
-_children: dict[int, subprocess.Popen[bytes]] = {}
-"""What this process started and has not seen the end of. Shared nodes outlive it: their guard ends them."""
-
-
-def _kill(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    if group in _children:
-        _children.pop(group).wait(10)
-
-
-def _state(process: Path) -> str:
-    """Of a process or a thread, by its folder in /proc."""
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
+    """The one cluster of that size that all test workers with this `folder` share; it dies with `owner`."""
+    return shared_cluster(
+        f"kafka-{nodes}", folder, lambda: KafkaCluster(nodes, owner=owner), KafkaCluster.attach
+    )

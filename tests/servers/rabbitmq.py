@@ -1,57 +1,27 @@
-"""
-RabbitMQs of our own for tests: one node or a cluster, in a temporary folder, on free loopback ports.
-
-The nodes die with their owner, however that ends: a guard process watches the owner
-and kills what was started. The owner is the process that started them, or, where
-several test workers share them (`shared`), the process that started the workers.
-"""
+"""RabbitMQs of our own for tests: one node or a cluster, in a temporary folder, on free loopback ports."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
+from tests.servers.cluster import Cluster, Node, shared_cluster
 from tests.servers.postgres import free_port
 
 _USER = "forebay"
 
 _ERLANG = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
-
-_GUARD = """
-import os, select, shutil, signal, sys
-folder, owner = sys.argv[1], int(sys.argv[2])
-try:
-    select.select([os.pidfd_open(owner)], [], [])
-except ProcessLookupError:
-    pass
-try:
-    groups = [int(line) for line in open(folder + "/groups")]
-except FileNotFoundError:
-    groups = []
-for group in groups:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-shutil.rmtree(folder, ignore_errors=True)
-"""
 
 _SETTINGS = {
     "loopback_users": "none",
@@ -81,21 +51,19 @@ def find_scripts() -> Path:
     raise RabbitMQNotInstalled("no RabbitMQ server found; on Debian: apt-get install rabbitmq-server")
 
 
-class RabbitMQNode:
-    """
-    One node. `start` after `kill` continues with the same data on the same port.
+class RabbitMQNode(Node):
+    """One node."""
 
-    What is known of a node is in its folder, so that each process that shares it can kill and start it.
-    """
+    poll = 0.1
+    _site: RabbitMQCluster
 
-    def __init__(self, site: RabbitMQCluster, folder: Path, ports: Mapping[str, int]) -> None:
-        self._site = site
+    def __init__(self, site: RabbitMQCluster, number: int, ports: Mapping[str, int]) -> None:
+        super().__init__(site, f"node{number}")
         self._scripts = find_scripts()
-        self.folder = folder
-        self.log = folder / "server.log"
         self.port, self.management_port = ports["amqp"], ports["management"]
         self._distribution = ports["distribution"]
-        self.name = f"forebay-{self.port}@localhost"
+        self.server_name = f"forebay-{self.port}@localhost"
+        """What the servers call it."""
 
     @property
     def address(self) -> str:
@@ -105,46 +73,8 @@ class RabbitMQNode:
     def management_url(self) -> str:
         return f"http://127.0.0.1:{self.management_port}"
 
-    @property
-    def running(self) -> bool:
-        """Started, and not killed since; a paused node is running."""
-        return self._alive(self._pid())
-
-    def start(self, *, timeout: float = 120.0) -> Self:
-        """Start the node and return when it takes connections."""
-        self.launch()
-        self.await_ready(timeout)
-        return self
-
-    def launch(self) -> None:
-        """Start it and wait for nothing."""
-        assert not self.running, f"{self.name} is running"
-        pid = self._site.spawn([str(self._scripts / "rabbitmq-server")], self.log, self.environment())
-        (self.folder / "pid").write_text(str(pid))
-
-    def await_ready(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not self.ready():
-            if not self.running or time.monotonic() > deadline:
-                raise RuntimeError(f"RabbitMQ did not start:\n{self.log.read_text()[-3000:]}")
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        """As if the process had crashed."""
-        pid = self._pid()
-        assert self._alive(pid), f"{self.name} is not running"
-        _kill(pid)
-        deadline = time.monotonic() + 10
-        while self._alive(pid) or self.ready():
-            assert time.monotonic() < deadline, "killed, and still there"
-            time.sleep(0.02)
-
-    def pause(self) -> None:
-        """Its connections stay, and nothing answers."""
-        os.killpg(self._pid(), signal.SIGSTOP)
-
-    def resume(self) -> None:
-        os.killpg(self._pid(), signal.SIGCONT)
+    def command(self) -> list[str]:
+        return [str(self._scripts / "rabbitmq-server")]
 
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` says. It takes a second or two."""
@@ -175,7 +105,7 @@ class RabbitMQNode:
         folder = str(self.folder)
         return self._site.environment() | {
             "RABBITMQ_CONF_ENV_FILE": folder + "/none",
-            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODENAME": self.server_name,
             "RABBITMQ_DIST_PORT": str(self._distribution),
             "RABBITMQ_CONFIG_FILE": folder + "/rabbitmq.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": folder + "/plugins",
@@ -185,22 +115,8 @@ class RabbitMQNode:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG,
         }
 
-    def _pid(self) -> int:
-        try:
-            return int((self.folder / "pid").read_text())
-        except FileNotFoundError:
-            return 0
 
-    @staticmethod
-    def _alive(pid: int) -> bool:
-        # Killed by a process that is not its parent, it stays as a zombie until that one looks.
-        try:
-            return pid > 0 and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-
-
-class RabbitMQCluster:
+class RabbitMQCluster(Cluster[RabbitMQNode]):
     """
     Nodes that form one cluster, with pause_minority; on one machine, with one port mapper of their own.
 
@@ -215,20 +131,17 @@ class RabbitMQCluster:
         owner: int | None = None,
     ) -> None:
         find_scripts()
-        folder = Path(tempfile.mkdtemp(prefix="forebay-rabbitmq-"))
         kinds = ("amqp", "distribution", "management")
-        self._join(
-            folder,
-            {
-                "password": secrets.token_hex(8),
-                "epmd": free_port(),
-                "nodes": [{kind: free_port() for kind in kinds} for _ in range(nodes)],
-            },
-        )
+        description = {
+            "password": secrets.token_hex(8),
+            "epmd": free_port(),
+            "nodes": [{kind: free_port() for kind in kinds} for _ in range(nodes)],
+        }
+        super().__init__("rabbitmq", description, owner)
+        folder = self.folder
         (folder / ".erlang.cookie").write_text(secrets.token_hex(16))
         (folder / ".erlang.cookie").chmod(0o400)
         for node in self.nodes:
-            node.folder.mkdir()
             (node.folder / "plugins").write_text("[rabbitmq_management].\n")
             lines = {**_SETTINGS, **self._formation(), **(settings or {})}
             lines |= {
@@ -238,36 +151,15 @@ class RabbitMQCluster:
                 "default_pass": self.password,
             }
             (node.folder / "rabbitmq.conf").write_text("".join(f"{n} = {v}\n" for n, v in lines.items()))
-        self._guard: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, str(folder), str(owner or os.getpid())],
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
         # The port mapper of Erlang: one of our own, or the first node would leave a daemon behind.
         command = ["epmd", "-port", str(self._epmd), "-address", "127.0.0.1"]
         self.spawn(command, folder / "epmd.log", self.environment())
 
-    @classmethod
-    def attach(cls, description: Mapping[str, Any]) -> Self:
-        """The cluster of another process, from its `describe`."""
-        self = cls.__new__(cls)
-        self._guard = None
-        self._join(Path(description["folder"]), description)
-        return self
-
-    def describe(self) -> dict[str, Any]:
-        """What `attach` needs, in JSON's types."""
-        return {"folder": str(self.folder), **self._description}
-
-    def _join(self, folder: Path, description: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self._description = description
+    def make_nodes(self, description: Mapping[str, Any]) -> list[RabbitMQNode]:
         self.user = _USER
         self.password: str = description["password"]
         self._epmd: int = description["epmd"]
-        self.nodes = [
-            RabbitMQNode(self, folder / f"node{number}", ports)
-            for number, ports in enumerate(description["nodes"], 1)
-        ]
+        return [RabbitMQNode(self, number, ports) for number, ports in enumerate(description["nodes"], 1)]
 
     def _formation(self) -> dict[str, str]:
         if len(self.nodes) == 1:
@@ -276,7 +168,7 @@ class RabbitMQCluster:
             "cluster_partition_handling": "pause_minority",
             "cluster_formation.peer_discovery_backend": "classic_config",
             **{
-                f"cluster_formation.classic_config.nodes.{number}": node.name
+                f"cluster_formation.classic_config.nodes.{number}": node.server_name
                 for number, node in enumerate(self.nodes, 1)
             },
         }
@@ -293,18 +185,10 @@ class RabbitMQCluster:
     def url_of(self, *nodes: RabbitMQNode) -> str:
         return f"amqp://{self.user}:{self.password}@{','.join(n.address for n in nodes)}/"
 
-    def start(self, *, timeout: float = 120.0) -> Self:
-        """Start what does not run, and return when all take connections and are one cluster."""
-        deadline = time.monotonic() + timeout
-        for node in self.nodes:
-            if not node.running:
-                node.launch()
-        for node in self.nodes:
-            node.await_ready(deadline - time.monotonic())
-        while len(self.nodes) > 1 and not all(self._knows_all(node) for node in self.nodes):
-            assert time.monotonic() < deadline, f"the nodes are not one cluster: {self.ctl('cluster_status')}"
-            time.sleep(0.1)
-        return self
+    def whole(self) -> str:
+        if len(self.nodes) == 1 or all(self._knows_all(node) for node in self.nodes):
+            return ""
+        return "the nodes are not one cluster"
 
     def _knows_all(self, node: RabbitMQNode) -> bool:
         try:
@@ -323,7 +207,7 @@ class RabbitMQCluster:
                 if asked.running:
                     leader = asked.ask(path).get("leader")
                     for node in self.nodes:
-                        if node.name == leader and node.running:
+                        if node.server_name == leader and node.running:
                             return node
                     break
             assert time.monotonic() < deadline, f"no leader of {queue}"
@@ -332,35 +216,6 @@ class RabbitMQCluster:
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` says on the first node that runs."""
         return next(node for node in self.nodes if node.running).ctl(*arguments)
-
-    def close(self) -> None:
-        """Kill the nodes and remove their folder."""
-        for line in (self.folder / "groups").read_text().splitlines():
-            _kill(int(line))
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait(10)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def spawn(self, command: list[str], log: Path, environment: Mapping[str, str]) -> int:
-        """Start a process in a group of its own, which ends with the owner; its pid."""
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command, env=environment, cwd=self.folder, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            )  # fmt: skip
-        _children[process.pid] = process
-        with (self.folder / "groups").open("a") as groups:
-            groups.write(f"{process.pid}\n")
-        return process.pid
 
     def environment(self) -> dict[str, str]:
         return {
@@ -371,28 +226,6 @@ class RabbitMQCluster:
             "ERL_EPMD_PORT": str(self._epmd),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
-
-    @contextlib.contextmanager
-    def shared_with_others(self) -> Iterator[None]:
-        """While in this context, no other test worker has it `alone`."""
-        yield from self._locked(fcntl.LOCK_SH)
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """While in this context, all nodes are ours to kill; afterwards they run again."""
-        with contextlib.contextmanager(self._locked)(fcntl.LOCK_EX):
-            try:
-                yield
-            finally:
-                for node in self.nodes:
-                    if node.running:
-                        node.resume()
-                self.start()
-
-    def _locked(self, how: int) -> Iterator[None]:
-        with (self.folder / "use.lock").open("w") as lock:
-            fcntl.flock(lock, how)
-            yield
 
 
 class RabbitMQ(RabbitMQCluster):
@@ -409,40 +242,8 @@ class RabbitMQ(RabbitMQCluster):
         self.nodes[0].kill()
 
 
-_children: dict[int, subprocess.Popen[bytes]] = {}
-"""What this process started and has not seen the end of. Shared nodes outlive it: their guard ends them."""
-
-
-def _kill(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    if group in _children:
-        _children.pop(group).wait(10)
-
-
 def shared(folder: Path, owner: int, nodes: int) -> RabbitMQCluster:
-    """
-    The one cluster of that size that all test workers with this `folder` share; the first to ask starts it.
-
-    It dies with the process `owner`.
-    """
-    with (folder / f"rabbitmq-{nodes}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = folder / f"rabbitmq-{nodes}.json"
-        if not found.exists():
-            cluster = RabbitMQCluster(nodes, owner=owner)
-            try:
-                cluster.start()
-            except BaseException:
-                cluster.close()
-                raise
-            _kept.append(cluster)
-            found.write_text(json.dumps(cluster.describe()))
-            return cluster
-        return RabbitMQCluster.attach(json.loads(found.read_text()))
-
-
-_kept: list[RabbitMQCluster] = []
-"""Their guards are not waited for."""
+    """The one cluster of that size that all test workers with this `folder` share; it dies with `owner`."""
+    return shared_cluster(
+        f"rabbitmq-{nodes}", folder, lambda: RabbitMQCluster(nodes, owner=owner), RabbitMQCluster.attach
+    )

@@ -413,22 +413,10 @@ def rabbitmq(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
         )  # fmt: skip
 
 
-KAFKA_FAILOVER = {
-    "broker.session.timeout.ms": "2500",
-    "broker.heartbeat.interval.ms": "500",
-    "controller.quorum.fetch.timeout.ms": "1000",
-    "controller.quorum.election.timeout.ms": "500",
-}
-"""
-So that others lead within 5 s when a node dies, the one with the active controller too: then its
-successor is chosen first, and only from that moment on counts for how long the dead node is silent.
-"""
-
-
 @contextlib.contextmanager
 def kafka(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
     with ExitStack() as stack:
-        cluster = KafkaCluster(nodes, settings=KAFKA_FAILOVER if nodes > 1 else {})
+        cluster = KafkaCluster(nodes)
         stack.callback(cluster.close)
         url = cluster.url
         proxies = []

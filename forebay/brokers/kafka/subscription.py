@@ -37,6 +37,8 @@ POLL = 0.2
 """Seconds that one look for new records waits."""
 COMMIT_TIMEOUT = 5.0
 COPY_TIMEOUT = 10.0
+COUNT_EVERY = 2.0
+"""Seconds between two questions how far our partitions reach."""
 SILENCE = 30.0
 """Seconds without a record after which a consumer is asked whether there is none."""
 
@@ -53,6 +55,10 @@ class KafkaSubscription:
         self._limit = max(2 * prefetch, 500)
         self._consumer: AIOKafkaConsumer | None = None
         self._epochs: dict[TopicPartition, Epoch] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        """The offset after the last record of each of our partitions, when it was asked last."""
+        self._counted_at = 0.0
+        self._counting: asyncio.Task[None] | None = None
         self._left: tuple[str, int] = ("", -1)
         """Member id and generation at the last rebalance's begin."""
         self._changed = asyncio.Event()
@@ -111,9 +117,30 @@ class KafkaSubscription:
             self._receiving -= 1
 
     def share(self) -> Share:
-        lent = [d.message.accepted_at for e in self._epochs.values() for d, _ in e.lent.values()]
-        oldest = (datetime.now(UTC) - min(lent)).total_seconds() if lent else None
-        return Share(in_hand=self._lent, oldest_age=oldest)
+        """Of the partitions that are ours: how far they reach was asked less than COUNT_EVERY ago."""
+        now = _now()
+        waiting = scheduled = in_hand = 0
+        known = self._assigned.is_set() and self._epochs.keys() <= self._ends.keys()
+        oldest: list[datetime] = []
+        for tp, epoch in self._epochs.items():
+            in_hand += len(epoch.lent) + epoch.busy
+            later = sum(incoming.due > now for _, incoming in epoch.ready)
+            scheduled += later
+            waiting += len(epoch.ready) - later
+            unread = max(0, self._ends.get(tp, 0) - epoch.tracker.next - epoch.tracker.to_skip)
+            if tp.topic == self._queue:
+                waiting += unread
+            else:
+                scheduled += unread
+            messages = [d.message for d, _ in epoch.lent.values()]
+            messages += [incoming.decoded.message for _, incoming in epoch.ready[:1]]
+            oldest += [m.accepted_at for m in messages]
+        return Share(
+            in_hand=in_hand,
+            waiting=waiting if known else None,
+            scheduled=scheduled if known else None,
+            oldest_age=(datetime.now(UTC) - min(oldest)).total_seconds() if oldest else None,
+        )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         if self._closed:
@@ -317,8 +344,24 @@ class KafkaSubscription:
                     epoch.ready.append((record.offset, read(record)))
         if records or any(e.ready for e in self._epochs.values()):
             self._changed.set()
+        if self._counting is None and time.monotonic() - self._counted_at > COUNT_EVERY:
+            # Beside the reading: a node that does not answer must not stop it.
+            self._counting = asyncio.create_task(self._count(consumer))
         await self._commit(consumer)
         self._hand_over(consumer)
+
+    async def _count(self, consumer: AIOKafkaConsumer) -> None:
+        """Ask how far our partitions reach; what cannot be asked now is asked again later."""
+        mine = list(self._epochs)
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT):
+                self._ends = await consumer.end_offsets(mine) if mine else {}
+        except (KafkaError, TimeoutError) as error:
+            log.debug("kafka did not tell how far the partitions reach", error=repr(error))
+            self._ends = {}
+        finally:
+            self._counted_at = time.monotonic()
+            self._counting = None
 
     def _adjust(self, consumer: AIOKafkaConsumer) -> None:
         """Read on where there is room; pause partitions that wait for their head, or are full."""
@@ -461,6 +504,7 @@ class KafkaSubscription:
             if tp not in kept:
                 epoch.over = True
         new = [tp for tp in tps if tp not in kept]
+        self._counted_at = 0.0
         self._epochs = kept
         self._asked = False
         if not self._surplus:
@@ -486,6 +530,8 @@ class KafkaSubscription:
     # ---- the end
 
     async def _stop(self, consumer: AIOKafkaConsumer) -> None:
+        if self._counting is not None:
+            self._counting.cancel()
         for epoch in self._epochs.values():
             epoch.release_all()
         try:

@@ -57,6 +57,11 @@ class CommitTracker:
         return self._open[0] if self._open else self.next
 
     @property
+    def to_skip(self) -> int:
+        """Not received yet, and finished by an earlier owner."""
+        return len(self._restored)
+
+    @property
     def crowded(self) -> bool:
         """So much is finished above the position that the metadata could soon not hold it."""
         return len(self._done) > 200 and len(self.metadata()) > MAX_METADATA * 3 // 4

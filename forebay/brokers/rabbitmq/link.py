@@ -214,6 +214,7 @@ class Link:
 
     async def _run(self) -> None:
         failures = 0
+        told: set[str] = set()
         turn = 0
         while not self._closing:
             host = self._hosts[turn % len(self._hosts)]
@@ -228,14 +229,14 @@ class Link:
                         log.info("connected to RabbitMQ", host=host.host, port=host.port, purpose=self.name)
                         self.connection = raw
                         self._notify()
-                    reason = _text(await closed)
+                    reason = reason_text(await closed)
                 else:
-                    reason = f"{host.host}:{host.port}: {_text(closed.result())}"
+                    reason = f"{host.host}:{host.port}: {reason_text(closed.result())}"
             except Exception as error:
                 # Whatever it is: a link that stops trying would never come back.
                 if not isinstance(error, (BrokerUnavailable, AMQPError)):
                     log.exception("cannot connect to RabbitMQ", purpose=self.name)
-                reason = f"{host.host}:{host.port}: {_text(error)}"
+                reason = f"{host.host}:{host.port}: {reason_text(error)}"
                 if self._raw is not None:
                     self._raw.abort(reason)
             was_up = self.connection is not None
@@ -247,7 +248,10 @@ class Link:
                 return
             if was_up and asyncio.get_running_loop().time() - began > BACKOFF[1]:
                 failures = 0
-            log.warning("no connection to RabbitMQ", reason=reason, purpose=self.name)
+            # Once for each host and reason: the next tries follow at once, and then every few seconds.
+            say = log.debug if reason in told and not was_up else log.warning
+            told = {reason} if was_up else told | {reason}
+            say("no connection to RabbitMQ", reason=reason, purpose=self.name)
             await asyncio.sleep(pause(failures, len(self._hosts)))
             failures += 1
 
@@ -294,12 +298,14 @@ class Link:
         self._on_down("the broker was closed")
 
 
-def _text(reason: BaseException) -> str:
+def reason_text(reason: BaseException) -> str:
     """pika's reasons often have no text, or wrap the one that has."""
     inner = getattr(reason, "exceptions", None)
     if inner:
-        return _text(inner[-1])
-    cause = getattr(reason, "exception", None)
+        return reason_text(inner[-1])
+    cause = getattr(reason, "exception", None) or (reason.args[0] if reason.args else None)
     if isinstance(cause, BaseException):
-        return _text(cause)
+        return reason_text(cause)
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror
     return str(reason) or repr(reason)
