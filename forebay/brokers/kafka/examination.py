@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from forebay.brokers.api import Finding
 from forebay.brokers.kafka.topics import Topic
 
 BROKER_SETTINGS = ("auto.create.topics.enable", "offsets.retention.minutes", "broker.session.timeout.ms")
+MOST_MINUTES = 2**31 - 1
 LONG_GAP = 5.0
 """Seconds for which publishers may wait for the cluster to notice that a node is lost."""
 
@@ -114,12 +116,13 @@ def _settings(seen: Seen) -> Iterator[Finding]:
     kept = float(seen.settings.get("offsets.retention.minutes", "inf")) * 60
     needed = max((t.retention for t in seen.topics.values()), default=0.0)
     if kept < needed:
+        kept_for = "for ever" if math.isinf(needed) else f"for {needed / 86_400:.3g} days"
         yield Finding(
             check="offsets",
             verdict="warn",
             text=f"a queue without consumers for {kept / 86_400:.3g} days is read again from its oldest"
-            f" message, and messages are kept for {needed / 86_400:.3g} days",
-            fix=f"offsets.retention.minutes={int(needed // 60)} on every broker",
+            f" message, and messages are kept {kept_for}",
+            fix=f"offsets.retention.minutes={min(needed / 60, MOST_MINUTES):.0f} on every broker",
         )
     session = float(seen.settings.get("broker.session.timeout.ms", "0")) / 1000
     if seen.brokers > 1 and session > LONG_GAP:
