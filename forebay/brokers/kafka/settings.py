@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from forebay.brokers.tls import TLSSettings
-from forebay.section import ByteCount, PositiveSeconds, Section
+from forebay.section import ByteCount, Password, PositiveSeconds, Section
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -47,7 +47,7 @@ class KafkaSettings(Section):
 
     user: str | None = None
     """Who logs in (SASL), unless broker.url names a user. None: nobody does."""
-    password: SecretStr | None = None
+    password: Password | None = None
     """The user's password, unless broker.url has it."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     """How to log in. None: SCRAM-SHA-512 where there is a user, which never sends the password itself."""
