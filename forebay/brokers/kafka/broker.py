@@ -7,13 +7,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 import structlog
 
 from forebay.brokers import wire
 from forebay.brokers.api import Capabilities, Depth, Durability, Finding, PublishResult, Subscription
 from forebay.brokers.kafka import copies
+from forebay.brokers.kafka.connection import findings, read_url
 from forebay.brokers.kafka.examination import BROKER_SETTINGS, Seen, cure, judge
 from forebay.brokers.kafka.publishing import Writer
 from forebay.brokers.kafka.records import Outgoing, outgoing
@@ -25,7 +25,6 @@ from forebay.errors import (
     BrokerClosed,
     MessageTooLarge,
     PublishError,
-    SettingsError,
 )
 from forebay.message import Message
 
@@ -36,33 +35,12 @@ ANSWER = 5.0
 DECLARE = 30.0
 
 
-def servers(url: str) -> list[str]:
-    """
-    The brokers that `kafka://host:port,host:port` names; port 9092 where none is given.
-
-    Raises:
-        SettingsError
-    """
-    parts = urlsplit(url)
-    hosts = [h for h in parts.netloc.split(",") if h]
-    if parts.scheme.lower() != "kafka" or not hosts or parts.path.strip("/") or "@" in parts.netloc:
-        # Never the URL itself: it may hold a password.
-        raise SettingsError(
-            'broker.url does not name Kafka brokers; write broker.url = "kafka://host:9092,host2:9092"'
-        )
-    return [h if ":" in h else f"{h}:9092" for h in hosts]
-
-
 class KafkaBroker:
     """One producer, one connection for questions, and one consumer for each subscription."""
 
     def __init__(self, url: str, settings: KafkaSettings) -> None:
         self.settings = settings
-        self.connection = {
-            "bootstrap_servers": servers(url),
-            "client_id": "forebay",
-            "request_timeout_ms": int(settings.request_timeout * 1000),
-        }
+        self.connection = read_url(url, settings)
         self._admin = Admin(self.connection, settings)
         self._writer = Writer(self.connection, settings)
         self._subscriptions: set[KafkaSubscription] = set()
@@ -76,6 +54,8 @@ class KafkaBroker:
             SettingsError, BrokerUnavailable
         """
         broker = cls(url, settings)
+        for finding in findings(broker.connection):
+            log.warning(finding.text, fix=finding.fix)
         try:
             await broker._admin.connect(ANSWER)
             yield broker
@@ -215,7 +195,7 @@ class KafkaBroker:
             },
             old=old,
         )
-        return list(judge(seen))
+        return [*judge(seen), *findings(self.connection)]
 
     async def ping(self) -> None:
         self._check_open()

@@ -15,10 +15,17 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from aiokafka.protocol.metadata import MetadataRequest
 
 from forebay.brokers.api import Durability
+from forebay.brokers.kafka.connection import why_not
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.tracker import finished_above
 from forebay.brokers.naming import QUEUE_NAME, dead_letter_queue, is_dead_letter_queue
@@ -355,8 +362,12 @@ class Admin:
                 client = AIOKafkaAdminClient(**self._connection)
                 try:
                     await client.start()
-                except BaseException:
+                except BaseException as error:
                     _forget(_close(client))
+                    if isinstance(error, KafkaConnectionError):
+                        raise BrokerUnavailable(
+                            f"Kafka cannot be reached: {await why_not(self._connection)}"
+                        ) from error
                     raise
                 self._client = client
             return self._client
