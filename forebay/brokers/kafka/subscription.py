@@ -411,17 +411,24 @@ class KafkaSubscription:
             gone: dict[TopicPartition, int] = dict(error.args[0]) if error.args else {}
             begin = await consumer.beginning_offsets(list(gone))
             for tp, offset in gone.items():
-                log.error(
-                    "messages were deleted by Kafka before they were consumed",
-                    queue=self._queue, topic=tp.topic, partition=tp.partition,
-                    wanted=offset, oldest=begin[tp], lost=max(0, begin[tp] - offset),
-                )  # fmt: skip
+                self._report_loss(tp, offset, begin[tp])
                 epoch = self._epochs.get(tp)
                 if epoch is not None:
                     epoch.over = True
                     self._epochs[tp] = Epoch(tp.topic, tp.partition, CommitTracker(begin[tp]))
                 consumer.seek(tp, begin[tp])
         # Without a committed offset: the listener is about to seek.
+
+    def _report_loss(self, tp: TopicPartition, wanted: int, oldest: int) -> None:
+        """
+        By age, or by somebody's hand. A group whose offsets have expired looks the same as one that
+        was never there, so that `lost` is then at most so many.
+        """
+        log.error(
+            "messages were deleted by Kafka before they were consumed",
+            queue=self._queue, topic=tp.topic, partition=tp.partition,
+            wanted=wanted, oldest=oldest, lost=max(0, oldest - wanted),
+        )  # fmt: skip
 
     # ---- offsets
 
@@ -518,6 +525,9 @@ class KafkaSubscription:
             found = await coordinator.fetch_committed_offsets(new)
             missing = [tp for tp in new if tp not in found or found[tp].offset < 0]
             begin = await consumer.beginning_offsets(missing) if missing else {}
+            for tp in missing:
+                if begin[tp] > 0:
+                    self._report_loss(tp, 0, begin[tp])
             for tp in new:
                 at = begin[tp] if tp in begin else found[tp].offset
                 tracker = CommitTracker(at, "" if tp in begin else found[tp].metadata)
