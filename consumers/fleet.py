@@ -222,6 +222,15 @@ class Fleet:
     def _judge(self, old: OldBroker, figures: Mapping[Place, Figures], missing: set[str]) -> None:
         assert old.supervisor is not None
         broker, now = old.supervisor.broker.identity, self._clock()
+        if missing == self._queues.keys():
+            # Rather a wrong virtual host, prefix or right than nothing left.
+            if not old.told:
+                log.warning(
+                    "the old broker has none of these queues; are virtual host, prefix and rights the same?",
+                    broker=broker, url=old.url, queues=list(self._queues),
+                )  # fmt: skip
+            old.told = True
+            return
         names = [name for queue in self._queues for name in (queue, dead_letter_queue(queue))]
         for name in names:
             found = figures.get((broker, name))

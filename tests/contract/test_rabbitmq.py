@@ -7,12 +7,13 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forebay.brokers.api import Ack, Broker, Delivery, Release, Retry, Subscription
+from forebay.brokers.api import Ack, Broker, Delivery, PublishResult, Release, Retry, Subscription
 from forebay.brokers.naming import dead_letter_queue
-from forebay.brokers.rabbitmq.broker import RabbitMQBroker
+from forebay.brokers.rabbitmq.broker import COUNTED_EVERY, RabbitMQBroker
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
 from forebay.brokers.rabbitmq.url import read_url
 from forebay.errors import (
@@ -24,7 +25,16 @@ from forebay.errors import (
     SettingsError,
 )
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
-from forebay.testing.broker_contract.harness import FAILURE, drain, fresh_name, message, messages, publish
+from forebay.testing.broker_contract.harness import (
+    FAILURE,
+    collect,
+    drain,
+    fresh_name,
+    message,
+    messages,
+    publish,
+    until_depth,
+)
 from tests.contract.rabbitmq import EXISTING, SETTINGS, RabbitMQHarness, proxies_of, published, running
 from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
@@ -209,6 +219,52 @@ async def trouble_with(subscription: Subscription) -> str:
             except BrokerUnavailable as error:
                 if "was lost" not in str(error):
                     return str(error)
+
+
+@pytest.mark.parametrize("method", ["queue_delete", "exchange_delete"])
+async def test_a_deleted_delay_queue_is_made_again(
+    server: RabbitMQCluster, raw: Channel, method: str
+) -> None:
+    """Somebody tidied up. What was being published then is refused or unknown, what comes after is not."""
+    # Of its own prefix: the delay queues of the others are in use.
+    settings = SETTINGS.model_copy(update={"prefix": f"tidied-{method}."})
+    async with RabbitMQBroker.open(server.url, settings) as broker:
+        queue = fresh_name()
+        await broker.declare(queue)
+        await raw.call(method, f"{settings.prefix}forebay.delay.{settings.delays[0]:g}s", timeout=10)
+        async with asyncio.timeout(20):
+            while True:
+                sent = message(not_before=datetime.now(UTC) + timedelta(seconds=0.4))
+                try:
+                    [result] = await broker.publish(queue, [sent], timeout=5)
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.05)
+                    continue
+                if result.ok:
+                    break
+                if isinstance(result.error, PublishRejected):
+                    assert "delay queue" in str(result.error)
+        async with broker.subscribe(queue, prefetch=10) as subscription:
+            assert sent.id in [d.message.id for d in await collect(subscription, 1, 10)]
+
+
+async def test_what_is_on_its_way_home_from_a_delay_queue_still_counts(server: RabbitMQCluster) -> None:
+    """Its time is up, and its queue is full: AMQP counts it nowhere, the management API does."""
+    settings = SETTINGS.model_copy(
+        update={"prefix": "stuck.", "max_bytes": 2_000, "management_url": server.management_url}
+    )
+    async with RabbitMQBroker.open(server.url, settings) as broker:
+        queue = fresh_name()
+        await broker.declare(queue)
+        due = datetime.now(UTC) + timedelta(seconds=SETTINGS.delays[0])
+        await publish(broker, queue, [message(b"x" * 500, not_before=due)])
+        result = PublishResult(message_id="")
+        while result.ok:
+            [result] = await broker.publish(queue, [message(b"x" * 500)], timeout=5)
+        assert isinstance(result.error, QueueFull)
+        await until_depth(broker, queue, 30, lambda d: d.scheduled is None and d.in_hand == 0)
+        await asyncio.sleep(COUNTED_EVERY)  # so old its count may be: by now it is of after its time
+        assert (await broker.depth(queue)).scheduled is None
 
 
 async def test_a_delay_between_two_steps_hops_and_counts_as_one_attempt(broker: Broker, queue: str) -> None:

@@ -145,6 +145,8 @@ def test_brokers_are_swapped_there_and_back_under_load(
         "BROKER__URL": rabbitmq.url,
         # Its own delay queues: what other tests let wait there is not ours.
         "BROKER__RABBITMQ__PREFIX": f"{queue}.",
+        # With it "empty" is known in seconds: the server tells what is on its way between two queues.
+        "BROKER__RABBITMQ__MANAGEMENT_URL": rabbitmq.management_url,
         "BROKER__KAFKA__PARTITIONS": "3",
         "BROKER__KAFKA__RETRY_DELAYS": "1",
         "QUEUE_DEFAULTS__HANDLER": "handling:handle",

@@ -223,7 +223,7 @@ class Admin:
         for tp in tps:
             at = offsets.get(tp)
             position = begin[tp] if at is None or at.offset < 0 else max(at.offset, begin[tp])
-            finished = 0 if at is None else finished_above(at.offset, at.metadata)
+            finished = 0 if at is None else finished_above(at.offset, at.metadata, position)
             out[tp.topic] += max(0, end[tp] - position - finished)
         return None if consumed and any(out.values()) else out
 

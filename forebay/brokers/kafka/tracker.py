@@ -88,9 +88,9 @@ class CommitTracker:
         return _PREFIX + ",".join(parts)
 
 
-def finished_above(position: int, metadata: str) -> int:
-    """How many offsets a commit says are finished above its position."""
-    return len(_decode(position, metadata))
+def finished_above(position: int, metadata: str, begin: int = 0) -> int:
+    """How many offsets a commit says are finished above its position; those below `begin` are deleted."""
+    return sum(offset >= begin for offset in _decode(position, metadata))
 
 
 def _decode(position: int, metadata: str) -> set[int]:

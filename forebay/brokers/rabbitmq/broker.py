@@ -36,6 +36,11 @@ from forebay.errors import (
 from forebay.message import Message
 
 PING_TIMEOUT = 2.0
+MOVED_BY = 200.0
+"""
+Seconds after which the server tries again to move a message that a full queue had refused (3 minutes, by
+`dead_letter_worker_publisher_confirm_timeout`): so long it may be counted nowhere.
+"""
 COUNTED_EVERY = 10.0
 """Seconds; the server counts what consumers hold every five, and its management may tell the count before."""
 CLOSE_TIMEOUT = 3.0
@@ -57,7 +62,7 @@ class RabbitMQBroker:
         self._standing = Standing(self._management, settings.replicas)
         self._rungs = [self._topology.rung(delay) for delay in settings.delays]
         self._consumer = Link("consume", hosts, on_up=self._consumer_up, on_down=self._down)
-        self._publisher = PublishLink(hosts, settings, self._returned)
+        self._publisher = PublishLink(hosts, settings, self._returned, lambda: self._ladder.forget())
         self._ladder = Ladder(self._consumer, self._topology, settings.delays)
         self._identity = ""
         self._known: set[str] = set()
@@ -100,7 +105,8 @@ class RabbitMQBroker:
     async def _consumer_up(self, connection: Connection) -> None:
         properties = connection.server_properties or {}
         name = str(properties.get("cluster_name", "RabbitMQ"))
-        if len(self._hosts) > 1 and _is_of_a_node(name):
+        if _is_of_a_node(name):
+            # Each server that nobody named is called so, on every machine of that name.
             name = " ".join(sorted(f"{host.host}:{host.port}" for host in self._hosts))
         vhost = connection.params.virtual_host
         self._identity = f"RabbitMQ {name} vhost {vhost} prefix {self._settings.prefix!r}"
@@ -111,7 +117,11 @@ class RabbitMQBroker:
     def _down(self, _: str) -> None:
         self._ladder.forget()
 
-    def _returned(self, server_name: str) -> None:
+    def _returned(self, exchange: str, server_name: str) -> None:
+        if exchange:
+            # A delay queue is gone, not the queue to which it leads.
+            self._ladder.forget()
+            return
         self._known.discard(server_name)
         self._standing.forget(server_name)
 
@@ -236,22 +246,24 @@ class RabbitMQBroker:
         waiting, _ = await look(connection, queue, name)
         delayed = await self._ladder.holds_any(connection)
         in_hand = size = None
-        lag = 0.0
+        lag = MOVED_BY if self._management is None else COUNTED_EVERY
         unknown = "RabbitMQ tells no ages"
-        if delayed:
-            unknown += "; the delay queues are those of all queues"
         try:
             state = None if self._management is None else await self._management.queue(name)
+            delayed = delayed or await self._moving()
         except BrokerUnavailable as error:
             unknown = f"{error}; {unknown}"
+            lag = MOVED_BY
         else:
             if self._management is None:
                 unknown = (
                     f"AMQP tells only what waits, the rest needs broker.rabbitmq.management_url; {unknown}"
                 )
             elif state is not None:
-                in_hand, lag = state.unacknowledged, COUNTED_EVERY
+                in_hand = state.unacknowledged
                 size = None if delayed else state.bytes
+        if delayed:
+            unknown += "; the delay queues are those of all queues"
         return Depth(
             waiting=waiting,
             scheduled=None if delayed else 0,
@@ -261,6 +273,17 @@ class RabbitMQBroker:
             lag=lag,
             unknown=unknown,
         )
+
+    async def _moving(self) -> bool:
+        """
+        Whether a message has left a delay queue and not arrived: its queue is full, or has no leader.
+
+        AMQP counts it nowhere.
+        """
+        if self._management is None:
+            return False
+        states = await asyncio.gather(*(self._management.queue(rung) for rung in self._rungs))
+        return any(state is not None and state.on_the_way for state in states)
 
     # ---- the rest
 

@@ -97,7 +97,8 @@ class Confirms:
         if self._returned:
             times = self._returned.pop(key, 0)
             if times:
-                error = PublishRejected(f"the queue {key[2]!r} is not there (any more)")
+                gone = f"delay queue {key[1]!r}" if key[1] else f"queue {key[2]!r}"
+                error = PublishRejected(f"the {gone} is not there (any more)")
             if times > 1:
                 self._returned[key] = times - 1
         batch.settle(index, error)

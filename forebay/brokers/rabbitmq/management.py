@@ -45,6 +45,8 @@ class QueueState:
     """Counted by the server now and then: up to ten seconds old. None: not counted yet."""
     bytes: int | None = None
     """Bodies; counted at the same times."""
+    on_the_way: int = 0
+    """Expired, and not yet taken by the queue to which they go; counted at the same times."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """What policies set on it."""
     policy_name: str = ""
@@ -110,6 +112,7 @@ class Management:
             leader=raw.get("leader"),
             unacknowledged=raw.get("messages_unacknowledged"),
             bytes=raw.get("message_bytes"),
+            on_the_way=raw.get("messages_dlx") or 0,
             policy=raw.get("effective_policy_definition") or {},
             policy_name=" and ".join(policies),
         )

@@ -70,10 +70,12 @@ class PublishLink:
         self,
         hosts: Sequence[pika.ConnectionParameters],
         settings: RabbitMQSettings,
-        on_returned: Callable[[str], None],
+        on_returned: Callable[[str, str], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._on_returned = on_returned
+        self._on_lost = on_lost
         self._channel: Channel | None = None
         self._confirms = Confirms(self._make_room)
         self._retired: dict[Channel, Confirms] = {}
@@ -135,7 +137,7 @@ class PublishLink:
                 self._renew(connection)
 
         def on_return(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            self._on_returned(method.routing_key)
+            self._on_returned(method.exchange, method.routing_key)
             confirms.returned(properties.message_id or "", method.exchange, method.routing_key)
 
         # The first publish must come after the answer, or the two sides count differently.
@@ -187,6 +189,7 @@ class PublishLink:
         log.info("RabbitMQ takes messages again")
 
     def _down(self, reason: str) -> None:
+        self._on_lost()
         self._channel = None
         for task in (self._renewing, self._watching):
             if task is not None:
@@ -215,9 +218,10 @@ class PublishLink:
             raise BrokerUnavailable(f"RabbitMQ takes no messages: blocked by {self.blocked}")
 
     def _full(self, size: int) -> bool:
-        c = self._confirms
-        return c.count >= self._settings.max_unconfirmed or (
-            c.count > 0 and c.bytes + size > self._settings.max_unconfirmed_bytes
+        all_ = (self._confirms, *self._retired.values())
+        count = sum(c.count for c in all_)
+        return count >= self._settings.max_unconfirmed or (
+            count > 0 and sum(c.bytes for c in all_) + size > self._settings.max_unconfirmed_bytes
         )
 
     async def publish(

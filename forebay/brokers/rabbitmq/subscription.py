@@ -22,7 +22,14 @@ from forebay.brokers.rabbitmq.link import Channel, Link
 from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
 from forebay.brokers.rabbitmq.topology import NOT_FOUND, PATIENCE, refusal
 from forebay.brokers.wire import Decoded
-from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable, MessageDecodeError, QueueNotFound
+from forebay.errors import (
+    BrokerClosed,
+    BrokerError,
+    BrokerUnavailable,
+    ForebayError,
+    MessageDecodeError,
+    QueueNotFound,
+)
 
 log = structlog.get_logger()
 
@@ -96,6 +103,10 @@ class RabbitMQSubscription:
                     self._trouble = BrokerUnavailable(str(refusal(self._queue, refused)))
             except BrokerError as error:
                 self._trouble = error
+            except Exception as error:
+                # Whatever it is: a subscription that stops trying would be silent for ever.
+                log.exception("cannot consume from RabbitMQ", queue=self._queue)
+                self._trouble = BrokerUnavailable(f"the subscription to {self._queue!r} failed: {error!r}")
             self._detach()
             if not self.first.done():
                 assert self._trouble is not None
@@ -285,7 +296,7 @@ class RabbitMQSubscription:
     async def _copy(self, copies: list[tuple[Delivery, Outgoing]]) -> list[Delivery]:
         """Confirmed copies, then the originals are let go; what was not confirmed is handed back."""
         channel = self._channel
-        error: BrokerError | None = None
+        error: ForebayError | None = None
         done: list[int] = []
         back: list[int] = []
         try:
@@ -299,7 +310,8 @@ class RabbitMQSubscription:
                 else:
                     error = result.error if result is not None else None
                     back.append(d.receipt)
-        except BrokerError as failure:
+        except ForebayError as failure:
+            # Also a SettingsError: a delay queue that exists with other arguments, or that we may not use.
             error = failure
             back = [d.receipt for d, _ in copies if isinstance(d.receipt, int)]
         if channel is None or self._channel is not channel:
@@ -350,7 +362,7 @@ class RabbitMQSubscription:
                     if self._channel is channel:
                         self._let_go([tag], [])
                     return
-            except BrokerError as error:
+            except ForebayError as error:
                 log.warning("a message cannot be moved yet", queue=self._queue, error=str(error))
             await asyncio.sleep(AGAIN)
 

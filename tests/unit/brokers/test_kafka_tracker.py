@@ -107,3 +107,14 @@ def test_metadata_of_others_says_nothing() -> None:
     assert (
         finished_above(5, "") == finished_above(5, "a consumer of ours") == finished_above(5, "f1:x+y") == 0
     )
+
+
+def test_what_kafka_deleted_is_not_counted_as_finished_again() -> None:
+    tracker = CommitTracker(10)
+    for offset in range(10, 20):
+        tracker.receive(offset)
+    for offset in range(12, 20):
+        tracker.finish(offset)
+    assert finished_above(10, tracker.metadata()) == 8
+    assert finished_above(10, tracker.metadata(), begin=18) == 2
+    assert finished_above(10, tracker.metadata(), begin=20) == 0

@@ -168,6 +168,7 @@ async def test_both_brokers_are_consumed_and_the_log_says_once_when_the_old_one_
 
 async def test_what_a_late_gateway_writes_to_an_old_broker_is_consumed_too() -> None:
     process = Process()
+    await process.old.declare("orders")
     process.fleet.add("orders", QUICK)
     with capture_logs() as logs:
         async with process.running():
@@ -246,13 +247,28 @@ async def test_the_order_does_not_begin_while_the_old_broker_cannot_tell(databas
 
 async def test_a_queue_that_the_old_broker_never_had_is_not_made_there() -> None:
     process = Process()
+    await process.old.declare("clicks")
+    process.fleet.add("clicks", QUICK)
     process.fleet.add("orders", ORDERED)
     await process.publish(process.new, "orders", 1)
 
     async with process.running():
         await until(lambda: len(process.sink.stored) == 1)
 
-    assert await process.old.declared_queues() == []
+    assert await process.old.declared_queues() == ["clicks"]
+
+
+async def test_an_old_broker_with_none_of_the_queues_is_not_called_empty() -> None:
+    """Rather the virtual host, the prefix or a right is wrong, and messages wait elsewhere."""
+    process = Process()
+    process.fleet.add("orders", QUICK)
+
+    with capture_logs() as logs:
+        async with process.running():
+            await until(lambda: bool(logged(logs, "has none of these queues")))
+            await process.publish(process.old, "orders", 1)
+            await until(lambda: len(process.sink.stored) == 1)
+            await until(lambda: bool(logged(logs, "the old broker is empty:")))
 
 
 async def test_the_broker_in_use_under_another_url_is_not_drained() -> None:
