@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -182,6 +184,44 @@ class TestOnlyKafka:
         assert found.verdict == "fail"
         assert theirs in found.text
         assert found.fix.endswith(f"--topic {theirs} --add-config flush.messages=1")
+
+    async def test_partitions_that_change_hands_under_load_deliver_nothing_twice(
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
+    ) -> None:
+        """Also what is lent or acknowledged while the group is just being dealt anew."""
+        handled: list[str] = []
+        sent: list[str] = []
+        done = asyncio.Event()
+
+        async def produce() -> None:
+            number = 0
+            while not done.is_set():
+                batch = [message(b"x", key=str(number + i)) for i in range(20)]
+                number += 20
+                await publish(broker, queue, batch)
+                sent.extend(m.id for m in batch)
+                await asyncio.sleep(0.002)
+
+        async def consume(of: KafkaBroker, until_: Callable[[], bool]) -> None:
+            async with of.subscribe(queue, prefetch=40) as subscription:
+                while not until_():
+                    for d in await subscription.receive(10, 0.02):
+                        assert await subscription.settle([Ack(d)]) == []
+                        handled.append(d.message.id)
+
+        async def come_and_go() -> None:
+            async with KafkaBroker.open(kafka.url, SETTINGS) as other:
+                for _ in range(8):
+                    leave = time.monotonic() + 1
+                    await consume(other, lambda leave=leave: time.monotonic() > leave)  # type: ignore[misc]
+            done.set()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce())
+            tasks.create_task(come_and_go())
+            tasks.create_task(consume(broker, lambda: done.is_set() and len({*handled}) == len(sent)))
+        assert len(handled) == len({*handled}), "delivered after its ack"
+        assert {*handled} == {*sent}
 
     async def test_a_newcomer_gets_its_share_although_everything_is_in_hand(
         self, kafka: KafkaCluster, broker: KafkaBroker, queue: str

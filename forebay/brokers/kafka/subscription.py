@@ -209,7 +209,7 @@ class KafkaSubscription:
 
     def _lendable(self) -> Iterator[Epoch]:
         for epoch in self._epochs.values():
-            if not epoch.over and not epoch.surplus and epoch.ready:
+            if not (epoch.over or epoch.surplus or epoch.claimed_free) and epoch.ready:
                 yield epoch
 
     def _available(self, target: int) -> int:
@@ -441,7 +441,7 @@ class KafkaSubscription:
             for tp, epoch in self._epochs.items():
                 if tp not in assigned or epoch.over:
                     continue
-                at = (epoch.tracker.position, epoch.tracker.metadata())
+                at = epoch.progress
                 if at != epoch.committed:
                     offsets[tp] = OffsetAndMetadata(*at)
                     wanted.append((epoch, at))
@@ -460,10 +460,16 @@ class KafkaSubscription:
     # ---- rebalances
 
     def _claims(self) -> Claims:
+        """
+        What is in hand stays with us, and so does what was settled since the last commit: the
+        next owner would deliver it again.
+        """
+        late = self._handover_at is not None and time.monotonic() > self._handover_at
+        for epoch in self._epochs.values():
+            busy = epoch.in_hand or epoch.progress != epoch.committed
+            epoch.claimed_free = not busy or (epoch.surplus and late)
         return self._left[1], {
-            (tp.topic, tp.partition): epoch.in_hand
-            and not (epoch.surplus and self._handover_at is not None and time.monotonic() > self._handover_at)
-            for tp, epoch in self._epochs.items()
+            (tp.topic, tp.partition): not epoch.claimed_free for tp, epoch in self._epochs.items()
         }
 
     def _told(self, surplus: list[tuple[str, int]]) -> None:
@@ -520,6 +526,7 @@ class KafkaSubscription:
             self._handover_at = time.monotonic() + self._settings.handover
         for tp, epoch in kept.items():
             epoch.surplus = tp in self._surplus
+            epoch.claimed_free = False
             consumer.seek(tp, epoch.tracker.next)
         if new:
             found = await coordinator.fetch_committed_offsets(new)
