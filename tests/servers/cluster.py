@@ -74,6 +74,10 @@ class Node(ABC):
     def ready(self) -> bool:
         """It answers, and takes part."""
 
+    def stuck(self) -> bool:
+        """It will never be ready unless it is started again."""
+        return False
+
     def environment(self) -> Mapping[str, str] | None:
         """Of its process; None: ours."""
         return None
@@ -102,6 +106,11 @@ class Node(ABC):
         while not self.ready():
             if not self.running or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text()[-3000:]}")
+            # The others may be waiting for the one that is stuck.
+            for node in self._site.nodes:
+                if node.running and node.stuck():
+                    node.kill()
+                    node.launch()
             time.sleep(self.poll)
 
     def kill(self) -> None:
