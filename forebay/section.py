@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 
 class Section(BaseModel):
@@ -49,3 +49,7 @@ PositiveSeconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 
 ByteCount = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 """A size in bytes."""
+
+
+class Password(SecretStr):
+    """A secret of which nothing is ever shown; of a plain SecretStr, a URL, all but the password is."""

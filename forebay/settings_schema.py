@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from forebay.section import Password
 from forebay.settings_sources import Assignment, SettingPath, dotted, variable
 
 Root = type[BaseModel]
@@ -91,12 +92,13 @@ def is_path(model: Root, path: SettingPath) -> bool:
 
 
 def is_secret(model: Root, path: SettingPath) -> bool:
-    """Does `path` name a URL that may hold a password, a list of them, or one of such a list?"""
+    """Does `path` name a password, a URL that may hold one, a list of them, or one of such a list?"""
     for end in (len(path), len(path) - 1):
         field, _ = _find(model, path[:end]) if end else (None, None)
         if field is not None:
             kinds = _alternatives(field.annotation)
-            return SecretStr in {inner for kind in kinds for inner in (kind, *get_args(kind))}
+            inner = {i for kind in kinds for i in (kind, *get_args(kind))}
+            return not inner.isdisjoint({SecretStr, Password})
     return False
 
 
@@ -181,6 +183,8 @@ def as_written(field: FieldInfo | None, value: object) -> str:
 
 def shown(value: object) -> object:
     """A value as it may be printed: credentials masked."""
+    if isinstance(value, Password):
+        return "***"
     if isinstance(value, SecretStr):
         return mask_url(value.get_secret_value())
     if isinstance(value, tuple):
@@ -240,5 +244,6 @@ def type_in_words(field: FieldInfo) -> str:
                 words.append("list of URLs")
                 continue
             names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
+            names[Password] = "text"
             words.append(names.get(get_origin(kind) or kind, "list" if get_origin(kind) is tuple else "URL"))
     return ", ".join(words)

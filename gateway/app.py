@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from forebay import __version__
-from forebay.brokers.api import DURABILITIES, Broker
+from forebay.brokers.api import DURABILITIES, Broker, Durability
 from forebay.errors import SettingsError
 from gateway import endpoint, openapi, pages
 from gateway.answer import Answer
@@ -104,8 +104,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert isinstance(app, Gateway)
         async with broker() as opened:
-            await _check_durability(opened, settings)
-            await queues.declare_all(opened)
+            await _check_durability(opened, opened.capabilities.durability, settings)
+            for queue, durability in (await queues.declare_all(opened)).items():
+                await _check_durability(opened, durability, settings, queue)
             health = Health(opened.ping)
             ingest = Ingest(opened, settings, metrics=metrics, health=health)
             questions = Questions(database)
@@ -161,13 +162,16 @@ class _NotStarted(Exception):
     """A request came before the lifespan began or after it ended."""
 
 
-async def _check_durability(broker: Broker, settings: GatewaySettings) -> None:
-    reached = broker.capabilities.durability
+async def _check_durability(
+    broker: Broker, reached: Durability, settings: GatewaySettings, queue: str | None = None
+) -> None:
     if DURABILITIES.index(reached) < DURABILITIES.index(settings.min_durability):
-        findings = [f for f in await broker.examine([]) if f.check == "durability"]
+        what = "this broker" if queue is None else f"queue {queue!r} on this broker"
+        findings = await broker.examine([] if queue is None else [queue])
+        findings = [f for f in findings if f.check == "durability" and f.verdict != "ok"]
         why = "".join(f" ({f.text}; {f.fix})" if f.fix else f" ({f.text})" for f in findings)
         raise SettingsError(
-            f"gateway.min_durability is {settings.min_durability!r}, but this broker reaches only"
+            f"gateway.min_durability is {settings.min_durability!r}, but {what} reaches only"
             f' {reached!r}{why}; choose another broker.url, or set gateway.min_durability = "{reached}"'
             f" (FOREBAY_GATEWAY__MIN_DURABILITY={reached})"
         )

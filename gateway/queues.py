@@ -9,6 +9,7 @@ from typing import Protocol
 
 import structlog
 
+from forebay.brokers.api import Durability
 from forebay.brokers.naming import check_queue_name
 from forebay.errors import BrokerUnavailable, SettingsError
 
@@ -22,7 +23,7 @@ DECLARE_TIMEOUT = 5.0
 
 
 class Declares(Protocol):
-    async def declare(self, queue: str) -> None: ...
+    async def declare(self, queue: str) -> Durability: ...
 
     async def declared_queues(self) -> list[str] | None: ...
 
@@ -59,19 +60,19 @@ class QueueRegistry:
         """The declared queue that `name` may be a slip of."""
         return next(iter(difflib.get_close_matches(name, self._names, n=1, cutoff=0.75)), None)
 
-    async def declare_all(self, broker: Declares) -> None:
+    async def declare_all(self, broker: Declares) -> dict[str, Durability]:
         """
-        Declare every queue; with first use allowed, take on those of earlier runs.
+        Declare every queue and tell what each reaches; with first use allowed, take on earlier ones.
 
         Raises:
             BrokerUnavailable.
         """
-        for name in self._names:
-            await broker.declare(name)
+        reached = {name: await broker.declare(name) for name in self._names}
         if self.declare_on_first_use:
             for name in await broker.declared_queues() or []:
                 if name not in self._names and _allowed(name):
                     self._take_on(name)
+        return reached
 
     async def first_use(self, broker: Declares, name: str) -> bool:
         """

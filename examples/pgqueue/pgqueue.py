@@ -299,7 +299,7 @@ class PgQueue:
             for m, e in zip(messages, errors, strict=True)
         ]
 
-    async def declare(self, queue: str) -> None:
+    async def declare(self, queue: str) -> Durability:
         self._check_open()
         check_queue_name(queue)
 
@@ -310,6 +310,7 @@ class PgQueue:
             )
 
         await self._ask(insert)
+        return self.capabilities.durability
 
     async def declared_queues(self) -> list[str]:
         self._check_open()

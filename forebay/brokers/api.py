@@ -255,9 +255,12 @@ class Broker(Publisher, Protocol):
         """
         ...
 
-    async def declare(self, queue: str) -> None:
+    async def declare(self, queue: str) -> Durability:
         """
         Create the queue and its dead-letter queue. Idempotent.
+
+        Returns what a publish to it can reach: less than `capabilities` say where the queue
+        was made by others, and weaker.
 
         Raises:
             BrokerUnavailable: it may or may not have been created; call again.

@@ -22,6 +22,7 @@ from forebay.brokers.api import (
     Death,
     Delivery,
     Depth,
+    Durability,
     Finding,
     PublishResult,
     Release,
@@ -145,11 +146,12 @@ class MemoryBroker:
             results.append(PublishResult(message_id=m.id, error=error))
         return results
 
-    async def declare(self, queue: str) -> None:
+    async def declare(self, queue: str) -> Durability:
         self._check_open()
         check_queue_name(queue)
         for name in (queue, dead_letter_queue(queue)):
             self._server.queues.setdefault(name, _Queue())
+        return self.capabilities.durability
 
     async def declared_queues(self) -> list[str]:
         self._check_open()

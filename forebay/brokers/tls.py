@@ -5,10 +5,8 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from pydantic import SecretStr
-
 from forebay.errors import SettingsError
-from forebay.section import Section
+from forebay.section import Password, Section
 
 
 class TLSSettings(Section):
@@ -20,7 +18,7 @@ class TLSSettings(Section):
     """Our own certificate (PEM, with its chain), for servers that ask for one."""
     key_file: Path | None = None
     """Its private key (PEM). None: it is in `certificate_file`."""
-    key_password: SecretStr | None = None
+    key_password: Password | None = None
     """For an encrypted `key_file`."""
     server_name: str | None = None
     """The name on the server's certificate, where it is not the host of the URL."""

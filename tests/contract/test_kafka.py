@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -14,7 +16,7 @@ from forebay.brokers.api import Ack, Retry
 from forebay.brokers.kafka.broker import KafkaBroker
 from forebay.brokers.kafka.records import partition_of
 from forebay.brokers.naming import dead_letter_queue
-from forebay.errors import SettingsError
+from forebay.errors import PublishUnconfirmed, SettingsError
 from forebay.testing.broker_contract import BrokerContract, BrokerHarness
 from forebay.testing.broker_contract.harness import (
     FAILURE,
@@ -123,6 +125,42 @@ class TestOnlyKafka:
         [incident] = [entry for entry in logs if entry["log_level"] == "error"]
         assert (incident["topic"], incident["lost"]) == (queue, 3)
 
+    async def test_messages_deleted_before_anybody_consumed_are_reported_too(
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
+    ) -> None:
+        """Without a committed offset nothing is out of range: a beginning above zero tells."""
+        sent = [message(str(i).encode(), key="k") for i in range(4)]
+        await publish(broker, queue, sent)
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.nodes[0].address)
+        await admin.start()
+        place = TopicPartition(queue, partition_of(b"k", SETTINGS.partitions))
+        await admin.delete_records({place: RecordsToDelete(before_offset=3)})
+        await admin.close()
+
+        with capture_logs() as logs:
+            assert ids(await drain(broker, queue, 1, 5)) == [sent[3].id]
+
+        [incident] = [entry for entry in logs if entry["log_level"] == "error"]
+        assert (incident["topic"], incident["lost"]) == (queue, 3)
+
+    async def test_a_producer_whose_sequence_has_a_gap_is_replaced_and_the_next_message_is_stored(
+        self, broker: KafkaBroker, queue: str
+    ) -> None:
+        """For ever refused by Kafka, and never mended by the client."""
+        await publish(broker, queue, [message(key="k")])
+        spoiled = broker._writer._producer
+        assert spoiled is not None
+        place = TopicPartition(queue, partition_of(b"k", SETTINGS.partitions))
+        spoiled._txn_manager.increment_sequence_number(place, 5)
+
+        [result] = await broker.publish(queue, [message(b"in doubt", key="k")], timeout=10)
+        after = message(b"after", key="k")
+        await publish(broker, queue, [after])
+
+        assert isinstance(result.error, PublishUnconfirmed)
+        assert broker._writer._producer is not spoiled
+        assert after.id in ids(await drain(broker, queue, 3, 2))
+
     async def test_copies_that_the_cluster_cannot_hold_are_refused(self, kafka: KafkaCluster) -> None:
         settings = SETTINGS.model_copy(update={"replication": 3})
         async with KafkaBroker.open(kafka.url, settings) as broker:
@@ -139,9 +177,51 @@ class TestOnlyKafka:
         await admin.start()
         await admin.create_topics([NewTopic(theirs, 1, 1)])
         await admin.close()
-        await broker.declare(theirs)
+        assert await broker.declare(theirs) == "unsynced"
         [unflushed] = await broker.publish(theirs, [message()], timeout=5)
         assert (flushed.durability, unflushed.durability) == ("synced", "unsynced")
+        [found] = [f for f in await broker.examine([theirs]) if f.check == "durability"]
+        assert found.verdict == "fail"
+        assert theirs in found.text
+        assert found.fix.endswith(f"--topic {theirs} --add-config flush.messages=1")
+
+    async def test_partitions_that_change_hands_under_load_deliver_nothing_twice(
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
+    ) -> None:
+        """Also what is lent or acknowledged while the group is just being dealt anew."""
+        handled: list[str] = []
+        sent: list[str] = []
+        done = asyncio.Event()
+
+        async def produce() -> None:
+            number = 0
+            while not done.is_set():
+                batch = [message(b"x", key=str(number + i)) for i in range(20)]
+                number += 20
+                await publish(broker, queue, batch)
+                sent.extend(m.id for m in batch)
+                await asyncio.sleep(0.002)
+
+        async def consume(of: KafkaBroker, until_: Callable[[], bool]) -> None:
+            async with of.subscribe(queue, prefetch=40) as subscription:
+                while not until_():
+                    for d in await subscription.receive(10, 0.02):
+                        assert await subscription.settle([Ack(d)]) == []
+                        handled.append(d.message.id)
+
+        async def come_and_go() -> None:
+            async with KafkaBroker.open(kafka.url, SETTINGS) as other:
+                for _ in range(8):
+                    leave = time.monotonic() + 1
+                    await consume(other, lambda leave=leave: time.monotonic() > leave)  # type: ignore[misc]
+            done.set()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce())
+            tasks.create_task(come_and_go())
+            tasks.create_task(consume(broker, lambda: done.is_set() and len({*handled}) == len(sent)))
+        assert len(handled) == len({*handled}), "delivered after its ack"
+        assert {*handled} == {*sent}
 
     async def test_a_newcomer_gets_its_share_although_everything_is_in_hand(
         self, kafka: KafkaCluster, broker: KafkaBroker, queue: str

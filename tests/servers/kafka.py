@@ -162,7 +162,8 @@ class KafkaCluster(Cluster[KafkaNode]):
     Nodes of one cluster, each both broker and controller; three copies of everything, two in sync, on three.
 
     `settings` are added to each server's configuration. `listeners` are named as their
-    security protocols; the first is for the nodes among themselves, and for `url`.
+    security protocols; the first is for the nodes among themselves, and for `url`. `scram`
+    are users to begin with, in the words of Kafka's tool: "SCRAM-SHA-512=[name=u,password=p]".
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class KafkaCluster(Cluster[KafkaNode]):
         *,
         settings: Mapping[str, str] | None = None,
         listeners: Sequence[str] = ("PLAINTEXT",),
+        scram: Sequence[str] = (),
         owner: int | None = None,
     ) -> None:
         find_java(), find_jars()
@@ -179,7 +181,7 @@ class KafkaCluster(Cluster[KafkaNode]):
         super().__init__("kafka", {"listeners": list(listeners), "nodes": ports}, owner)
         (self.folder / "log4j2.properties").write_text(_LOG4J)
         try:
-            self._format(settings or {})
+            self._format(settings or {}, scram)
         except BaseException:
             self.close()
             raise
@@ -300,7 +302,7 @@ class KafkaCluster(Cluster[KafkaNode]):
             "replica.lag.time.max.ms": "10000",
         }
 
-    def _format(self, settings: Mapping[str, str]) -> None:
+    def _format(self, settings: Mapping[str, str], scram: Sequence[str]) -> None:
         cluster = base64.urlsafe_b64encode(b"\x01" + secrets.token_bytes(15)).decode().rstrip("=")
         running: list[subprocess.Popen[str]] = []
         for node in self.nodes:
@@ -308,7 +310,7 @@ class KafkaCluster(Cluster[KafkaNode]):
             configured = {**self._configured(node), **settings}
             properties.write_text("".join(f"{name}={value}\n" for name, value in configured.items()))
             tool = self.java("-Xmx128m", "kafka.tools.StorageTool", "format", "-t", cluster)
-            command = [*tool, "-c", str(properties)]
+            command = [*tool, "-c", str(properties), *(w for user in scram for w in ("--add-scram", user))]
             running.append(
                 subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

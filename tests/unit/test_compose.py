@@ -29,7 +29,8 @@ def env_file(path: str) -> dict[str, str]:
 
 
 def with_defaults(text: str) -> str:
-    """Without any variable set: `${NAME:-default}` is its default."""
+    """Without any variable set: `${NAME:-default}` is its default, and `${NAME:+...}` nothing."""
+    text = re.sub(r"\$\{\w+:\+.*\}$", "", text)
     return re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", text)
 
 

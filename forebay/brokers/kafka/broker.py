@@ -4,47 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
+
+import structlog
 
 from forebay.brokers import wire
-from forebay.brokers.api import Capabilities, Depth, Finding, PublishResult, Subscription
+from forebay.brokers.api import Capabilities, Depth, Durability, Finding, PublishResult, Subscription
 from forebay.brokers.kafka import copies
+from forebay.brokers.kafka.connection import findings, read_url
+from forebay.brokers.kafka.examination import BROKER_SETTINGS, Seen, cure, judge
 from forebay.brokers.kafka.publishing import Writer
 from forebay.brokers.kafka.records import Outgoing, outgoing
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.subscription import KafkaSubscription
 from forebay.brokers.kafka.topics import Admin, group_of, topics_to_read
-from forebay.brokers.naming import check_queue_name
+from forebay.brokers.naming import check_queue_name, dead_letter_queue
 from forebay.errors import (
     BrokerClosed,
     MessageTooLarge,
     PublishError,
-    SettingsError,
 )
 from forebay.message import Message
+
+log = structlog.get_logger()
 
 ANSWER = 5.0
 """Seconds within which the cluster must have answered a question."""
 DECLARE = 30.0
-
-
-def servers(url: str) -> list[str]:
-    """
-    The brokers that `kafka://host:port,host:port` names; port 9092 where none is given.
-
-    Raises:
-        SettingsError
-    """
-    parts = urlsplit(url)
-    hosts = [h for h in parts.netloc.split(",") if h]
-    if parts.scheme.lower() != "kafka" or not hosts or parts.path.strip("/") or "@" in parts.netloc:
-        # Never the URL itself: it may hold a password.
-        raise SettingsError(
-            'broker.url does not name Kafka brokers; write broker.url = "kafka://host:9092,host2:9092"'
-        )
-    return [h if ":" in h else f"{h}:9092" for h in hosts]
 
 
 class KafkaBroker:
@@ -52,11 +40,7 @@ class KafkaBroker:
 
     def __init__(self, url: str, settings: KafkaSettings) -> None:
         self.settings = settings
-        self.connection = {
-            "bootstrap_servers": servers(url),
-            "client_id": "forebay",
-            "request_timeout_ms": int(settings.request_timeout * 1000),
-        }
+        self.connection = read_url(url, settings)
         self._admin = Admin(self.connection, settings)
         self._writer = Writer(self.connection, settings)
         self._subscriptions: set[KafkaSubscription] = set()
@@ -70,6 +54,8 @@ class KafkaBroker:
             SettingsError, BrokerUnavailable
         """
         broker = cls(url, settings)
+        for finding in findings(broker.connection):
+            log.warning(finding.text, fix=finding.fix)
         try:
             await broker._admin.connect(ANSWER)
             yield broker
@@ -136,10 +122,22 @@ class KafkaBroker:
         }
         return await self._writer.write(records, partitions, deadline - loop.time())
 
-    async def declare(self, queue: str) -> None:
+    async def declare(self, queue: str) -> Durability:
         self._check_open()
         check_queue_name(queue)
-        await self._admin.declare(queue, DECLARE)
+        topic = await self._admin.declare(queue, DECLARE)
+        if topic.partitions < self.settings.partitions:
+            log.warning(
+                "a topic has fewer partitions than broker.kafka.partitions, and is left as it is",
+                topic=queue, partitions=topic.partitions, wanted=self.settings.partitions,
+            )  # fmt: skip
+        if topic.durability == "unsynced":
+            log.warning(
+                "confirmed messages of a topic may be lost in a power cut",
+                topic=queue, replication=topic.replication, min_insync=topic.min_insync,
+                fix=cure(queue, topic),
+            )  # fmt: skip
+        return topic.durability
 
     async def declared_queues(self) -> list[str]:
         self._check_open()
@@ -177,7 +175,27 @@ class KafkaBroker:
 
     async def examine(self, queues: Sequence[str]) -> list[Finding]:
         self._check_open()
-        return []
+        brokers, partitions = await self._admin.describe(ANSWER)
+        topics = {queue: await self._admin.topic(queue, ANSWER) for queue in queues}
+        now = time.time()
+        old: dict[str, float] = {}
+        for queue, topic in topics.items():
+            for share in (0.5, 0.8):
+                before = now - share * topic.retention
+                if before > 0 and await self._admin.unfinished_before(group_of(queue), queue, before, ANSWER):
+                    old[queue] = share
+        seen = Seen(
+            brokers=len(brokers),
+            settings=await self._admin.broker_settings(brokers[0], BROKER_SETTINGS, ANSWER),
+            topics=topics,
+            partitions={
+                name: partitions.get(name, [])
+                for queue in queues
+                for name in (*topics_to_read(queue, self.settings), dead_letter_queue(queue))
+            },
+            old=old,
+        )
+        return [*judge(seen), *findings(self.connection)]
 
     async def ping(self) -> None:
         self._check_open()

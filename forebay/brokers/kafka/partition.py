@@ -30,7 +30,14 @@ class Epoch:
     committed: tuple[int, str] | None = None
     surplus: bool = False
     """Another consumer is to have it: nothing more is lent of it."""
+    claimed_free: bool = False
+    """The group was told that nothing of it is in hand: until it is dealt, nothing is lent of it."""
     over: bool = False
+
+    @property
+    def progress(self) -> tuple[int, str]:
+        """What a commit of it would say now."""
+        return self.tracker.position, self.tracker.metadata()
 
     @property
     def in_hand(self) -> bool:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from forebay.section import ByteCount, PositiveSeconds, Section
+from forebay.brokers.tls import TLSSettings
+from forebay.section import ByteCount, Password, PositiveSeconds, Section
 
 Count = Annotated[int, Field(ge=1)]
 
 
+class KafkaTLSSettings(TLSSettings):
+    """Encrypted connections, when enabled. The server's certificate is checked, unless `verify` is off."""
+
+    enabled: bool = False
+    """Encrypt. Not told by the URL, which is `kafka://` with and without."""
+
+
 class KafkaSettings(Section):
-    """How topics are made, and how long Kafka may take to notice what."""
+    """How topics are made, how long Kafka may take to notice what, and how to log in."""
 
     partitions: Count = 12
     """Of every topic that we create; also the most consumers that can share a queue."""
@@ -36,3 +44,12 @@ class KafkaSettings(Section):
     """A consumer that handed messages back and takes none for so long leaves them to others."""
     request_timeout: PositiveSeconds = 10.0
     """A broker that did not answer for so long is taken for dead."""
+
+    user: str | None = None
+    """Who logs in (SASL), unless broker.url names a user. None: nobody does."""
+    password: Password | None = None
+    """The user's password, unless broker.url has it."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """How to log in. None: SCRAM-SHA-512 where there is a user, which never sends the password itself."""
+    tls: KafkaTLSSettings = KafkaTLSSettings()
+    """For listeners that talk TLS."""

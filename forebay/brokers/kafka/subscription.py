@@ -209,7 +209,7 @@ class KafkaSubscription:
 
     def _lendable(self) -> Iterator[Epoch]:
         for epoch in self._epochs.values():
-            if not epoch.over and not epoch.surplus and epoch.ready:
+            if not (epoch.over or epoch.surplus or epoch.claimed_free) and epoch.ready:
                 yield epoch
 
     def _available(self, target: int) -> int:
@@ -411,17 +411,24 @@ class KafkaSubscription:
             gone: dict[TopicPartition, int] = dict(error.args[0]) if error.args else {}
             begin = await consumer.beginning_offsets(list(gone))
             for tp, offset in gone.items():
-                log.error(
-                    "messages were deleted by Kafka before they were consumed",
-                    queue=self._queue, topic=tp.topic, partition=tp.partition,
-                    wanted=offset, oldest=begin[tp], lost=max(0, begin[tp] - offset),
-                )  # fmt: skip
+                self._report_loss(tp, offset, begin[tp])
                 epoch = self._epochs.get(tp)
                 if epoch is not None:
                     epoch.over = True
                     self._epochs[tp] = Epoch(tp.topic, tp.partition, CommitTracker(begin[tp]))
                 consumer.seek(tp, begin[tp])
         # Without a committed offset: the listener is about to seek.
+
+    def _report_loss(self, tp: TopicPartition, wanted: int, oldest: int) -> None:
+        """
+        By age, or by somebody's hand. A group whose offsets have expired looks the same as one that
+        was never there, so that `lost` is then at most so many.
+        """
+        log.error(
+            "messages were deleted by Kafka before they were consumed",
+            queue=self._queue, topic=tp.topic, partition=tp.partition,
+            wanted=wanted, oldest=oldest, lost=max(0, oldest - wanted),
+        )  # fmt: skip
 
     # ---- offsets
 
@@ -434,7 +441,7 @@ class KafkaSubscription:
             for tp, epoch in self._epochs.items():
                 if tp not in assigned or epoch.over:
                     continue
-                at = (epoch.tracker.position, epoch.tracker.metadata())
+                at = epoch.progress
                 if at != epoch.committed:
                     offsets[tp] = OffsetAndMetadata(*at)
                     wanted.append((epoch, at))
@@ -453,10 +460,16 @@ class KafkaSubscription:
     # ---- rebalances
 
     def _claims(self) -> Claims:
+        """
+        What is in hand stays with us, and so does what was settled since the last commit: the
+        next owner would deliver it again.
+        """
+        late = self._handover_at is not None and time.monotonic() > self._handover_at
+        for epoch in self._epochs.values():
+            busy = epoch.in_hand or epoch.progress != epoch.committed
+            epoch.claimed_free = not busy or (epoch.surplus and late)
         return self._left[1], {
-            (tp.topic, tp.partition): epoch.in_hand
-            and not (epoch.surplus and self._handover_at is not None and time.monotonic() > self._handover_at)
-            for tp, epoch in self._epochs.items()
+            (tp.topic, tp.partition): not epoch.claimed_free for tp, epoch in self._epochs.items()
         }
 
     def _told(self, surplus: list[tuple[str, int]]) -> None:
@@ -513,11 +526,15 @@ class KafkaSubscription:
             self._handover_at = time.monotonic() + self._settings.handover
         for tp, epoch in kept.items():
             epoch.surplus = tp in self._surplus
+            epoch.claimed_free = False
             consumer.seek(tp, epoch.tracker.next)
         if new:
             found = await coordinator.fetch_committed_offsets(new)
             missing = [tp for tp in new if tp not in found or found[tp].offset < 0]
             begin = await consumer.beginning_offsets(missing) if missing else {}
+            for tp in missing:
+                if begin[tp] > 0:
+                    self._report_loss(tp, 0, begin[tp])
             for tp in new:
                 at = begin[tp] if tp in begin else found[tp].offset
                 tracker = CommitTracker(at, "" if tp in begin else found[tp].metadata)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,10 +15,17 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from aiokafka.protocol.metadata import MetadataRequest
 
 from forebay.brokers.api import Durability
+from forebay.brokers.kafka.connection import why_not
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.tracker import finished_above
 from forebay.brokers.naming import QUEUE_NAME, dead_letter_queue, is_dead_letter_queue
@@ -30,6 +39,12 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 T = TypeVar("T")
 
 FOREVER = "-1"
+TOPIC_SETTINGS = (
+    "min.insync.replicas",
+    "flush.messages",
+    "unclean.leader.election.enable",
+    "retention.ms",
+)
 RETRY = 0.1
 """Seconds between two questions to a cluster that is about to change."""
 
@@ -40,7 +55,17 @@ class Topic:
 
     partitions: int
     replication: int
-    durability: Durability
+    min_insync: int
+    flushed: bool
+    """Each message, before it is confirmed."""
+    unclean: bool
+    """A copy that misses confirmed messages may come to lead."""
+    retention: float
+    """Seconds after which Kafka deletes a message, consumed or not; inf: never."""
+
+    @property
+    def durability(self) -> Durability:
+        return durability_of(self.replication, self.min_insync, self.flushed)
 
 
 def retry_topic(queue: str, delay: float) -> str:
@@ -48,7 +73,7 @@ def retry_topic(queue: str, delay: float) -> str:
     return f"{queue}.retry-{int(delay)}s" if delay == int(delay) else f"{queue}.retry-{round(delay * 1000)}ms"
 
 
-def durability_of(replication: int, min_insync: int, flush_messages: int) -> Durability:
+def durability_of(replication: int, min_insync: int, flushed: bool) -> Durability:
     """
     What acks=all means on a topic.
 
@@ -57,7 +82,7 @@ def durability_of(replication: int, min_insync: int, flush_messages: int) -> Dur
     """
     if replication >= 3 and min_insync >= 2:
         return "replicated"
-    return "synced" if flush_messages == 1 else "unsynced"
+    return "synced" if flushed else "unsynced"
 
 
 class Admin:
@@ -90,7 +115,7 @@ class Admin:
     @property
     def durability(self) -> Durability:
         """Of the topics that we create."""
-        return durability_of(self.replication, self.min_insync, 1 if self.replication < 3 else 0)
+        return durability_of(self.replication, self.min_insync, self.replication < 3)
 
     async def ping(self, timeout: float) -> None:
         await self.connect(timeout)
@@ -123,21 +148,22 @@ class Admin:
         found = next((t for t in everything if t["topic"] == name and not t["error_code"]), None)
         if found is None:
             raise QueueNotFound(name)
-        config = await self._config(name, timeout)
-        replication = min(len(p["replicas"]) for p in found["partitions"])
+        config = await self._config(ConfigResourceType.TOPIC, name, TOPIC_SETTINGS, timeout)
+        kept = float(config["retention.ms"]) / 1000
         topic = Topic(
             partitions=len(found["partitions"]),
-            replication=replication,
-            durability=durability_of(
-                replication, int(config["min.insync.replicas"]), int(config["flush.messages"])
-            ),
+            replication=min(len(p["replicas"]) for p in found["partitions"]),
+            min_insync=int(config["min.insync.replicas"]),
+            flushed=config["flush.messages"] == "1",
+            unclean=config["unclean.leader.election.enable"] == "true",
+            retention=kept if kept >= 0 else math.inf,
         )
         self._topics[name] = topic
         return topic
 
-    async def declare(self, queue: str, timeout: float) -> None:
+    async def declare(self, queue: str, timeout: float) -> Topic:
         """
-        Create the topics of a queue that do not exist.
+        Create the topics of a queue that do not exist; those that do are left as they are.
 
         Raises:
             SettingsError: the cluster cannot hold what the settings ask for.
@@ -154,6 +180,7 @@ class Admin:
         async with _unavailable_after(timeout, "the new topics have no leaders yet"):
             while not await self._led(set(retention), timeout):  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.02)
+        return await self.topic(queue, timeout)
 
     async def _create(self, queue: str, missing: dict[str, float], timeout: float) -> None:
         await self.connect(timeout)
@@ -203,11 +230,17 @@ class Admin:
     async def _bounds(
         self, tps: list[TopicPartition], timeout: float
     ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        async with self._asking(timeout) as consumer:
+            return await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, timeout: float) -> AsyncIterator[AIOKafkaConsumer]:
+        """A consumer of no group, that only asks for offsets."""
         consumer = AIOKafkaConsumer(**self._connection, enable_auto_commit=False)
         try:
             async with _unavailable_after(timeout, "Kafka did not tell its offsets"):
                 await consumer.start()
-                return await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+                yield consumer
         except (KafkaError, OSError) as error:
             raise BrokerUnavailable(f"Kafka cannot be asked: {error!r}") from error
         finally:
@@ -249,14 +282,42 @@ class Admin:
                 return False
         return bool(answers)
 
-    async def _config(self, name: str, timeout: float) -> dict[str, str]:
-        wanted = {"min.insync.replicas": None, "flush.messages": None}
-        resource = ConfigResource(ConfigResourceType.TOPIC, name, wanted)
+    async def _config(
+        self, kind: ConfigResourceType, name: str, settings: Sequence[str], timeout: float
+    ) -> dict[str, str]:
+        resource = ConfigResource(kind, name, dict.fromkeys(settings))
         [answer] = await self._ask(lambda client: client.describe_configs([resource]), timeout)
         code, text, _, _, entries = answer.resources[0][:5]
         if code:
-            raise BrokerUnavailable(f"Kafka did not tell the settings of topic {name}: {text}")
+            raise BrokerUnavailable(f"Kafka did not tell the settings of {name}: {text}")
         return {entry[0]: entry[1] for entry in entries}
+
+    async def describe(self, timeout: float) -> tuple[list[int], dict[str, list[Any]]]:
+        """The brokers, and the partitions of every topic."""
+
+        async def both(client: AIOKafkaAdminClient) -> tuple[Any, Any]:
+            return await client.describe_cluster(), await client.describe_topics()
+
+        cluster, topics = await self._ask(both, timeout)
+        return [b["node_id"] for b in cluster["brokers"]], {t["topic"]: t["partitions"] for t in topics}
+
+    async def broker_settings(self, broker: int, names: Sequence[str], timeout: float) -> dict[str, str]:
+        return await self._config(ConfigResourceType.BROKER, str(broker), names, timeout)
+
+    async def unfinished_before(self, group: str, topic: str, when: float, timeout: float) -> bool:
+        """Whether the group has yet to finish a record of `topic` from before `when` (Unix seconds)."""
+        tps = [TopicPartition(topic, p) for p in range((await self.topic(topic, timeout)).partitions)]
+        offsets = await self._ask(lambda client: client.list_consumer_group_offsets(group), timeout)
+        async with self._asking(timeout) as consumer:
+            begin = await consumer.beginning_offsets(tps)
+            end = await consumer.end_offsets(tps)
+            found = await consumer.offsets_for_times(dict.fromkeys(tps, int(when * 1000)))
+        for tp in tps:
+            first_younger = end[tp] if found.get(tp) is None else found[tp].offset
+            at = offsets.get(tp)
+            if (begin[tp] if at is None or at.offset < 0 else max(at.offset, begin[tp])) < first_younger:
+                return True
+        return False
 
     async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]], timeout: float) -> Any:
         """
@@ -301,8 +362,12 @@ class Admin:
                 client = AIOKafkaAdminClient(**self._connection)
                 try:
                     await client.start()
-                except BaseException:
+                except BaseException as error:
                     _forget(_close(client))
+                    if isinstance(error, KafkaConnectionError):
+                        raise BrokerUnavailable(
+                            f"Kafka cannot be reached: {await why_not(self._connection)}"
+                        ) from error
                     raise
                 self._client = client
             return self._client

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pika
 
-from forebay.brokers.api import Capabilities, Depth, Finding, PublishResult, Subscription
+from forebay.brokers.api import Capabilities, Depth, Durability, Finding, PublishResult, Subscription
 from forebay.brokers.naming import check_queue_name, dead_letter_queue
 from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.examine import Facts, findings
@@ -174,7 +174,7 @@ class RabbitMQBroker:
             return Outgoing(m.id, "", name, b"", b"", PublishRejected(str(error)))
         return Outgoing(m.id, exchange, name, properties, m.body)
 
-    async def declare(self, queue: str) -> None:
+    async def declare(self, queue: str) -> Durability:
         self._check_open()
         check_queue_name(queue)
         connection = await self._consumer.up(PATIENCE)
@@ -189,6 +189,7 @@ class RabbitMQBroker:
             channel.close()
         await self._ladder.ready()
         await self._standing.read_new((self._topology.queue(queue), *self._rungs))
+        return self._standing.expected(self._topology.queue(queue))
 
     async def declared_queues(self) -> list[str] | None:
         """Told by the management API only: queues with a name of ours that have dead letters."""

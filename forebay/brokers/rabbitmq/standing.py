@@ -68,6 +68,10 @@ class Standing:
         """Of a message that is, or will be, in all of these."""
         return min((self._known.get(name, UNKNOWN) for name in server_names), key=DURABILITIES.index)
 
+    def expected(self, server_name: str) -> Durability:
+        """What is known of a queue; of one just made, which nobody tells of yet, what can be reached."""
+        return self._known.get(server_name, self.best)
+
     async def read_new(self, server_names: Iterable[str]) -> None:
         """Those not known yet, now, or soon; from now on they are watched. Returns in time."""
         names = [name for name in server_names if name not in self._known]

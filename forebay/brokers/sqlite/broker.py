@@ -13,7 +13,7 @@ from typing import TypeVar
 import apsw
 import structlog
 
-from forebay.brokers.api import Capabilities, Depth, Finding, PublishResult, Subscription
+from forebay.brokers.api import Capabilities, Depth, Durability, Finding, PublishResult, Subscription
 from forebay.brokers.naming import DEAD_SUFFIX, check_queue_name, dead_letter_queue, is_dead_letter_queue
 from forebay.brokers.sqlite import schema
 from forebay.brokers.sqlite.consuming import Enter, Reap, Renew, look
@@ -144,11 +144,12 @@ class SQLiteBroker:
         finally:
             timer.cancel()
 
-    async def declare(self, queue: str) -> None:
+    async def declare(self, queue: str) -> Durability:
         self._check_open()
         check_queue_name(queue)
         if queue not in self._queue_ids:
             await self._run(self._publisher, Declare(queue), PATIENCE)
+        return self.capabilities.durability
 
     # ---- consume
 

@@ -210,6 +210,15 @@ def test_config_show_masks_credentials_and_says_where_values_come_from(tmp_path:
     assert "pa55" not in done.stdout + done.stderr
 
 
+def test_config_show_shows_nothing_of_a_password_even_if_it_looks_like_a_url(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("tell://nobody\n")
+    env = {"FOREBAY_BROKER__KAFKA__PASSWORD_FILE": str(tmp_path / "password")}
+    done = forebay("config", "show", "--json", cwd=tmp_path, env=env)
+
+    assert json.loads(done.stdout)["broker.kafka.password"]["value"] == "***"
+    assert "nobody" not in done.stdout + done.stderr
+
+
 def test_config_check_names_the_place(tmp_path: Path) -> None:
     (tmp_path / "forebay.toml").write_text("[gateway]\nport = 'x'\n")
     done = forebay("config", "check", cwd=tmp_path)

@@ -55,8 +55,9 @@ class ScriptedBroker:
     def messages(self) -> list[Message]:
         return [message for queue in self.queues.values() for message in queue]
 
-    async def declare(self, queue: str) -> None:
+    async def declare(self, queue: str) -> Durability:
         self.queues.setdefault(queue, [])
+        return self.capabilities.durability
 
     async def declared_queues(self) -> list[str] | None:
         return list(self.queues)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forebay.brokers.api import PublishResult
+from forebay.brokers.api import Durability, Finding, PublishResult
 from forebay.errors import (
     BrokerUnavailable,
     MessageTooLarge,
@@ -204,6 +205,22 @@ async def test_a_durability_out_of_reach_is_refused_before_anything_is_stored() 
 async def test_a_broker_below_the_least_durability_stops_the_start() -> None:
     with pytest.raises(SettingsError, match=r"min_durability is 'journaled'.*'unsynced'"):
         async with running(ScriptedBroker(durability="unsynced")):
+            raise AssertionError
+
+
+async def test_a_queue_below_the_least_durability_stops_the_start_and_is_named() -> None:
+    """Somebody else made it, weaker than the broker would."""
+
+    class Weak(ScriptedBroker):
+        async def declare(self, queue: str) -> Durability:
+            await super().declare(queue)
+            return "unsynced"
+
+        async def examine(self, queues: Sequence[str]) -> list[Finding]:
+            return [Finding(check="durability", verdict="fail", text=f"{queues[0]} is weak", fix="mend it")]
+
+    with pytest.raises(SettingsError, match=r"queue 'orders'.*'unsynced' \(orders is weak; mend it\)"):
+        async with running(Weak()):
             raise AssertionError
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from forebay.brokers.api import Durability
 from forebay.errors import BrokerUnavailable, SettingsError
 from gateway.server import bind
 from gateway.settings import GatewaySettings
@@ -64,7 +65,7 @@ def test_limits_that_could_admit_no_full_body_are_refused() -> None:
 
 async def test_the_lifespans_error_reaches_the_caller() -> None:
     class Away(ScriptedBroker):
-        async def declare(self, queue: str) -> None:
+        async def declare(self, queue: str) -> Durability:
             raise BrokerUnavailable("connection refused")
 
     with pytest.raises(BrokerUnavailable):
