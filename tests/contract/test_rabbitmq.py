@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import SecretStr
 
 from forebay.brokers.api import Ack, Broker, Delivery, PublishResult, Release, Retry, Subscription
 from forebay.brokers.naming import dead_letter_queue
@@ -251,7 +252,7 @@ async def test_a_deleted_delay_queue_is_made_again(
 async def test_what_is_on_its_way_home_from_a_delay_queue_still_counts(server: RabbitMQCluster) -> None:
     """Its time is up, and its queue is full: AMQP counts it nowhere, the management API does."""
     settings = SETTINGS.model_copy(
-        update={"prefix": "stuck.", "max_bytes": 2_000, "management_url": server.management_url}
+        update={"prefix": "stuck.", "max_bytes": 2_000, "management_url": SecretStr(server.management_url)}
     )
     async with RabbitMQBroker.open(server.url, settings) as broker:
         queue = fresh_name()
