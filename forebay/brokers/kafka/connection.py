@@ -47,7 +47,10 @@ def read_url(url: str, settings: KafkaSettings) -> dict[str, Any]:
     """
     found = _URL.fullmatch(url)
     if found is None:
-        raise SettingsError(f"broker.url is not readable as Kafka's; write it like {EXAMPLE}")
+        raise SettingsError(
+            f"broker.url is not readable as Kafka's; write it like {EXAMPLE},"
+            " with @ : / in the password as %40 %3A %2F and nothing behind the hosts"
+        )
     servers = []
     for part in found["hosts"].split(","):
         host = _HOST.fullmatch(part.strip())

@@ -30,7 +30,10 @@ def read_url(url: str, settings: RabbitMQSettings) -> list[pika.ConnectionParame
     """
     found = _URL.fullmatch(url)
     if found is None:
-        raise SettingsError(f"broker.url is not readable as RabbitMQ's; write it like {EXAMPLE}")
+        raise SettingsError(
+            f"broker.url is not readable as RabbitMQ's; write it like {EXAMPLE},"
+            " with @ : / in the password as %40 %3A %2F and nothing behind the virtual host"
+        )
     tls = found["scheme"].lower() == "amqps"
     if not tls and settings.tls != TLSSettings():
         raise SettingsError(
