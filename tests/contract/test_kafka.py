@@ -10,9 +10,11 @@ from contextlib import AsyncExitStack
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from structlog.testing import capture_logs
 
 from forebay.brokers.api import Ack, Retry
+from forebay.brokers.kafka import topics
 from forebay.brokers.kafka.broker import KafkaBroker
 from forebay.brokers.kafka.records import partition_of
 from forebay.brokers.naming import dead_letter_queue
@@ -222,6 +224,23 @@ class TestOnlyKafka:
             tasks.create_task(consume(broker, lambda: done.is_set() and len({*handled}) == len(sent)))
         assert len(handled) == len({*handled}), "delivered after its ack"
         assert {*handled} == {*sent}
+
+    async def test_a_topic_that_somebody_weakens_is_no_longer_called_synced(
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(topics, "REFRESH", 0.0)
+        [before] = await broker.publish(queue, [message()], timeout=5)
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.nodes[0].address)
+        await admin.start()
+        weaker = {"flush.messages": "1000"}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, queue, weaker)])
+        await admin.close()
+
+        async with asyncio.timeout(20):
+            now = before
+            while now.durability != "unsynced":
+                [now] = await broker.publish(queue, [message()], timeout=5)
+        assert before.durability == "synced"
 
     async def test_a_newcomer_gets_its_share_although_everything_is_in_hand(
         self, kafka: KafkaCluster, broker: KafkaBroker, queue: str

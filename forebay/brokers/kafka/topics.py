@@ -45,6 +45,9 @@ TOPIC_SETTINGS = (
     "unclean.leader.election.enable",
     "retention.ms",
 )
+REFRESH = 30.0
+"""Seconds after which a topic in use is looked at again."""
+REFRESH_PATIENCE = 10.0
 RETRY = 0.1
 """Seconds between two questions to a cluster that is about to change."""
 
@@ -94,7 +97,9 @@ class Admin:
         self._client: AIOKafkaAdminClient | None = None
         self._connecting = asyncio.Lock()
         self._topics: dict[str, Topic] = {}
+        self._looked_at: dict[str, float] = {}
         self._looking = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
         self.brokers = 0
         self.cluster_id = ""
 
@@ -130,13 +135,15 @@ class Admin:
 
     async def topic(self, name: str, timeout: float) -> Topic:
         """
-        What is known of a topic; asked once.
+        What is known of a topic, at once; asked again in the background when that is REFRESH old.
 
         Raises:
             QueueNotFound, BrokerUnavailable
         """
         known = self._topics.get(name)
         if known is not None:
+            if time.monotonic() - self._looked_at[name] > REFRESH and self._refreshing is None:
+                self._refreshing = asyncio.create_task(self._refresh(name, known))
             return known
         # Once for all who ask at the same time: the answer is about every topic of the cluster.
         async with _unavailable_after(timeout, "Kafka did not answer"), self._looking:
@@ -159,7 +166,22 @@ class Admin:
             retention=kept if kept >= 0 else math.inf,
         )
         self._topics[name] = topic
+        self._looked_at[name] = time.monotonic()
         return topic
+
+    async def _refresh(self, name: str, known: Topic) -> None:
+        """Somebody may have weakened or deleted the topic; while nobody answers, the last answer stands."""
+        try:
+            found = await self._look_up(name, REFRESH_PATIENCE)
+            if found.durability != known.durability:
+                log.warning("the durability of a topic changed", topic=name, durability=found.durability)
+        except QueueNotFound:
+            self._topics.pop(name, None)
+        except BrokerUnavailable as error:
+            log.debug("a topic cannot be looked at again yet", topic=name, reason=str(error))
+        finally:
+            self._looked_at[name] = time.monotonic()
+            self._refreshing = None
 
     async def declare(self, queue: str, timeout: float) -> Topic:
         """
@@ -247,6 +269,9 @@ class Admin:
             _forget(_close(consumer))
 
     async def close(self) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait((self._refreshing,))
         client, self._client = self._client, None
         if client is not None:
             await _close(client)
