@@ -275,6 +275,10 @@ class Admin:
         client, self._client = self._client, None
         if client is not None:
             await _close(client)
+        # Those given up earlier too: whoever ends the loop after us must find no connection open.
+        loop = asyncio.get_running_loop()
+        if ending := {task for task in _background if task.get_loop() is loop}:
+            await asyncio.wait(ending, timeout=2)
 
     def _new_topic(self, name: str, retention: float) -> NewTopic:
         configs = {
