@@ -23,6 +23,8 @@ from forebay.figures import Figures, Place, total
 
 log = structlog.get_logger()
 
+COUNTED_AGAIN = 0.3
+"""Seconds after the last message was handed back until a server counts it."""
 LOOK_EVERY = 5.0
 """Seconds between two reports."""
 DRAIN_EVERY = 1.0
@@ -259,6 +261,8 @@ class Fleet:
         """What is left, when nobody of ours holds anything any more: for those who come after."""
         try:
             async with asyncio.timeout(LAST_LOOK_TIMEOUT):
+                # A server may count what was handed back a moment later only (RabbitMQ was seen to tell 0).
+                await asyncio.sleep(COUNTED_AGAIN)
                 await self._reporter.look([watched])
         except TimeoutError:
             pass
