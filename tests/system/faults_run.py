@@ -297,6 +297,14 @@ def consumer_killed(run: Run) -> None:
     run.start_consumer(number)
 
 
+def every_consumer_killed(run: Run) -> None:
+    """Whoever of them is at work is among them."""
+    for consumer in run.consumers:
+        consumer.kill()
+    for number in range(len(run.consumers)):
+        run.start_consumer(number)
+
+
 def consumer_killed_after_commit(run: Run) -> None:
     """By itself, between the database's commit and the acknowledgement."""
     run.order.touch()
@@ -311,6 +319,15 @@ def consumer_killed_after_commit(run: Run) -> None:
 def broker_restarted(run: Run) -> None:
     """SIGKILL of the only node."""
     [node] = run.broker.nodes
+    node.kill()
+    node.start()
+
+
+def broker_killed_while_it_stands_still(run: Run) -> None:
+    """What is written to its connections after the SIGSTOP it never reads: only a confirmation tells."""
+    [node] = run.broker.nodes
+    node.pause()
+    time.sleep(1)  # how long nobody answers is what is tested
     node.kill()
     node.start()
 

@@ -23,7 +23,8 @@ def test_rabbitmq_loses_nothing_whatever_dies(site: Site) -> None:
     """One fault of each kind under one load; each message that was answered 202 is stored, once."""
     try:
         with faults.rabbitmq(proxied=True) as broker:
-            outcome = faults.run(site, broker, [*ONE_OF_EACH, faults.consumer_killed], rate=RATE)
+            kinds = [*ONE_OF_EACH, faults.consumer_killed, faults.broker_killed_while_it_stands_still]
+            outcome = faults.run(site, broker, kinds, rate=RATE)
     except RabbitMQNotInstalled as missing:
         missing_server(str(missing))
 
@@ -47,8 +48,9 @@ def test_the_runs_have_teeth_for_a_gateway_without_confirms(site: Site) -> None:
     try:
         with faults.rabbitmq() as broker:
             outcome = faults.run(
-                site, broker, [faults.broker_restarted], rate=1_000, gateway="confirms_off", weakened=True
-            )
+                site, broker, [faults.broker_killed_while_it_stands_still], rate=RATE,
+                gateway="confirms_off", weakened=True,
+            )  # fmt: skip
     except RabbitMQNotInstalled as missing:
         missing_server(str(missing))
 
@@ -59,7 +61,7 @@ def test_the_runs_have_teeth_for_a_consumer_that_acknowledges_first(site: Site) 
     """What is acknowledged before the database has it dies with the consumer; it is found out."""
     with faults.sqlite(site.folder) as broker:
         outcome = faults.run(
-            site, broker, [faults.consumer_killed] * 2, rate=RATE, consumer="ack_first", weakened=True
+            site, broker, [faults.every_consumer_killed], rate=RATE, consumer="ack_first", weakened=True
         )
 
     faults.check_losses_are_found(outcome)
