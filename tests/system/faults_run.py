@@ -64,6 +64,10 @@ class Broker:
     proxies: Sequence[Proxy] = ()
     leader: Callable[[], int] = _nobody_leads
     """Which node leads the queue, or a partition of it."""
+    controller: Callable[[], int] = _nobody_leads
+    """Which node decides who leads; Kafka has one."""
+    coordinator: Callable[[], int] = _nobody_leads
+    """Which node keeps the group of the queue's consumers; on Kafka."""
     redelivers: float = 2.0
     """Seconds after which, at the latest, what a dead consumer held is delivered again."""
     wait_in_sync: Callable[[], object] = lambda: None
@@ -367,6 +371,16 @@ def leader_killed(run: Run) -> None:
     _node_killed(run, run.broker.leader())
 
 
+def controller_killed(run: Run) -> None:
+    """The node that decides who leads: its successor is chosen first."""
+    _node_killed(run, run.broker.controller())
+
+
+def coordinator_killed(run: Run) -> None:
+    """The node that keeps the consumers' group."""
+    _node_killed(run, run.broker.coordinator())
+
+
 def leader_killed_alone(run: Run) -> None:
     """The followers stand still while the leader goes on for a moment and dies; they wake up without it."""
     leader = run.broker.leader()
@@ -449,5 +463,7 @@ def kafka(*, nodes: int = 1, proxied: bool = False) -> Iterator[Broker]:
         yield Broker(
             f"kafka{nodes}", url, url, cluster.nodes, proxies,
             leader=lambda: cluster.nodes.index(cluster.leader_of(QUEUE, 0)),
+            controller=lambda: cluster.nodes.index(cluster.controller()),
+            coordinator=lambda: cluster.nodes.index(cluster.coordinator_of(f"forebay.{QUEUE}")),
             wait_in_sync=cluster.wait_in_sync, redelivers=20.0,
         )  # fmt: skip
