@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from consumers import fleet as fleet_module
 from consumers import worker as worker_module
+from consumers.controls import ControlRoom
 from consumers.fleet import Fleet, OldBroker
 from consumers.reporter import Reporter, Watched
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings, RetrySettings
@@ -95,7 +96,7 @@ class Process:
         self.new, self.old = Ordered(MemoryServer()), old or MemoryBroker(MemoryServer())
         self.sink = MemorySink()
         self.registry = CollectorRegistry()
-        self.reporter = CountingReporter(database)
+        self.reporter = CountingReporter(database, "a:1")
         self.away = False
         current = self.supervisor(self.new)
         self.fleet = Fleet(
@@ -103,6 +104,7 @@ class Process:
             old=[OldBroker(url="amqp://old", open=self.open_old)] if drain else [],
             make_old=lambda broker: self.supervisor(broker, beside=current),
             reporter=self.reporter,
+            controls=ControlRoom(database, current.flows, current.quarantine, name="a:1"),
         )
         self.stop = asyncio.Event()
 
