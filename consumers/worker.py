@@ -286,14 +286,16 @@ class Worker:
         try:
             with self._doing("write"):
                 results = await self._sink.write(live)
-            settlements = self._processor.settle(live, results, self._now())
+            seconds = self._clock() - started_at
+            settlements = self._processor.settle(live, results, self._now(), seconds)
             duplicates = sum(r.duplicate and r.error is None for r in results)
             self._breaker.succeeded(ticket, self._batch_size)
         except Exception as error:
             if not isinstance(error, (SinkUnavailable, SinkMisconfigured)):
                 self._log.error("sink failed in an unforeseen way", exc_info=error)
             self._breaker.failed(ticket, error)
-            settlements = self._processor.settle_failed_call(live, error, self._now())
+            seconds = self._clock() - started_at
+            settlements = self._processor.settle_failed_call(live, error, self._now(), seconds)
         oldest = min(d.message.accepted_at for d in live)
         self._tally.wrote(
             size=len(live),

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement, Share
+from forebay.brokers.api import Ack, Attempt, DeadLetter, Death, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
 from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.ladder import Ladder
@@ -180,14 +180,17 @@ class RabbitMQSubscription:
                 return
         death = decoded.death
         if death is None and is_dead_letter_queue(self._queue):
-            death = wire.death_by_server(properties, origin_queue(self._queue), decoded.attempt)
+            death = wire.death_by_server(
+                properties, origin_queue(self._queue), decoded.attempt, decoded.history
+            )
         delivery = Delivery(
             message=decoded.message,
             queue=self._queue,
-            attempt=decoded.attempt if death is None or decoded.death is not None else 1,
+            attempt=decoded.attempt if death is decoded.death else 1,
             receipt=tag,
             deferrals=decoded.deferrals + wire.deferrals(properties),
             death=death,
+            history=decoded.history if death is decoded.death else (),
         )
         if left > 0:
             channel = self._channel
@@ -251,12 +254,12 @@ class RabbitMQSubscription:
             match s:
                 case Ack():
                     done.append(tag)
-                case Retry(delay=delay):
-                    copies.append((d, self._again(d, delay, d.attempt + 1)))
-                case DeadLetter(failure=failure, new_id=new_id):
-                    copies.append((d, self._bury(d, failure, new_id)))
+                case Retry(delay=delay, history=history):
+                    copies.append((d, self._again(d, delay, d.attempt + 1, history)))
+                case DeadLetter():
+                    copies.append((d, self._bury(s)))
                 case Release() if d.deferrals >= WORN:
-                    copies.append((d, self._again(d, 0, d.attempt)))
+                    copies.append((d, self._again(d, 0, d.attempt, d.history)))
                 case Release():
                     back.append(tag)
         self._let_go(done, back)
@@ -266,26 +269,25 @@ class RabbitMQSubscription:
             stale += await asyncio.shield(self._spawn(self._copy(copies)))
         return stale
 
-    def _again(self, d: Delivery, delay: float, attempt: int) -> Outgoing:
-        due = time.time() + delay
-        properties = wire.properties(
-            d.message, attempt=attempt, death=d.death, due=int(due * 1e6) + 1 if delay > 0 else None
-        )
+    def _again(self, d: Delivery, delay: float, attempt: int, history: Sequence[Attempt]) -> Outgoing:
+        due = int((time.time() + delay) * 1e6) + 1 if delay > 0 else None
+        properties = wire.properties(d.message, attempt=attempt, death=d.death, history=history, due=due)
         name = self._name(self._queue)
         exchange = self._ladder.exchange(delay) if delay > 0 else ""
         return Outgoing(d.message.id, exchange, name, properties, d.message.body)
 
-    def _bury(self, d: Delivery, failure: Any, new_id: str | None) -> Outgoing:
-        message = d.message
+    def _bury(self, s: DeadLetter) -> Outgoing:
+        message = s.delivery.message
         death = Death(
-            failure=failure,
+            failure=s.failure,
             queue=self._queue,
-            attempts=d.attempt,
+            attempts=s.delivery.attempt,
             died_at=datetime.now(UTC),
-            original_id=None if new_id is None else message.id,
+            original_id=None if s.new_id is None else message.id,
+            history=s.history,
         )
-        if new_id is not None:
-            message = replace(message, id=new_id)
+        if s.new_id is not None:
+            message = replace(message, id=s.new_id)
         return self._dead(Decoded(message=message, attempt=1, deferrals=0, death=death))
 
     def _dead(self, decoded: Decoded) -> Outgoing:
