@@ -32,6 +32,7 @@ def properties(
     message: Message,
     *,
     attempt: int = 1,
+    deferrals: int = 0,
     death: Death | None = None,
     history: Sequence[Attempt] = (),
     due: int | None = None,
@@ -44,7 +45,7 @@ def properties(
     Raises:
         ValueError: the protocol cannot carry the name of a header.
     """
-    headers = wire.encode(message, attempt=attempt, death=death, history=history)
+    headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death, history=history)
     del headers[wire.ID]
     opening = _opening(message.content_type)
     if len(opening) > 2:
