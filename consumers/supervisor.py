@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -119,13 +121,16 @@ class Supervisor:
             )
         sink = self._make_sink(queue, settings)
         retry = ExponentialBackoff.of(settings.retry)
-        processor = Processor(retry=retry, destination=sink.destination)
+        worker = worker_name()
+        processor = Processor(retry=retry, destination=sink.destination, worker=worker)
         self._start(queue, sink, processor, settings, hold=hold)
         if self._database is not None:
             self._start(
                 dead_letter_queue(queue),
                 ArchiveSink(self._database),
-                Processor(retry=Forever(), destination=ArchiveSink.destination, gives_up=False),
+                Processor(
+                    retry=Forever(), destination=ArchiveSink.destination, gives_up=False, worker=worker
+                ),
                 QueueSettings(batch_size=archiver.BATCH_SIZE, max_wait=archiver.MAX_WAIT),
             )
 
@@ -313,6 +318,11 @@ class Supervisor:
         if not any(w.connected for w in line.workers):
             return "reconnecting" if line.shared.tally.restarts else "starting"
         return "paused" if paused else "running"
+
+
+def worker_name() -> str:
+    """This process, for the history of what fails here: "host:pid"."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _own_registry() -> CollectorRegistry:

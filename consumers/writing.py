@@ -96,7 +96,7 @@ class Writer:
     async def _write_suspect(self, delivery: Delivery, ticket: int, decided: Decided) -> None:
         failure = self._line.quarantine.failure(delivery, self._line.processor.destination)
         if failure is not None and self._line.processor.gives_up:
-            decided.settlements.append(DeadLetter(delivery, failure))
+            decided.settlements.append(DeadLetter(delivery, failure, history=delivery.history))
             self._line.quarantine.survived(delivery)
             return
         async with self._line.quarantine.alone():
@@ -116,19 +116,21 @@ class Writer:
                 self._slot.holding(self._line.queue, [d.message.id for d in batch], alone=alone),
             ):
                 results = await self._line.sink.write(batch)
-            settlements = self._line.processor.settle(batch, results, self._now())
+            seconds = self._clock() - started_at
+            settlements = self._line.processor.settle(batch, results, self._now(), seconds)
             decided.duplicates += sum(r.duplicate and r.error is None for r in results)
             self._line.breaker.succeeded(ticket, self._line.batch_size)
         except Exception as error:
             if not isinstance(error, (SinkUnavailable, SinkMisconfigured)):
                 self._log.error("sink failed in an unforeseen way", exc_info=error)
             self._line.breaker.failed(ticket, error)
-            settlements = self._line.processor.settle_failed_call(batch, error, self._now())
+            seconds = self._clock() - started_at
+            settlements = self._line.processor.settle_failed_call(batch, error, self._now(), seconds)
         decided.settlements += self._line.flow.spend(settlements)
         oldest = min(d.message.accepted_at for d in batch)
         self._line.tally.wrote(
             size=len(batch),
-            seconds=self._clock() - started_at,
+            seconds=seconds,
             latency=(self._now() - oldest).total_seconds(),
         )
 

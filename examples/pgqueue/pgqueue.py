@@ -468,6 +468,7 @@ class PgSubscription:
                     receipt=seq,
                     deferrals=decoded.deferrals,
                     death=decoded.death,
+                    history=decoded.history,
                 )
             )
 
@@ -553,11 +554,12 @@ class PgSubscription:
         """Queue, due time and headers of a row that stays."""
         d = settlement.delivery
         queue, due, message, death = self._queue, 0, d.message, d.death
-        attempt, deferrals = d.attempt, d.deferrals
+        attempt, deferrals, history = d.attempt, d.deferrals, d.history
         match settlement:
             case Retry(delay=delay):
                 due = _now() + int(min(delay, FAR) * 1e6) if delay > 0 else 0
                 attempt += 1
+                history = settlement.history
             case Release():
                 deferrals += 1
             case DeadLetter(failure=failure, new_id=new_id):
@@ -567,12 +569,13 @@ class PgSubscription:
                     attempts=d.attempt,
                     died_at=datetime.now(UTC),
                     original_id=None if new_id is None else message.id,
+                    history=settlement.history,
                 )
                 message = message if new_id is None else replace(message, id=new_id)
-                queue, attempt, deferrals = dead_letter_queue(self._queue), 1, 0
+                queue, attempt, deferrals, history = dead_letter_queue(self._queue), 1, 0, ()
             case Ack():
                 raise AssertionError("an acknowledged row does not stay")
-        headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death)
+        headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death, history=history)
         return queue, due, _json(headers), seq
 
     # ---- close

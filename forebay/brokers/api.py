@@ -51,6 +51,22 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One failed try of a message. A few of them travel with it; see `Delivery.history`."""
+
+    number: int
+    """1 for the first."""
+    failed_at: datetime
+    worker: str
+    """The process that tried, as "host:pid"; empty where nobody told."""
+    seconds: float
+    """How long the call of the sink took that it failed in."""
+    error_class: str
+    reason: str
+    """As in `Failure`, cut shorter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
     """How a message came to rest in a dead-letter queue. Travels with it on every broker."""
 
@@ -62,6 +78,8 @@ class Death:
     died_at: datetime
     original_id: str | None = None
     """The id it was sent with, when it rests here under another (`idempotency-conflict`)."""
+    history: tuple[Attempt, ...] = ()
+    """Its failed tries, the last one included, if it was tried at all: the first and the last few of many."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +96,8 @@ class Delivery:
     """How often it was handed back without counting, where the broker can tell."""
     death: Death | None = None
     """Set on what comes from a dead-letter queue."""
+    history: tuple[Attempt, ...] = ()
+    """What failed before, in this queue: what the last `Retry` gave it. Empty after a redrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +109,13 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Failed: deliver again after `delay` seconds with `attempt` one higher."""
+    """Failed: deliver again after `delay` seconds with `attempt` one higher, and with this `history`."""
 
     delivery: Delivery
     delay: float
     failure: Failure
+    history: tuple[Attempt, ...] = ()
+    """All that is to be known later, this attempt included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +129,8 @@ class DeadLetter:
     delivery: Delivery
     failure: Failure
     new_id: str | None = None
+    history: tuple[Attempt, ...] = ()
+    """What `Death.history` will be."""
 
 
 @dataclass(frozen=True, slots=True)

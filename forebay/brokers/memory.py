@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 from forebay.brokers.api import (
     Ack,
+    Attempt,
     Capabilities,
     DeadLetter,
     Death,
@@ -47,6 +48,7 @@ class _Entry:
     attempt: int = 1
     deferrals: int = 0
     death: Death | None = None
+    history: tuple[Attempt, ...] = ()
 
 
 @dataclass(slots=True)
@@ -243,6 +245,7 @@ class _MemorySubscription:
                 receipt=number,
                 deferrals=e.deferrals,
                 death=e.death,
+                history=e.history,
             )
             self._held[number] = d
             out.append(d)
@@ -277,6 +280,7 @@ class _MemorySubscription:
                 pass
             case Retry(delay=delay):
                 entry.attempt += 1
+                entry.history = s.history
                 self._queue.add(number, entry, now + delay if delay > 0 else 0.0)
             case Release():
                 entry.deferrals += 1
@@ -289,6 +293,7 @@ class _MemorySubscription:
                     attempts=entry.attempt,
                     died_at=datetime.fromtimestamp(now, UTC),
                     original_id=None if new_id is None else m.id,
+                    history=s.history,
                 )
                 if new_id is not None:
                     m = replace(m, id=new_id)

@@ -224,6 +224,7 @@ class RabbitMQBroker:
             queue=queue,
             server_name=self._topology.queue,
             prefetch=prefetch,
+            idle_hold=self._settings.idle_hold,
         )
         self._subscriptions.add(subscription)
         try:

@@ -18,10 +18,17 @@ from typing import Any
 import apsw
 import orjson
 
-from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.api import Ack, Attempt, DeadLetter, Death, Delivery, Release, Retry, Settlement
 from forebay.brokers.sqlite.publishing import FutureJob
 from forebay.brokers.sqlite.writer import Transaction
-from forebay.brokers.wire import decode_death, encode_death, from_micros
+from forebay.brokers.wire import (
+    HISTORY,
+    decode_death,
+    decode_history,
+    encode_death,
+    encode_history,
+    from_micros,
+)
 from forebay.errors import BrokerError
 from forebay.message import Message
 
@@ -240,6 +247,7 @@ class Lease:
             expires,
             body,
         ) = row
+        notes = {} if death is None else orjson.loads(death)
         return Delivery(
             message=Message(
                 id=id_,
@@ -255,7 +263,8 @@ class Lease:
             attempt=attempt,
             receipt=seq,
             deferrals=deferrals,
-            death=None if death is None else decode_death(orjson.loads(death)),
+            death=decode_death(notes),
+            history=decode_history(notes.get(HISTORY)),
         )
 
 
@@ -308,13 +317,13 @@ class Settle(FutureJob):
                 case Ack():
                     gone.append(d)
                     continue
-                case Retry(delay=delay):
-                    death = None if d.death is None else _death_text(d.death)
+                case Retry(delay=delay, history=history):
+                    notes = _notes(d.death, history)
                     due = tx.now + microseconds(min(delay, LONGEST_DELAY)) if delay > 0 else 0
-                    back.append((self.queue_id, due, seq, d.attempt + 1, d.deferrals, death))
+                    back.append((self.queue_id, due, seq, d.attempt + 1, d.deferrals, notes))
                 case Release():
-                    death = None if d.death is None else _death_text(d.death)
-                    back.append((self.queue_id, 0, seq, d.attempt, d.deferrals + 1, death))
+                    notes = _notes(d.death, d.history)
+                    back.append((self.queue_id, 0, seq, d.attempt, d.deferrals + 1, notes))
                 case DeadLetter(failure=failure, new_id=new_id):
                     final = Death(
                         failure=failure,
@@ -322,8 +331,9 @@ class Settle(FutureJob):
                         attempts=d.attempt,
                         died_at=from_micros(tx.now),
                         original_id=None if new_id is None else d.message.id,
+                        history=s.history,
                     )
-                    back.append((self.dead_queue_id, 0, seq, 1, 0, _death_text(final)))
+                    back.append((self.dead_queue_id, 0, seq, 1, 0, _notes(final, ())))
                     buried += 1
                     buried_bytes += len(d.message.body)
                     if new_id is not None:
@@ -359,9 +369,14 @@ def _count(tx: Transaction, queue_id: int, messages: int, size: int) -> None:
     )
 
 
-def _death_text(death: Death) -> str:
+def _notes(death: Death | None, history: Sequence[Attempt]) -> str | None:
+    """What goes into the column `death`, where the previous release reads what it knows of it."""
+    notes = {} if death is None else encode_death(death)
+    if history:
+        notes[HISTORY] = encode_history(history)
+    if not notes:
+        return None
     # A reason may quote half a surrogate pair; that must not keep the message from its rest.
-    notes = encode_death(death)
     try:
         return orjson.dumps(notes).decode()
     except TypeError:

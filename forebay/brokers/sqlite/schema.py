@@ -5,7 +5,8 @@ message  what was published, never changed; `seq` is the order of arrival
 slot     what can be taken, and when: `due` is 0 for "now", else microseconds since
          the epoch. So messages without a delay are taken in order of arrival
          whatever the clock does, and finding the next one is one index look-up,
-         however many wait
+         however many wait. Its `death` is JSON of what travels with a message: why it
+         was given up, in a dead-letter queue, and what failed before, everywhere
 lease    what is on loan, by the subscription that holds it; a message is in
          exactly one of slot and lease
 owner    one row per subscription. A lease ends with its owner, so renewing is one
