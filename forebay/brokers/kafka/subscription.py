@@ -46,11 +46,12 @@ SILENCE = 30.0
 class KafkaSubscription:
     """One member of the queue's group."""
 
-    def __init__(self, broker: KafkaBroker, queue: str, prefetch: int) -> None:
+    def __init__(self, broker: KafkaBroker, queue: str, prefetch: int, *, ordered: bool = False) -> None:
         self._broker = broker
         self._settings = broker.settings
         self._queue = queue
         self._prefetch = prefetch
+        self._ordered = ordered
         self._topics = topics_to_read(queue, broker.settings)
         self._limit = max(2 * prefetch, 500)
         self._consumer: AIOKafkaConsumer | None = None
