@@ -78,9 +78,11 @@ class FlakyBroker(MemoryBroker):
         self.lent = 0
 
     @asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[Subscription]:
         self.fail("subscribe")
-        async with super().subscribe(queue, prefetch=prefetch) as subscription:
+        async with super().subscribe(queue, prefetch=prefetch, ordered=ordered) as subscription:
             yield FlakySubscription(self, subscription)
 
     def fail(self, verb: str) -> None:

@@ -392,8 +392,8 @@ async def test_a_failed_step_leaves_no_cancellation_behind_for_the_unsubscribing
     subscribe = bench.broker.subscribe
 
     @asynccontextmanager
-    async def observed(queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
-        async with subscribe(queue, prefetch=prefetch) as subscription:
+    async def observed(queue: str, *, prefetch: int, ordered: bool = False) -> AsyncIterator[Subscription]:
+        async with subscribe(queue, prefetch=prefetch, ordered=ordered) as subscription:
             try:
                 yield subscription
             finally:
