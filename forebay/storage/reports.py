@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from forebay.brokers.api import Depth, Share
 from forebay.figures import Figures, Place, Reported, add_up, complete
@@ -202,6 +202,12 @@ def _upsert(
     key = [column.name for column in table.primary_key.columns]
     # In one order for all processes: two that lock the same rows must not wait for each other.
     values = sorted(rows, key=lambda row: [str(row[name]) for name in key])
+    if database.dialect == "mysql":
+        put = mysql.insert(table).values(values)
+        rest = {c.name: put.inserted[c.name] for c in table.columns if c.name not in key}
+        # None of the tables has another unique key that this could be about.
+        connection.execute(put.on_duplicate_key_update(rest))
+        return
     insert = postgresql.insert if database.dialect == "postgresql" else sqlite.insert
     statement = insert(table).values(values)
     others = {
@@ -214,6 +220,8 @@ def _now(database: Database) -> sa.ColumnElement[datetime]:
     """The database's clock: those of the consumers' hosts may differ. A SQLite file has none but ours."""
     if database.dialect == "postgresql":
         return sa.cast(sa.func.clock_timestamp(), UtcTime)
+    if database.dialect == "mysql":
+        return sa.func.utc_timestamp(6, type_=UtcTime)
     return sa.literal(datetime.now(UTC), UtcTime)
 
 
@@ -222,6 +230,11 @@ def _before(database: Database, seconds: float) -> sa.ColumnElement[datetime]:
         return sa.cast(
             sa.func.clock_timestamp() - sa.literal(timedelta(seconds=seconds), sa.Interval), UtcTime
         )
+    if database.dialect == "mysql":
+        microseconds: sa.ColumnElement[timedelta] = sa.literal_column(
+            f"INTERVAL {round(seconds * 1e6)} MICROSECOND"
+        )
+        return sa.func.date_sub(sa.func.utc_timestamp(6), microseconds, type_=UtcTime)
     return sa.literal(datetime.now(UTC) - timedelta(seconds=seconds), UtcTime)
 
 
