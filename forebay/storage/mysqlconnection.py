@@ -124,7 +124,7 @@ def connect(parameters: Mapping[str, Any], settings: DatabaseSettings) -> MySQLC
 
 
 def is_mariadb(connection: MySQLConnection) -> bool:
-    return "mariadb" in connection.get_server_info().lower()  # type: ignore[no-untyped-call,no-any-return]
+    return "mariadb" in connection.get_server_info().lower()  # type: ignore[no-untyped-call]
 
 
 def set_lock_timeout(connection: MySQLConnection, seconds: float) -> None:
