@@ -76,21 +76,21 @@ def driver(connection: sa.Connection) -> MySQLConnection:
     return cast(MySQLConnection, connection.connection.driver_connection)
 
 
-def statements(start: bytes, rows: Sequence[bytes], longest: int) -> Iterator[bytes]:
+def parts(ids: Sequence[str], rows: Sequence[bytes], longest: int) -> Iterator[dict[str, bytes]]:
     """
-    `start` with all rows, in as many statements as `longest` bytes make necessary.
+    Rows by id, in parts of at most `longest` bytes.
 
-    A row that is too long for itself gets a statement of its own, which the connection refuses.
+    A row that is longer gets a statement of its own, which the connection refuses if it must.
     """
-    part: list[bytes] = []
+    part: dict[str, bytes] = {}
     length = 0
-    for one in rows:
-        if part and len(start) + length + len(one) + 1 >= longest:
-            yield start + b",".join(part)
-            part, length = [], 0
-        part.append(one)
+    for id, one in zip(ids, rows, strict=True):
+        if part and length + len(one) + 1 > longest:
+            yield part
+            part, length = {}, 0
+        part[id] = one
         length += len(one) + 1
-    yield start + b",".join(part)
+    yield part
 
 
 def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: bool) -> set[str] | None:
@@ -119,23 +119,22 @@ def _insert_new(
     A refused INSERT is undone by itself and leaves the transaction as it was. Whoever
     inserts the same id meanwhile is waited for by the INSERT.
     """
-    left = dict(zip(ids, rows, strict=True))
-    while left:
-        longest = min(_LONGEST, driver.longest_statement)
-        try:
-            for statement in statements(start, list(left.values()), longest):
-                driver.query(statement)
-            break
-        except IntegrityError as error:
-            if error.args[0] != ER.DUP_ENTRY:
-                raise
-            # Also those of this batch that an earlier statement of several has inserted.
-            found = known(list(left))
-            if not found:
-                raise  # another unique key, the user's own
-            for id in found:
-                del left[id]
-    return None if len(left) == len(rows) else set(left)
+    new: set[str] = set()
+    for left in parts(ids, rows, min(_LONGEST, driver.longest_statement) - len(start) - 1):
+        while left:
+            try:
+                driver.query(start + b",".join(left.values()))
+                break
+            except IntegrityError as error:
+                if error.args[0] != ER.DUP_ENTRY:
+                    raise
+                found = known(list(left))
+                if not found:
+                    raise  # another unique key, the user's own
+                for id in found:
+                    del left[id]
+        new |= left.keys()
+    return None if len(new) == len(rows) else new
 
 
 def _resolve(driver: MySQLConnection, batch: Sequence[Delivery]) -> None:

@@ -60,8 +60,9 @@ class MySQLConnection(_Connection):
         self._read_timeout = self._write_timeout = seconds
 
     def rollback(self) -> None:
-        # The pool asks for one after each use, also when nothing was asked since the commit.
-        if self._used:
+        # The pool asks for one after each use, also when nothing was asked since the commit. Of a dead
+        # connection the server does it; an error here would hide why it died.
+        if self._used and self.open:
             super().rollback()
             self._used = False
 

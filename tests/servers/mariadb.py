@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -67,6 +68,8 @@ class MariaDB:
         self.folder = Path(tempfile.mkdtemp(prefix="forebay-mariadb-", dir=folder))
         self.data = self.folder / "data"
         self.log = self.folder / "server.log"
+        # Two that are installed at once would meet in the machine's own folder.
+        self._environment = {**os.environ, "TMPDIR": str(self.folder)}
         self.password = secrets.token_hex(8)
         self.port = free_port()
         self._server: subprocess.Popen[bytes] | None = None
@@ -139,7 +142,7 @@ class MariaDB:
         with self.log.open("ab") as log:
             self._server = subprocess.Popen(
                 [self._mariadbd, "--no-defaults", *(f"--{k}={v}" for k, v in self._options.items())],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=self._environment,
                 start_new_session=True, user=self._user, group=self._user, extra_groups=self._groups(),
             )  # fmt: skip
         assert self._guard.stdin is not None
@@ -164,6 +167,21 @@ class MariaDB:
                 self._server.kill()
                 self._server.wait(timeout)
         self._server = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile it answers nothing, and its port still takes connections."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            # Each of its threads stops when it next could.
+            tasks = [Path(task, "stat") for task in Path(f"/proc/{self.pid}/task").iterdir()]
+            deadline = time.monotonic() + 10
+            while not all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in tasks):
+                assert time.monotonic() < deadline, "it does not stop"
+                time.sleep(0.01)
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Stop the server and remove its folder."""
@@ -195,7 +213,7 @@ class MariaDB:
                 self._install, "--no-defaults", f"--datadir={self.data}", "--skip-test-db",
                 "--auth-root-authentication-method=normal",
             ],
-            capture_output=True, cwd=self.folder,
+            capture_output=True, cwd=self.folder, env=self._environment,
             user=self._user, group=self._user, extra_groups=self._groups(),
         )  # fmt: skip
         if done.returncode != 0:
