@@ -179,7 +179,7 @@ def read_url(url: str) -> tuple[dict[str, Any], str]:
             f" write {_EXAMPLE}, with % for special characters in the password"
         ) from error
     name = unquote(parts.path[1:])
-    if not name:
+    if not name or not url.partition(":")[2].startswith("//"):
         raise SettingsError(f"database.url names no database; write {_EXAMPLE}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     unknown = options.keys() - {*_TLS, "unix_socket"}
