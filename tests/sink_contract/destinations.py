@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from forebay.storage.database import Database
 from forebay.storage.schema import migrate
 from forebay.storage.settings import DatabaseSettings
+from tests.servers.mariadb import MariaDB
 from tests.servers.postgres import Postgres
 
 IMPATIENT = DatabaseSettings(connect_timeout=2.0, lock_timeout=0.05, pool_size=2)
@@ -76,6 +77,34 @@ class PostgresDatabase:
                     sa.text(
                         f"ALTER TABLE {table} ADD CONSTRAINT no_cards CHECK (body <> '\\x{POISON.hex()}')"
                     )
+                )
+        database.dispose()
+
+    def connect(self) -> Database:
+        return Database(self.url, PATIENT)
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(self.server.stop, "immediate")
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.server.start)
+
+
+class MariaDBDatabase:
+    """A MariaDB database; its server is stopped and started again."""
+
+    def __init__(self, server: MariaDB, url: str) -> None:
+        self.server = server
+        self.url = url
+        database = self.connect()
+        migrate(database)
+        with database.begin() as db:
+            db.execute(sa.text("CREATE TABLE effects (id VARCHAR(36), body LONGBLOB) ENGINE=InnoDB"))
+            for table in ("messages", "effects"):
+                db.exec_driver_sql(
+                    f"ALTER TABLE {table} ADD CONSTRAINT no_cards CHECK (body <> x'{POISON.hex()}')"
                 )
         database.dispose()
 

@@ -14,8 +14,15 @@ from consumers.sinks.factory import make_sink
 from forebay import Message
 from forebay.sinks import Sink
 from forebay.testing.sink_contract import SinkContract, SinkHarness
+from tests.servers.mariadb import MariaDB
 from tests.servers.postgres import Postgres
-from tests.sink_contract.destinations import POISON, Destination, PostgresDatabase, SQLiteFile
+from tests.sink_contract.destinations import (
+    POISON,
+    Destination,
+    MariaDBDatabase,
+    PostgresDatabase,
+    SQLiteFile,
+)
 
 
 def record(message: Message, db: Connection) -> None:
@@ -84,6 +91,11 @@ def postgres_database(postgres: Postgres) -> PostgresDatabase:
     return PostgresDatabase(postgres, postgres.create_database())
 
 
+@pytest.fixture(scope="module")
+def mariadb_database(mariadb: MariaDB) -> MariaDBDatabase:
+    return MariaDBDatabase(mariadb, mariadb.create_database())
+
+
 @pytest.mark.parametrize("kind", SINKS)
 class TestSQLite(SinkContract):
     @pytest.fixture
@@ -96,3 +108,10 @@ class TestPostgreSQL(SinkContract):
     @pytest.fixture
     def harness(self, kind: str, postgres_database: PostgresDatabase) -> SinkHarness:
         return DatabaseHarness(postgres_database, SINKS[kind])
+
+
+@pytest.mark.parametrize("kind", ["database", "handler", "batch_handler"])
+class TestMariaDB(SinkContract):
+    @pytest.fixture
+    def harness(self, kind: str, mariadb_database: MariaDBDatabase) -> SinkHarness:
+        return DatabaseHarness(mariadb_database, SINKS[kind])
