@@ -1,20 +1,16 @@
-"""The database's clock: those of the hosts that share it may differ."""
+"""The database's clock, for code that decides by it: those of the hosts that share it may differ."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import sqlalchemy as sa
 
 from forebay.storage.database import Database
-
-_ASK = {"postgresql": "SELECT clock_timestamp()", "mysql": "SELECT utc_timestamp(6)"}
+from forebay.storage.reports import now_in
 
 
 def server_time(database: Database, connection: sa.Connection) -> datetime:
-    """Now, in UTC. A SQLite file has no clock but ours."""
-    ask = _ASK.get(database.dialect)
-    if ask is None:
-        return datetime.now(UTC)
-    now: datetime = connection.exec_driver_sql(ask).scalar_one()
-    return now.replace(tzinfo=UTC) if now.tzinfo is None else now.astimezone(UTC)
+    """Now, in UTC, as the server has it."""
+    now: datetime = connection.execute(sa.select(now_in(database))).scalar_one()
+    return now

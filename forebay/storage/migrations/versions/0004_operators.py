@@ -13,8 +13,8 @@ from sqlalchemy.dialects import postgresql
 
 from forebay.storage.tables import UtcTime
 
-revision = "0003"
-down_revision: str | None = "0002"
+revision = "0004"
+down_revision: str | None = "0003"
 
 
 def upgrade() -> None:
