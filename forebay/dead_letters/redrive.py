@@ -151,6 +151,7 @@ class Redrive:
         Raises:
             SinkUnavailable and its like: the database went away. The job can be resumed.
         """
+        self._due = asyncio.get_running_loop().time()
         try:
             state, why = await self._go_on(stop)
             if stop.is_set() and state == "paused" and on_stop == "release":

@@ -24,7 +24,8 @@ class AuditEntry:
     at: datetime
     who: str
     action: str
-    """redrive, redrive-stop, redrive-resume, redrive-end, discard, edit, pause, resume, throttle."""
+    """redrive, redrive-stop, redrive-resume, redrive-end, discard, edit, pause, resume, throttle; trip, which
+    is a consumer's own pause."""
     queue: str | None
     selection: dict[str, Any] | None
     """Which dead letters, as `DeadLetterFilter.as_json` has it."""
