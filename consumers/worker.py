@@ -288,7 +288,10 @@ class Worker:
                 results = await self._sink.write(live)
             settlements = self._processor.settle(live, results, self._now())
             duplicates = sum(r.duplicate and r.error is None for r in results)
-            self._breaker.succeeded(ticket, self._batch_size)
+            if (outage := self._processor.outage(results)) is None:
+                self._breaker.succeeded(ticket, self._batch_size)
+            else:
+                self._breaker.failed(ticket, outage)
         except Exception as error:
             if not isinstance(error, (SinkUnavailable, SinkMisconfigured)):
                 self._log.error("sink failed in an unforeseen way", exc_info=error)

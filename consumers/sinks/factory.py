@@ -38,6 +38,8 @@ def make_sink(queue: str, settings: QueueSettings, database: Database | None) ->
         raise SettingsError(
             f'queue {queue!r} has sink = "python" but no handler; add handler = "package.module:function"'
         )
+    if settings.sink == "http":
+        return _http_sink(queue, settings, database)
     if settings.sink == "database":
         if database is None:
             raise SettingsError(
@@ -57,6 +59,24 @@ def make_sink(queue: str, settings: QueueSettings, database: Database | None) ->
             f" (there are: {', '.join(known)})"
         )
     return cast(Sink, offered[settings.sink].load()(queue, settings, database))
+
+
+def _http_sink(queue: str, settings: QueueSettings, database: Database | None) -> Sink:
+    # Only those who use it load the client library.
+    from consumers.sinks.http.client import Client
+    from consumers.sinks.http.sink import HttpSink
+
+    http = settings.http
+    if http.url is None:
+        raise SettingsError(
+            f'queue {queue!r} has sink = "http" but no URL; set queues.{queue}.http.url = "https://host/path"'
+        )
+    try:
+        tls = http.tls.context()
+    except SettingsError as error:
+        raise SettingsError(f"queues.{queue}.http.{error}") from None
+    client = Client(http, http.url.get_secret_value(), tls)
+    return HttpSink(client, queue, database, connections=http.connections)
 
 
 def _check_pool(queue: str, settings: QueueSettings, database: Database | None) -> None:
