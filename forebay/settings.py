@@ -288,7 +288,7 @@ def _build(values: Mapping[SettingPath, Assignment]) -> Settings:
 def _value(path: SettingPath, a: Assignment) -> object:
     value = a.value
     if isinstance(value, str):
-        if path[-1] == "url":
+        if path[-1] in ("url", "broker_url"):
             return _absolute_url(value.strip(), a.base)
         if is_path(Settings, path):
             return a.base / value

@@ -15,7 +15,7 @@ from forebay import Message
 from forebay.sinks import Sink
 from forebay.testing.sink_contract import SinkContract, SinkHarness
 from tests.servers.postgres import Postgres
-from tests.sink_contract.destinations import POISON, Destination, PostgresDatabase, SQLiteFile
+from tests.sink_contract.destinations import POISON, Destination, PostgresDatabase, SQLiteFile, renamed
 
 
 def record(message: Message, db: Connection) -> None:
@@ -41,6 +41,7 @@ class DatabaseHarness(SinkHarness):
     def __init__(self, destination: Destination, settings: QueueSettings) -> None:
         self.destination = destination
         self.settings = settings
+        self.strange = destination.strange
         self.table = "messages" if settings.handler is None else "effects"
 
     @asynccontextmanager
@@ -61,6 +62,11 @@ class DatabaseHarness(SinkHarness):
             found = [(str(row.id), bytes(row.body)) for row in db.execute(query, {"ids": list(ids)})]
         database.dispose()
         return found
+
+    @asynccontextmanager
+    async def misconfigured(self) -> AsyncIterator[None]:
+        with renamed(self.destination.connect(), self.table):
+            yield
 
     def outage(self) -> AbstractAsyncContextManager[None]:
         return self.destination.outage()

@@ -18,16 +18,18 @@ from forebay.sinks import Sink
 from forebay.storage.database import Database
 from forebay.storage.schema import migrate
 from forebay.testing.sink_contract import SinkContract, SinkHarness
-from tests.servers.receiver import Receiver
-from tests.sink_contract.destinations import PATIENT, POISON
+from tests.servers.receiver import Receiver, always
+from tests.sink_contract.destinations import PATIENT, POISON, STRANGE
 
 
 async def no_cards(request: web.Request, body: bytes) -> web.StreamResponse | None:
-    return web.Response(status=422, text=body.decode()) if body == POISON else None
+    status = {POISON: 422, STRANGE: 500}.get(body)
+    return None if status is None else web.Response(status=status, text=body.decode())
 
 
 class HttpHarness(SinkHarness):
     poison = POISON
+    strange = STRANGE
 
     def __init__(self, receiver: Receiver, database_url: str) -> None:
         self.receiver = receiver
@@ -48,6 +50,18 @@ class HttpHarness(SinkHarness):
 
     async def stored(self, ids: Sequence[str]) -> list[tuple[str, bytes]]:
         return [(i, self.receiver.effects[i]) for i in ids if i in self.receiver.effects]
+
+    @asynccontextmanager
+    async def answering(self, status: int, **headers: str) -> AsyncIterator[None]:
+        self.receiver.answer = always(status, **headers)
+        yield
+        self.receiver.answer = no_cards
+
+    def misconfigured(self) -> AbstractAsyncContextManager[None]:
+        return self.answering(404)
+
+    def busy(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        return self.answering(503, Retry_After=f"{seconds:.0f}")
 
     def outage(self) -> AbstractAsyncContextManager[None]:
         return self.receiver.away()

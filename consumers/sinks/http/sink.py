@@ -6,25 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-import structlog
-
 from consumers.sinks import NotTried
-from consumers.sinks.database import ping
 from consumers.sinks.http.client import Client, Unanswered
 from consumers.sinks.http.verdicts import RequestFailed
-from consumers.sinks.once import OnceRecord, about_all, is_new
-from consumers.sinks.threads import SinkThreads
+from consumers.sinks.outside import Outside
 from forebay.brokers.api import Delivery
 from forebay.errors import SinkMisconfigured, SinkUnavailable
 from forebay.sinks import WriteResult
 from forebay.storage.database import Database
 
-log = structlog.get_logger()
-
 BUDGET = 5.0
 """Seconds after which no further message of a batch is begun: the rest is handed back, uncounted."""
-LAST_WORDS = 2.0
-"""Seconds that abandoned calls get when the sink is closed."""
 
 
 class HttpSink:
@@ -32,11 +24,8 @@ class HttpSink:
     One request per message, `connections` at once; each has a verdict of its own.
 
     The first verdict about the destination ends the batch: what is under way is waited
-    for, what is not begun is handed back. What the service took stays taken: it is
-    recorded right after, so that a redelivery is not sent again. Only a process that
-    dies in between sends a message twice, with the same id in its header.
-
-    A cancelled call is abandoned, not broken off: its requests come to their end.
+    for, what is not begun is handed back. What the service took stays taken. A message
+    that is sent twice has the same id in its header.
     """
 
     def __init__(
@@ -49,63 +38,22 @@ class HttpSink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.destination = f"http:{queue}"
+        self._outside = Outside(self.destination, database, self._send_all)
         self._client = client
-        self._database = database
-        self._record = OnceRecord(database, self.destination)
-        self._threads = SinkThreads(f"forebay-http-{queue}")
         self._connections = connections
         self._free = asyncio.Semaphore(connections)
         self._clock = clock
-        self._under_way: set[asyncio.Task[list[WriteResult]]] = set()
 
     async def write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        work = asyncio.create_task(self._write(batch))
-        self._under_way.add(work)
-        work.add_done_callback(self._ended)
-        return await asyncio.shield(work)
+        return await self._outside.write(batch)
 
     async def probe(self) -> None:
-        if self._database is not None:
-            await self._threads.run(ping, self._database)
+        await self._outside.probe()
         await self._client.probe()
 
     async def close(self) -> None:
-        if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=LAST_WORDS)
-            for work in late:
-                work.cancel()
+        await self._outside.close()
         await self._client.close()
-        self._threads.close()
-
-    def _ended(self, work: asyncio.Task[list[WriteResult]]) -> None:
-        self._under_way.discard(work)
-        if not work.cancelled():
-            work.exception()  # Of an abandoned call nobody else asks for it, and asyncio would complain.
-
-    async def _write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        results = await self._in_thread(self._record.known, batch)
-        todo = [i for i, r in enumerate(results) if is_new(r)]
-        sent = await self._send_all([batch[i] for i in todo])
-        for i, result in zip(todo, sent, strict=True):
-            results[i] = result
-        done = [i for i in todo if results[i].error is None]
-        for i, result in zip(done, await self._remember([batch[i] for i in done]), strict=True):
-            result.duplicate |= results[i].duplicate
-            results[i] = result
-        return about_all(results, todo)
-
-    async def _remember(self, done: Sequence[Delivery]) -> list[WriteResult]:
-        try:
-            return await self._in_thread(self._record.add, done)
-        except (SinkUnavailable, SinkMisconfigured) as error:
-            # They are done all the same: handing them back would only send them again.
-            log.warning("sent, but not recorded", count=len(done), reason=str(error))
-            return [WriteResult(message_id=d.message.id) for d in done]
-
-    async def _in_thread(
-        self, call: Callable[[Sequence[Delivery]], list[WriteResult]], batch: Sequence[Delivery]
-    ) -> list[WriteResult]:
-        return await self._threads.run(call, batch) if self._database is not None else call(batch)
 
     async def _send_all(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         results = [WriteResult(message_id=d.message.id, error=NotTried()) for d in batch]

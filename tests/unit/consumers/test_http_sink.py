@@ -110,7 +110,7 @@ async def test_what_is_sent_is_done_even_if_it_cannot_be_recorded(
         def full(_: object) -> list[WriteResult]:
             raise SinkUnavailable("disk full")
 
-        monkeypatch.setattr(sink._record, "add", full)  # type: ignore[attr-defined]
+        monkeypatch.setattr(sink._outside._record, "add", full)  # type: ignore[attr-defined]
         batch = deliveries(2)
         assert outcomes(batch, await sink.write(batch)) == ["new", "new"]
     database.dispose()
