@@ -199,9 +199,11 @@ def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
     """Complete each queue with what `[queue_defaults]` says and it does not."""
     names = _queue_names(values)
     defaults = {path[1:]: a for path, a in values.items() if path[0] == "queue_defaults" and len(path) > 1}
+    _imply_from_tables(defaults)
     _imply_python(defaults, {})
     for name in names:
         own = {path[2:]: a for path, a in values.items() if path[:2] == ("queues", name) and len(path) > 2}
+        _imply_from_tables(own)
         _imply_python(own, defaults)
         for path, a in (defaults | own).items():
             values["queues", name, *path] = a
@@ -215,6 +217,27 @@ def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
             values["queues", name] = Assignment(
                 path=("queues", name), value={}, origin="queue_names", written=name, base=Path()
             )
+
+
+_TABLES_OF_SINKS = {"http": "http", "forward": "broker"}
+"""Tables within a queue that belong to one sink: they need no `sink = "…"` beside them."""
+
+
+def _imply_from_tables(own: dict[SettingPath, Assignment]) -> None:
+    for table, implied in _TABLES_OF_SINKS.items():
+        one = next((a for path, a in own.items() if path[0] == table and len(path) > 1), None)
+        if one is None:
+            continue
+        sink = own.get(("sink",), own.get(("handler",)))
+        if sink is not None and sink.value != implied:
+            raise SettingsError(
+                f"{one.origin}: {one.written} needs sink = {implied!r}, but {sink.origin} sets"
+                f" {sink.path[-1]} = {sink.value!r}; remove one of the two"
+            )
+        own[("sink",)] = Assignment(
+            path=("sink",), value=implied, origin=f"implied by {table}, {one.origin}",
+            written="sink", base=one.base,
+        )  # fmt: skip
 
 
 def _imply_python(own: dict[SettingPath, Assignment], defaults: Mapping[SettingPath, Assignment]) -> None:
@@ -265,7 +288,7 @@ def _build(values: Mapping[SettingPath, Assignment]) -> Settings:
 def _value(path: SettingPath, a: Assignment) -> object:
     value = a.value
     if isinstance(value, str):
-        if path[-1] == "url":
+        if path[-1] in ("url", "broker_url"):
             return _absolute_url(value.strip(), a.base)
         if is_path(Settings, path):
             return a.base / value

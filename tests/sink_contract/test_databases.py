@@ -22,6 +22,7 @@ from tests.sink_contract.destinations import (
     MariaDBDatabase,
     PostgresDatabase,
     SQLiteFile,
+    renamed,
 )
 
 
@@ -48,6 +49,7 @@ class DatabaseHarness(SinkHarness):
     def __init__(self, destination: Destination, settings: QueueSettings) -> None:
         self.destination = destination
         self.settings = settings
+        self.strange = destination.strange
         self.table = "messages" if settings.handler is None else "effects"
 
     @asynccontextmanager
@@ -68,6 +70,11 @@ class DatabaseHarness(SinkHarness):
             found = [(str(row.id), bytes(row.body)) for row in db.execute(query, {"ids": list(ids)})]
         database.dispose()
         return found
+
+    @asynccontextmanager
+    async def misconfigured(self) -> AsyncIterator[None]:
+        with renamed(self.destination.connect(), self.table):
+            yield
 
     def outage(self) -> AbstractAsyncContextManager[None]:
         return self.destination.outage()
