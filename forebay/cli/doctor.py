@@ -255,6 +255,11 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
             yield Finding("database", "fail", f"{database.safe_url}: {error}")
             return
         yield Finding("database", "ok", f"{database.safe_url} answers")
+        if database.dialect == "mysql":
+            from forebay.storage.mysqlserver import examine
+
+            for r in examine(database, max_body_bytes=settings.gateway.max_body_bytes):
+                yield Finding(r.check, r.verdict, r.text, r.fix)
         state = schema_state(database)
         fix = {
             "empty": "forebay migrate",

@@ -10,6 +10,7 @@ user's own unique keys, and with them the message.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -23,7 +24,7 @@ from forebay.storage.mysqlconnection import MySQLConnection
 from forebay.storage.rows import headers_json, holds_json, name_bytes, says_json, text_bytes
 from forebay.storage.sqlite import time_text
 
-_INSERT = (
+INSERT = (
     b"INSERT INTO messages (id, queue, `key`, content_type, headers, body, payload, accepted_at, attempts,"
     b" stored_at) VALUES "
 )
@@ -46,28 +47,26 @@ def quoted(value: bytes) -> bytes:
         value = value.replace(b"\\", b"\\\\")
     if b"'" in value:
         value = value.replace(b"'", b"''")
-    return b"'" + value + b"'"
+    return b"'%b'" % value
+
+
+_quoted_name = lru_cache(maxsize=1024)(lambda text: quoted(name_bytes(text)))
+"""For what few messages differ in: queues and content types."""
 
 
 def row(delivery: Delivery, *, payload: bool) -> bytes:
     """The row of the INSERT."""
     m = delivery.message
-    copied = payload and says_json(m.content_type) and holds_json(m.body)
-    return b"".join(
-        (
-            b"(",
-            quoted(m.id.encode()),
-            b",",
-            quoted(name_bytes(delivery.queue)),
-            b",NULL," if m.key is None else b"," + quoted(text_bytes(m.key)) + b",",
-            quoted(name_bytes(m.content_type)),
-            b"," + quoted(headers_json(m.headers)) if m.headers else b",'{}'",
-            b",_binary",
-            quoted(m.body),
-            _COPY if copied else _NO_COPY,
-            time_text(m.accepted_at).encode(),
-            b"',%d,UTC_TIMESTAMP(6))" % delivery.attempt,
-        )
+    return b"(%b,%b,%b,%b,%b,_binary%b%b%b',%d,UTC_TIMESTAMP(6))" % (
+        quoted(m.id.encode()),
+        _quoted_name(delivery.queue),
+        b"NULL" if m.key is None else quoted(text_bytes(m.key)),
+        _quoted_name(m.content_type),
+        quoted(headers_json(m.headers)) if m.headers else b"'{}'",
+        quoted(m.body),
+        _COPY if payload and says_json(m.content_type) and holds_json(m.body) else _NO_COPY,
+        time_text(m.accepted_at).encode(),
+        delivery.attempt,
     )
 
 
@@ -101,7 +100,7 @@ def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: boo
     """
     rows = [row(d, payload=payload) for d in batch]
     ids = [d.message.id for d in batch]
-    new = _insert_new(driver(connection), _INSERT, ids, rows, lambda some: _stored(driver(connection), some))
+    new = _insert_new(driver(connection), INSERT, ids, rows, lambda some: _stored(driver(connection), some))
     _resolve(driver(connection), batch)
     return new
 
