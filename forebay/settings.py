@@ -199,11 +199,11 @@ def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
     """Complete each queue with what `[queue_defaults]` says and it does not."""
     names = _queue_names(values)
     defaults = {path[1:]: a for path, a in values.items() if path[0] == "queue_defaults" and len(path) > 1}
-    _imply_from_tables(defaults)
+    _imply_from_targets(defaults)
     _imply_python(defaults, {})
     for name in names:
         own = {path[2:]: a for path, a in values.items() if path[:2] == ("queues", name) and len(path) > 2}
-        _imply_from_tables(own)
+        _imply_from_targets(own)
         _imply_python(own, defaults)
         for path, a in (defaults | own).items():
             values["queues", name, *path] = a
@@ -219,14 +219,13 @@ def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
             )
 
 
-_TABLES_OF_SINKS = {"http": "http", "forward": "broker"}
-"""Tables within a queue that belong to one sink: they need no `sink = "…"` beside them."""
+_TARGETS: dict[SettingPath, str] = {("http", "url"): "http", ("forward", "queue"): "broker"}
+"""Settings that name where messages go, and so the sink: no `sink = "…"` is needed beside them."""
 
 
-def _imply_from_tables(own: dict[SettingPath, Assignment]) -> None:
-    for table, implied in _TABLES_OF_SINKS.items():
-        one = next((a for path, a in own.items() if path[0] == table and len(path) > 1), None)
-        if one is None:
+def _imply_from_targets(own: dict[SettingPath, Assignment]) -> None:
+    for path, implied in _TARGETS.items():
+        if (one := own.get(path)) is None:
             continue
         sink = own.get(("sink",), own.get(("handler",)))
         if sink is not None and sink.value != implied:
@@ -235,7 +234,7 @@ def _imply_from_tables(own: dict[SettingPath, Assignment]) -> None:
                 f" {sink.path[-1]} = {sink.value!r}; remove one of the two"
             )
         own[("sink",)] = Assignment(
-            path=("sink",), value=implied, origin=f"implied by {table}, {one.origin}",
+            path=("sink",), value=implied, origin=f"implied by {dotted(path)}, {one.origin}",
             written="sink", base=one.base,
         )  # fmt: skip
 

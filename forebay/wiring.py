@@ -187,9 +187,13 @@ def make_fleet(
 
 
 def forwarding(
-    settings: Settings, current: BrokerOpener, *, source: Broker | None = None, drains: bool = False
+    settings: Settings,
+    current: BrokerOpener | None = None,
+    *,
+    source: Broker | None = None,
+    drains: bool = False,
 ) -> Brokers:
-    """What the sink `broker` may publish to."""
+    """What the sink `broker` may publish to; without `current`, what it may look at, and nothing is made."""
     from consumers.sinks.forward import Brokers
     from forebay.brokers.factory import open_broker
 
@@ -200,10 +204,18 @@ def forwarding(
             open_broker(of_url)  # Only made, not entered: nothing is opened yet.
         except SettingsError as error:
             raise SettingsError(f"forward.broker_url: {error}") from None
-        return lambda: open_broker(of_url)
+        return lambda: open_broker(of_url, create=not looking)
 
+    looking = current is None
     url = settings.broker.url.get_secret_value() if settings.broker.url else ""
-    return Brokers(url=url, current=current, other=other, source=source, drains=drains)
+    return Brokers(
+        url=url,
+        current=current or (lambda: open_broker(settings.broker, create=False)),
+        other=other,
+        source=source,
+        looking=looking,
+        drains=drains,
+    )
 
 
 def safe_url(settings: BrokerSettings) -> str:

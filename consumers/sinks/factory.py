@@ -107,7 +107,9 @@ def _forward_sink(
             f" or another broker in queues.{queue}.forward.broker_url"
         )
     opener = brokers.current if url == brokers.url else brokers.other(url)
-    return ForwardSink(queue, forward.queue, forward, opener, database, source=brokers.source)
+    return ForwardSink(
+        queue, forward.queue, forward, opener, database, source=brokers.source, looking=brokers.looking
+    )
 
 
 def _check_pool(queue: str, settings: QueueSettings, database: Database | None) -> None:

@@ -28,7 +28,10 @@ from forebay.sinks import WriteResult
 from forebay.storage.database import Database
 
 HOPS = "forebay-hops"
-"""The header that counts how often a message was forwarded; producers cannot send one of this name."""
+"""
+The header that counts how often a message was forwarded. A producer may send one of this
+name, as Forebay-Meta-Forebay-Hops, and harms nothing but its own message.
+"""
 PING_TIMEOUT = 3.0
 """Seconds within which a broker that confirmed nothing must answer something, or it is down."""
 
@@ -52,6 +55,8 @@ class Brokers:
     """
     source: Broker | None = None
     """The broker that is consumed; None: nothing is consumed, only looked at."""
+    looking: bool = False
+    """Whether it is only to be probed: then nothing is made, no queue and no file."""
     drains: bool = False
     """Whether that is an old one, from which a queue may well be forwarded to its namesake on the new one."""
 
@@ -74,11 +79,12 @@ class ForwardSink:
         database: Database | None,
         *,
         source: Broker | None,
+        looking: bool = False,
     ) -> None:
         self.destination = f"forward:{queue}"
         self._target = target
         self._settings = settings
-        self._link = _Link(opener, target, settings.timeout)
+        self._link = _Link(opener, None if looking else target, settings.timeout)
         self._from = None if source is None else (source.identity, queue)
         self._outside = Outside(self.destination, database, self._forward)
 
@@ -191,12 +197,12 @@ def _text(text: str) -> str:
 
 class _Link:
     """
-    The broker, opened when it is first needed, with the queue declared; and again after `close`.
+    The broker, opened when it is first needed, with the queue, if any, declared; and again after `close`.
 
     A task of its own holds it open: what opens it may belong to the task that does so.
     """
 
-    def __init__(self, opener: BrokerOpener, queue: str, timeout: float) -> None:
+    def __init__(self, opener: BrokerOpener, queue: str | None, timeout: float) -> None:
         self._opener = opener
         self._queue = queue
         self._timeout = timeout
@@ -231,7 +237,8 @@ class _Link:
     async def _hold(self, opened: asyncio.Future[Broker], enough: asyncio.Event) -> None:
         try:
             async with self._opener() as broker:
-                await broker.declare(self._queue)
+                if self._queue is not None:
+                    await broker.declare(self._queue)
                 opened.set_result(broker)
                 await enough.wait()
         except Exception as error:
