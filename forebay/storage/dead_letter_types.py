@@ -61,6 +61,15 @@ class DeadLetterRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a list of dead letters goes on: after the one with these three."""
+
+    died_at: datetime
+    id: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterFilter:
     """Which dead letters. What is None does not matter."""
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from forebay import ids
-from forebay.brokers.api import Death, Delivery, Failure
+from forebay.brokers.api import Attempt, Death, Delivery, Failure
 from forebay.storage.database import Database
 from forebay.storage.dead_letter_types import (
     OPEN,
@@ -21,6 +21,7 @@ from forebay.storage.dead_letter_types import (
     DeadLetterGroup,
     DeadLetterRecord,
     DeadLetterStatus,
+    Position,
     conditions,
     fingerprint_of,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "DeadLetterRecord",
     "DeadLetterStatus",
     "DeadLetterStore",
+    "Position",
     "fingerprint_of",
     "resolve",
 ]
@@ -134,7 +136,7 @@ class DeadLetterStore:
         which: DeadLetterFilter,
         *,
         limit: int,
-        after: DeadLetterRecord | None = None,
+        after: DeadLetterRecord | Position | None = None,
         bodies: bool = False,
         newest_first: bool = False,
         where: sa.ColumnElement[bool] | None = None,
@@ -213,6 +215,13 @@ class DeadLetterStore:
                 found = [(row.id, row.destination) for row in connection.execute(update)]
             taken |= set(found)
         return [replace(r, status=status) for r in records if (r.id, r.destination) in taken]
+
+    def by_status(self) -> dict[DeadLetterStatus, int]:
+        """How many there are of each."""
+        query = sa.select(table.c.status, sa.func.count().label("number")).group_by(table.c.status)
+        with self._database.read() as connection:
+            found = {row.status: int(row.number) for row in connection.execute(query)}
+        return {status: found.get(status, 0) for status in STATUSES}
 
     def confirm_sent(self, records: Sequence[DeadLetterRecord], job: str) -> None:
         """Write down that the broker has them. What became of them meanwhile is left as it is."""
@@ -331,7 +340,19 @@ def _record(delivery: Delivery) -> DeadLetterRecord:
         died_at=death.died_at,
         status="dead",
         original_id=death.original_id,
+        history=[_attempt(a) for a in death.history] or None,
     )
+
+
+def _attempt(of: Attempt) -> dict[str, Any]:
+    return {
+        "number": of.number,
+        "failed_at": of.failed_at.isoformat(),
+        "worker": clean(of.worker),
+        "seconds": of.seconds,
+        "error_class": clean(of.error_class),
+        "reason": clean(of.reason),
+    }
 
 
 def _arrived(
