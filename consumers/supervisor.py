@@ -185,6 +185,8 @@ class Supervisor:
                 batch_size=settings.batch_size,
                 max_wait=settings.max_wait,
                 shutdown_timeout=self._settings.shutdown_timeout,
+                # Not on a broker that is drained and cannot keep it.
+                ordered=settings.order == "key" and self.broker.capabilities.ordering == "by_key",
                 clock=self._clock,
                 now=self._now,
             )

@@ -16,6 +16,7 @@ import structlog
 from consumers.breaker import BreakerState, CircuitBreaker
 from consumers.metrics import Tally
 from consumers.processor import Processor
+from consumers.waves import Holds, Waves
 from forebay.brokers.api import (
     Broker,
     DeadLetter,
@@ -52,6 +53,8 @@ class Loan:
 
     deliveries: list[Delivery]
     ticket: int | None
+    calls: list[int]
+    """Which call of `receive` brought each of them, as `Holds` counts them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class Worker:
         batch_size: int,
         max_wait: float,
         shutdown_timeout: float,
+        ordered: bool = False,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -104,6 +108,9 @@ class Worker:
         self._batch_size = batch_size
         self._max_wait = max_wait
         self._shutdown_timeout = shutdown_timeout
+        self._ordered = ordered
+        """Keep the order of each key, also when a message of it fails."""
+        self._holds = Holds()
         self._clock = clock
         self._now = now
         self._log = log.bind(queue=queue)
@@ -146,9 +153,12 @@ class Worker:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await self._broker.declare(origin_queue(self._queue))
                     subscription = await stack.enter_async_context(
-                        self._broker.subscribe(self._queue, prefetch=IN_HAND * self._batch_size)
+                        self._broker.subscribe(
+                            self._queue, prefetch=IN_HAND * self._batch_size, ordered=self._ordered
+                        )
                     )
             self._subscription = subscription
+            self._holds = Holds()
             await self._pipeline(subscription, stop)
         finally:
             with self._doing("unsubscribe"):
@@ -203,13 +213,16 @@ class Worker:
                         if idle:
                             # One long wait for the first message rather than many short ones for a batch.
                             deliveries = await subscription.receive(1, IDLE_WAIT)
+                            calls = [self._holds.returned()] * len(deliveries)
                             if deliveries and limit > 1:
                                 deliveries += await subscription.receive(limit - 1, self._max_wait)
                         else:
-                            deliveries = await subscription.receive(limit, self._max_wait)
+                            deliveries, calls = await subscription.receive(limit, self._max_wait), []
+                        calls += [self._holds.returned()] * (len(deliveries) - len(calls))
                 idle = not deliveries
                 if deliveries:
-                    received.put_nowait(Loan(deliveries=deliveries, ticket=self._breaker.begin()))
+                    ticket = self._breaker.begin()
+                    received.put_nowait(Loan(deliveries=deliveries, ticket=ticket, calls=calls))
                 else:
                     self._restart_delay = 0.0
                     slots.release()
@@ -259,9 +272,14 @@ class Worker:
             while (loan := await received.get()) is not None:
                 try:
                     if loan.ticket is None or stop.is_set() or not self._breaker.holds(loan.ticket):
-                        decided.put_nowait(Decided(settlements=[Release(d) for d in loan.deliveries]))
+                        outcome = Decided(settlements=[Release(d) for d in loan.deliveries])
+                    elif self._ordered:
+                        outcome = await self._write_in_order(loan, loan.ticket, stop)
                     else:
-                        decided.put_nowait(await self._write_one(loan.deliveries, loan.ticket))
+                        outcome = await self._write_one(loan.deliveries, loan.ticket)
+                    if self._ordered:
+                        self._holds.decided(outcome.settlements)
+                    decided.put_nowait(outcome)
                 finally:
                     self._give_back(loan)
         finally:
@@ -275,6 +293,22 @@ class Worker:
         """
         if loan is not None and loan.ticket is not None:
             self._breaker.abandoned(loan.ticket)
+
+    async def _write_in_order(self, loan: Loan, ticket: int, stop: asyncio.Event) -> Decided:
+        """A batch in waves: no message is written while one before it of its key could still fail."""
+        live, back = self._holds.split(loan.deliveries, loan.calls)
+        waves = Waves(live)
+        outcome = Decided(settlements=back)
+        while wave := waves.next():
+            one = await self._write_one(wave, ticket)
+            waves.decided(one.settlements)
+            outcome.settlements += one.settlements
+            outcome.duplicates += one.duplicates
+            away = all(isinstance(s, Release) for s in one.settlements)
+            if away or stop.is_set() or not self._breaker.holds(ticket):
+                break
+        outcome.settlements += waves.rest()
+        return outcome
 
     async def _write_one(self, deliveries: list[Delivery], ticket: int) -> Decided:
         started_at = self._clock()
@@ -307,6 +341,8 @@ class Worker:
     ) -> None:
         while (batch := await decided.get()) is not None:
             try:
+                if self._ordered:
+                    self._holds.settling(batch.settlements)
                 with self._doing("settle"):
                     async with asyncio.timeout(CALL_TIMEOUT):
                         stale = await subscription.settle(batch.settlements)

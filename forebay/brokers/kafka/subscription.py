@@ -169,6 +169,8 @@ class KafkaSubscription:
                 stale.append(s.delivery)
                 continue
             del epoch.lent[offset]
+            if self._ordered and isinstance(s, (Retry, Release)):
+                epoch.send_back(lent[1])
             match s:
                 case Ack():
                     epoch.finish(offset, lent[1])

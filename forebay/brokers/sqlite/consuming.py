@@ -126,14 +126,14 @@ class Lent:
 class _Gate:
     """What of some rows may be lent to one owner now."""
 
-    def __init__(self, elsewhere: frozenset[str], heads: parking.Heads | None) -> None:
-        self._elsewhere = elsewhere
+    def __init__(self, barred: frozenset[str], heads: parking.Heads | None) -> None:
+        self._barred = barred
         self._heads = heads
         self._held_up = False
 
     def free(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        if self._elsewhere:
-            found = [row for row in rows if row[KEY] not in self._elsewhere]
+        if self._barred:
+            found = [row for row in rows if row[KEY] not in self._barred]
             self._held_up |= len(found) < len(rows)
             rows = found
         if self._heads is not None:
@@ -167,6 +167,7 @@ class Lease:
         scheduled_share: int,
         look_first: bool,
         ordered: bool,
+        barred: frozenset[str],
         process: str,
         lease: float,
         take: Callable[[object], None],
@@ -179,6 +180,8 @@ class Lease:
         """How many of them may be scheduled ones while fresh ones wait: neither may starve the other."""
         self.look_first = look_first
         self.ordered = ordered
+        self.barred = barred
+        """Keys to lend nothing of, besides those that others hold."""
         self.process = process
         self.lease = lease
         self.deliver = take
@@ -229,7 +232,7 @@ class Lease:
                 heads = parking.Heads(tx, self.queue_id)
             else:
                 parking.forget(tx, self.queue_id)
-        return _Gate(self._keys_elsewhere(tx.db), heads)
+        return _Gate(self.barred | self._keys_elsewhere(tx.db), heads)
 
     def _keys_elsewhere(self, db: apsw.Connection) -> frozenset[str]:
         """The ordering keys of messages that other owners hold."""
