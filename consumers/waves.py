@@ -90,7 +90,7 @@ class Holds:
     def split(
         self, batch: Sequence[Delivery], calls: Sequence[int]
     ) -> tuple[list[Delivery], list[Settlement]]:
-        """Of a batch whose turn it is, with the call that brought each: what may be written, what goes back."""
+        """Of a batch whose turn it is: what may be written, what goes back. `calls`: which brought each."""
         if not self._holds:
             return list(batch), []
         first = min(calls, default=0)
@@ -101,15 +101,12 @@ class Holds:
         for d, call in zip(batch, calls, strict=True):
             key = d.message.key
             hold = None if key is None else self._holds.get(key)
-            if (
-                key is None
-                or hold is None
-                or (key not in behind and not hold.unsettled and hold.until < call)
-            ):
-                live.append(d)
-            else:
+            if key is not None and hold is not None and (hold.unsettled or hold.until >= call):
                 behind.add(key)
+            if key in behind:
                 back.append(Release(d))
+            else:
+                live.append(d)
         return live, back
 
     def decided(self, settlements: Iterable[Settlement]) -> None:
