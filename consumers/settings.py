@@ -47,7 +47,10 @@ class QueueSettings(Section):
     concurrency: Annotated[int, Field(ge=1)] = 1
     """Batches in work at once in one process."""
     order: Literal["none", "key"] = "none"
-    """"key": messages with the same ordering key are handled in order, where the broker can."""
+    """
+    "key": messages with the same ordering key are handled in order, where the broker can. A failing one
+    holds back its own key, and no other, until it is done or dead.
+    """
     retry: RetrySettings = RetrySettings()
     """What happens after a failed attempt."""
     breaker: BreakerSettings = BreakerSettings()

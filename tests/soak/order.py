@@ -1,4 +1,4 @@
-"""Order by key through failures: 100,000 messages over 1,000 keys, two consumers, one killed again and again."""
+"""Order by key through failures: 100,000 messages over 1,000 keys, one of two consumers killed six times."""
 
 from __future__ import annotations
 
