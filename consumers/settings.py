@@ -77,7 +77,10 @@ class QueueSettings(Section):
     concurrency: Annotated[int, Field(ge=1)] = 1
     """Batches in work at once in one process."""
     order: Literal["none", "key"] = "none"
-    """"key": messages with the same ordering key are handled in order, where the broker can."""
+    """
+    "key": messages with the same ordering key are handled in order, where the broker can. A failing one
+    holds back its own key, and no other, until it is done or dead.
+    """
     rate: Annotated[float, Field(gt=0)] | None = None
     """Messages per second that one process takes at most; `forebay throttle` changes it while it runs."""
     schedule: str | None = None
