@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from consumers.mapping_settings import TableSettings
 from forebay.section import PositiveSeconds, Seconds, Section
 
 
@@ -37,7 +38,7 @@ class QueueSettings(Section):
     """One queue. `[queue_defaults]` has the same fields and applies to all."""
 
     sink: str = "database"
-    """Where messages end up: "database", "python" (your handler), or the name of an installed sink."""
+    """Where messages end up: "database", "table" (yours), "python" (your handler), or an installed sink."""
     handler: str | None = None
     """Your function, as "package.module:function"; implies sink = "python"."""
     batch_size: Annotated[int, Field(ge=1)] = 500
@@ -52,6 +53,8 @@ class QueueSettings(Section):
     """What happens after a failed attempt."""
     breaker: BreakerSettings = BreakerSettings()
     """What happens when the destination is down."""
+    table: TableSettings | None = None
+    """A table of your own, and where its columns come from."""
 
 
 class ConsumerSettings(Section):

@@ -10,7 +10,7 @@ ENTRY_POINTS = "forebay.sinks"
 
 def known_sinks() -> list[str]:
     """The names that `sink` may have in a queue's settings: ours, and those of installed packages."""
-    return sorted({"database", "python", *entry_points(group=ENTRY_POINTS).names})
+    return sorted({"database", "python", "table", *entry_points(group=ENTRY_POINTS).names})
 
 
 class NotTried(Exception):
