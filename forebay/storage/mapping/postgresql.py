@@ -16,6 +16,9 @@ from forebay.storage.mapping.rows import Rows
 from forebay.storage.mapping.spec import Kind, TableSpec
 from forebay.storage.postgresql import cursor
 
+# Reading pg_class makes the session take note of what others have made meanwhile; to_regclass alone does not.
+_FIND = "SELECT oid FROM pg_class WHERE oid = to_regclass(%s)"
+
 # One domain deep; what is deeper is judged by the server.
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1),
@@ -104,7 +107,7 @@ def lock(connection: sa.Connection, name: str) -> None:
 
 def describe(connection: sa.Connection, spec: TableSpec) -> Description | None:
     with cursor(connection) as cur:
-        (oid,) = cur.execute("SELECT to_regclass(%s)::oid", [table_name(spec)]).fetchone() or (None,)
+        (oid,) = cur.execute(_FIND, [table_name(spec)]).fetchone() or (None,)
         if oid is None:
             return None
         columns = cur.execute(_COLUMNS, [oid]).fetchall()
