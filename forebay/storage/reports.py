@@ -42,6 +42,10 @@ class QueueReport:
     """Of all its subscriptions, added up."""
     depth: Depth | None
     """As the broker told it; None when it did not answer."""
+    state: str = ""
+    """How its consumer is doing: "running", "paused", …"""
+    pause_reason: str | None = None
+    """Why nothing is taken, while it is paused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +94,8 @@ def exchange(
             {
                 "process": process, "broker": _name(r.broker), "queue": r.queue, "in_hand": r.share.in_hand,
                 "waiting": r.share.waiting, "scheduled": r.share.scheduled,
-                "oldest_age": r.share.oldest_age, "reported_at": now,
+                "oldest_age": r.share.oldest_age, "state": r.state, "pause_reason": r.pause_reason,
+                "reported_at": now,
             }
             for r in reports
         ]  # fmt: skip
@@ -135,6 +140,34 @@ def read_reports(database: Database, brokers: Collection[str]) -> dict[Place, Re
         found = _read(database, connection, brokers)
     names = {_name(broker): broker for broker in brokers}
     return {(names[broker], queue): reported for (broker, queue), reported in found.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """A queue from which at least one consumer takes nothing."""
+
+    queue: str
+    reason: str
+    consumers: int
+    """How many say so."""
+
+
+def paused_queues(database: Database) -> list[Paused]:
+    """The queues that consumers alive have reported as paused, with a reason."""
+    c = consumer_reports.c
+    query = (
+        sa.select(c.queue, c.pause_reason, sa.func.count().label("consumers"))
+        .where(c.state == "paused", c.reported_at > _before(database, FRESH))
+        .group_by(c.queue, c.pause_reason)
+        .order_by(c.queue, sa.desc("consumers"))
+    )
+    found: dict[str, Paused] = {}
+    with database.read() as connection:
+        for row in connection.execute(query):
+            found.setdefault(
+                row.queue, Paused(queue=row.queue, reason=row.pause_reason or "", consumers=row.consumers)
+            )
+    return list(found.values())
 
 
 def reported_queues(database: Database) -> set[str]:
