@@ -23,6 +23,10 @@ PATIENT = IMPATIENT.model_copy(update={"lock_timeout": 2.0})
 POISON = b'{"card": "4111111111111111"}'
 
 
+MORE = "key text, über text, n json"
+"""Further columns of the mapped table."""
+
+
 class Destination(Protocol):
     def connect(self) -> Database: ...
     def outage(self) -> AbstractAsyncContextManager[None]: ...
@@ -43,7 +47,8 @@ class SQLiteFile:
         migrate(database)
         with database.begin() as db:
             db.execute(sa.text("CREATE TABLE effects (id TEXT, body BLOB)"))
-            for table in ("messages", "effects"):
+            db.execute(sa.text(f"CREATE TABLE mapped (id TEXT PRIMARY KEY, body BLOB, {MORE})"))
+            for table in ("messages", "effects", "mapped"):
                 # SQLite cannot add a CHECK to a table that is there.
                 db.exec_driver_sql(
                     f"CREATE TRIGGER no_cards_in_{table} BEFORE INSERT ON {table}"
@@ -71,7 +76,8 @@ class PostgresDatabase:
         migrate(database)
         with database.begin() as db:
             db.execute(sa.text("CREATE TABLE effects (id uuid, body bytea)"))
-            for table in ("messages", "effects"):
+            db.execute(sa.text(f"CREATE TABLE mapped (id uuid PRIMARY KEY, body bytea, {MORE})"))
+            for table in ("messages", "effects", "mapped"):
                 db.execute(
                     sa.text(
                         f"ALTER TABLE {table} ADD CONSTRAINT no_cards CHECK (body <> '\\x{POISON.hex()}')"
