@@ -73,10 +73,20 @@ class Converter:
         """
         return None if value is None else self._convert(value)
 
-    def many(self, values: list[Any]) -> tuple[list[Any], dict[int, Unfit]]:
-        """All of them, and what is wrong by position; what stands at such a position means nothing."""
-        if self._plain is not None:
-            done = self._plain(values)
+    def many(
+        self, values: list[Any], nulls: frozenset[str] = frozenset()
+    ) -> tuple[list[Any], dict[int, Unfit]]:
+        """
+        All of them, and what is wrong by position; what stands at such a position means nothing.
+
+        Texts among `nulls` are None.
+        """
+        done = None if self._plain is None else self._plain(values)
+        if done is not None and (not nulls or nulls.isdisjoint(done)):
+            return done, {}
+        if nulls:
+            values = [None if type(v) is str and v in nulls else v for v in values]
+            done = None if self._plain is None else self._plain(values)
             if done is not None:
                 return done, {}
         convert = self._convert

@@ -10,7 +10,7 @@ from typing import Any
 from forebay.brokers.api import Delivery
 from forebay.errors import MessageRejected
 from forebay.storage.mapping.convert import Unfit, dump
-from forebay.storage.mapping.documents import parse
+from forebay.storage.mapping.documents import may_hold_long_numbers, parse
 from forebay.storage.mapping.plan import Plan, Target
 from forebay.storage.mapping.pointers import Taken, find, rest_of, taken_by
 from forebay.storage.mapping.spec import Constant, Field, Header, OfMessage
@@ -48,9 +48,10 @@ class RowMaker:
         """The rows of those that fit, and why the others do not, by their position in `batch`."""
         rejected: dict[int, MessageRejected] = {}
         documents: list[dict[str, Any]] = []
+        exactly = may_hold_long_numbers(b"\n".join([d.message.body for d in batch]))
         for position, delivery in enumerate(batch):
             try:
-                documents.append(parse(delivery.message.body))
+                documents.append(parse(delivery.message.body, exactly=exactly))
             except MessageRejected as why:
                 rejected[position] = why
                 documents.append({})
@@ -79,10 +80,7 @@ class RowMaker:
             return [spec.source.value] * len(batch), {}
         else:
             values = self._values(spec.source, batch, documents)
-        if spec.nulls:
-            nulls = spec.nulls
-            values = [None if type(v) is str and v in nulls else v for v in values]
-        converted, unfit = target.converter.many(values)
+        converted, unfit = target.converter.many(values, spec.nulls)
         wrong = {i: _unfit(spec.name, str(why), values[i]) for i, why in unfit.items()}
         if None in converted:
             if target.default is not None:

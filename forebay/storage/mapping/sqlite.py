@@ -119,12 +119,15 @@ class SQLiteWriter:
         self.insert(connection, rows)
 
     def insert(self, connection: sa.Connection, rows: Rows) -> None:
+        connection.exec_driver_sql(self._insert, self._tuples(rows))
+
+    def _tuples(self, rows: Rows) -> list[tuple[Any, ...]]:
         rows = last_of_each_key(self._plan, rows)
         columns = [
             values if adapt is None else [None if v is None else adapt(v) for v in values]
             for adapt, values in zip(self._adapt, rows.columns, strict=True)
         ]
-        connection.exec_driver_sql(self._insert, list(zip(*columns, strict=True)))
+        return list(zip(*columns, strict=True))
 
 
 def writer(plan: Plan) -> SQLiteWriter:
