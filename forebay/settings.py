@@ -333,6 +333,8 @@ def _line(error: Any, values: Mapping[SettingPath, Assignment]) -> str:
     a = values.get(path) or values.get(path[:-1])
     # A table as a whole: settings in it that contradict each other. One of them was set by somebody.
     inside = a or next((v for p, v in values.items() if p[: len(path)] == path), None)
+    if inside is None and error["type"] == "missing":
+        inside = next((v for p, v in values.items() if p[: len(path) - 1] == path[:-1]), None)
     origin = inside.origin if inside else "default"
     if kind_of(Settings, path) == "table" and error["type"] == "value_error":
         return f"{origin}: {dotted(path)}: {error['ctx']['error']}"
