@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from consumers.mapping_settings import TableSettings
+from consumers.sinks.settings import ForwardSettings, HttpSettings
 from forebay.section import PositiveSeconds, Seconds, Section
 
 
@@ -62,9 +63,14 @@ class QueueSettings(Section):
     """One queue. `[queue_defaults]` has the same fields and applies to all."""
 
     sink: str = "database"
-    """Where messages end up: "database", "table" (yours), "python" (your handler), or an installed sink."""
+    """Where messages end up: "database", "table" (yours), "python" (your handler), "http", "broker", or
+    the name of an installed sink. docs/sinks.md compares them."""
     handler: str | None = None
     """Your function, as "package.module:function"; implies sink = "python"."""
+    http: HttpSettings = HttpSettings()
+    """An HTTP service that takes each message; implies sink = "http"."""
+    forward: ForwardSettings = ForwardSettings()
+    """Another queue, here or on another broker, that takes each message; implies sink = "broker"."""
     batch_size: Annotated[int, Field(ge=1)] = 500
     """The most messages written in one transaction."""
     max_wait: Seconds = 0.02

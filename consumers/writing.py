@@ -119,7 +119,10 @@ class Writer:
             seconds = self._clock() - started_at
             settlements = self._line.processor.settle(batch, results, self._now(), seconds)
             decided.duplicates += sum(r.duplicate and r.error is None for r in results)
-            self._line.breaker.succeeded(ticket, self._line.batch_size)
+            if (outage := self._line.processor.outage(results)) is None:
+                self._line.breaker.succeeded(ticket, self._line.batch_size)
+            else:
+                self._line.breaker.failed(ticket, outage)
         except Exception as error:
             if not isinstance(error, (SinkUnavailable, SinkMisconfigured)):
                 self._log.error("sink failed in an unforeseen way", exc_info=error)

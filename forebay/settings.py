@@ -216,9 +216,11 @@ def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
     """Complete each queue with what `[queue_defaults]` says and it does not."""
     names = _queue_names(values)
     defaults = {path[1:]: a for path, a in values.items() if path[0] == "queue_defaults" and len(path) > 1}
+    _imply_from_targets(defaults)
     _imply_python(defaults, {})
     for name in names:
         own = {path[2:]: a for path, a in values.items() if path[:2] == ("queues", name) and len(path) > 2}
+        _imply_from_targets(own)
         _imply_table(name, own)
         _imply_python(own, defaults)
         for path, a in (defaults | own).items():
@@ -257,6 +259,26 @@ def _imply_table(queue: str, own: dict[SettingPath, Assignment]) -> None:
         path=("sink",), value="table", origin=f"implied by the table, {table.origin}",
         written="sink", base=table.base,
     )  # fmt: skip
+
+
+_TARGETS: dict[SettingPath, str] = {("http", "url"): "http", ("forward", "queue"): "broker"}
+"""Settings that name where messages go, and so the sink: no `sink = "…"` is needed beside them."""
+
+
+def _imply_from_targets(own: dict[SettingPath, Assignment]) -> None:
+    for path, implied in _TARGETS.items():
+        if (one := own.get(path)) is None:
+            continue
+        sink = own.get(("sink",), own.get(("handler",)))
+        if sink is not None and sink.value != implied:
+            raise SettingsError(
+                f"{one.origin}: {one.written} needs sink = {implied!r}, but {sink.origin} sets"
+                f" {sink.path[-1]} = {sink.value!r}; remove one of the two"
+            )
+        own[("sink",)] = Assignment(
+            path=("sink",), value=implied, origin=f"implied by {dotted(path)}, {one.origin}",
+            written="sink", base=one.base,
+        )  # fmt: skip
 
 
 def _imply_python(own: dict[SettingPath, Assignment], defaults: Mapping[SettingPath, Assignment]) -> None:
@@ -307,7 +329,7 @@ def _build(values: Mapping[SettingPath, Assignment]) -> Settings:
 def _value(path: SettingPath, a: Assignment) -> object:
     value = a.value
     if isinstance(value, str):
-        if path[-1] == "url":
+        if path[-1] in ("url", "broker_url"):
             return _absolute_url(value.strip(), a.base)
         if is_path(Settings, path):
             return a.base / value

@@ -27,6 +27,7 @@ from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import emit, emit_json, size
 from forebay.cli._settings import read_loaded
 from forebay.errors import ForebayError, SinkMisconfigured, SinkUnavailable
+from forebay.settings_schema import shown
 
 if TYPE_CHECKING:
     from forebay.brokers.api import Broker, Durability
@@ -85,6 +86,7 @@ async def _examine(loaded: Loaded) -> list[Finding]:
     settings = loaded.settings
     findings = [*_versions(), *_settings(loaded), *_handlers(settings)]
     known: set[str] = set()
+    findings += await _targets(settings)
     findings += await _broker(settings, known)
     findings += await _old_brokers(settings, known)
     findings += await asyncio.to_thread(_reported, "database", lambda: list(_database(settings, known)))
@@ -151,10 +153,37 @@ def _handlers(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"handler {name}", "ok", handler)
 
 
+async def _targets(settings: Settings) -> list[Finding]:
+    """Whether what queues are sent on to answers: without a message, and without making anything."""
+    from consumers.sinks.factory import make_sink
+    from forebay.wiring import forwarding
+
+    findings = []
+    for name, queue in settings.queues.items():
+        if queue.sink not in ("http", "broker"):
+            continue
+        check = f"sink {name}"
+        try:
+            sink = make_sink(name, queue, None, forwarding(settings))
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    await sink.probe()
+            finally:
+                await sink.close()
+        except (ForebayError, TimeoutError) as error:
+            why = str(error).splitlines()[0] if str(error) else f"no answer within {TIMEOUT:g} s"
+            table = "http" if queue.sink == "http" else "forward"
+            fix = f"start it, or correct queues.{name}.{table}; until then its messages wait"
+            findings.append(Finding(check, "fail", why, fix))
+        else:
+            where = queue.http.url if queue.sink == "http" else queue.forward.broker_url
+            on = f"queue {queue.forward.queue!r} on " if queue.sink == "broker" else ""
+            findings.append(Finding(check, "ok", f"{on}{shown(where) or 'the same broker'} answers"))
+    return findings
+
+
 async def _broker(settings: Settings, known: set[str]) -> list[Finding]:
     """`known` gets the broker's identity."""
-    from forebay.settings_schema import shown
-
     url = shown(settings.broker.url)
     if url is None:
         return [Finding("broker", "fail", "broker.url is not set", "FOREBAY_BROKER__URL, or `forebay dev`")]
@@ -256,6 +285,11 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
             yield Finding("database", "fail", f"{database.safe_url}: {error}")
             return
         yield Finding("database", "ok", f"{database.safe_url} answers")
+        if database.dialect == "mysql":
+            from forebay.storage.mysqlserver import examine
+
+            for r in examine(database, max_body_bytes=settings.gateway.max_body_bytes):
+                yield Finding(r.check, r.verdict, r.text, r.fix)
         state = schema_state(database)
         fix = {
             "empty": "forebay migrate",

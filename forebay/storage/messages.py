@@ -21,7 +21,7 @@ _message_id = attrgetter("message.id")
 
 
 class Statements(Protocol):
-    """What differs by database; `forebay.storage.postgresql` and `forebay.storage.sqlite` have these."""
+    """What differs by database; `forebay.storage.postgresql`, `mysql` and `sqlite` have these."""
 
     def insert(
         self, connection: sa.Connection, batch: Sequence[Delivery], *, payload: bool
@@ -45,6 +45,10 @@ def statements_for(dialect: str) -> Statements:
         from forebay.storage import postgresql
 
         return postgresql
+    if dialect == "mysql":
+        from forebay.storage import mysql
+
+        return mysql
     from forebay.storage import sqlite
 
     return sqlite

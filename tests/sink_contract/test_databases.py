@@ -15,8 +15,16 @@ from consumers.sinks.factory import make_sink
 from forebay import Message
 from forebay.sinks import Sink
 from forebay.testing.sink_contract import SinkContract, SinkHarness
+from tests.servers.mariadb import MariaDB
 from tests.servers.postgres import Postgres
-from tests.sink_contract.destinations import POISON, Destination, PostgresDatabase, SQLiteFile
+from tests.sink_contract.destinations import (
+    POISON,
+    Destination,
+    MariaDBDatabase,
+    PostgresDatabase,
+    SQLiteFile,
+    renamed,
+)
 
 
 def record(message: Message, db: Connection) -> None:
@@ -42,6 +50,7 @@ class DatabaseHarness(SinkHarness):
     def __init__(self, destination: Destination, settings: QueueSettings) -> None:
         self.destination = destination
         self.settings = settings
+        self.strange = destination.strange
         self.table = "messages" if settings.handler is None else "effects"
         if settings.table is not None:
             self.table, self.takes = settings.table.name, "json objects"
@@ -64,6 +73,11 @@ class DatabaseHarness(SinkHarness):
             found = [(str(row.id), bytes(row.body)) for row in db.execute(query, {"ids": list(ids)})]
         database.dispose()
         return found
+
+    @asynccontextmanager
+    async def misconfigured(self) -> AsyncIterator[None]:
+        with renamed(self.destination.connect(), self.table):
+            yield
 
     def outage(self) -> AbstractAsyncContextManager[None]:
         return self.destination.outage()
@@ -99,6 +113,11 @@ def postgres_database(postgres: Postgres) -> PostgresDatabase:
     return PostgresDatabase(postgres, postgres.create_database())
 
 
+@pytest.fixture(scope="module")
+def mariadb_database(mariadb: MariaDB) -> MariaDBDatabase:
+    return MariaDBDatabase(mariadb, mariadb.create_database())
+
+
 @pytest.mark.parametrize("kind", SINKS)
 class TestSQLite(SinkContract):
     @pytest.fixture
@@ -111,3 +130,10 @@ class TestPostgreSQL(SinkContract):
     @pytest.fixture
     def harness(self, kind: str, postgres_database: PostgresDatabase) -> SinkHarness:
         return DatabaseHarness(postgres_database, SINKS[kind])
+
+
+@pytest.mark.parametrize("kind", ["database", "handler", "batch_handler", "table", "upsert"])
+class TestMariaDB(SinkContract):
+    @pytest.fixture
+    def harness(self, kind: str, mariadb_database: MariaDBDatabase) -> SinkHarness:
+        return DatabaseHarness(mariadb_database, SINKS[kind])

@@ -293,7 +293,7 @@ class KafkaSubscription:
             session_timeout_ms=int(s.session_timeout * 1000),
             heartbeat_interval_ms=int(s.heartbeat * 1000),
             rebalance_timeout_ms=int(max(s.session_timeout, 2 * COMMIT_TIMEOUT) * 1000),
-            max_poll_interval_ms=600_000,
+            max_poll_interval_ms=int(s.max_poll_interval * 1000),
             max_partition_fetch_bytes=2 * 2**20,
             fetch_max_wait_ms=500,
             metadata_max_age_ms=30_000,

@@ -93,6 +93,8 @@ class RabbitMQSubscription:
         """Every tag of this channel that the server waits for, in order, and when it came."""
         self._worn: set[int] = set()
         """Tags of what the server counts as handed back too often to be handed back once more."""
+        self._receiving = 0
+        """Calls of `receive` that wait."""
         self._news = asyncio.Event()
         self._trouble: BrokerError | None = None
         self._cancelled: Channel | None = None
@@ -184,9 +186,10 @@ class RabbitMQSubscription:
                 window = self._prefetch if self._window else self._wanted
                 await self._cancel(channel)
                 await self._start(channel, window)
-            elif self._buffer and self._age_of(self._buffer[0]) >= self._idle_hold:
+            elif self._idle():
                 await self._cancel(channel)
-                self._hand_back()
+                if not self._wanted:
+                    self._hand_back()
             try:
                 async with asyncio.timeout(self._idle_hold / 4):
                     await self._attention.wait()
@@ -201,9 +204,12 @@ class RabbitMQSubscription:
         if tag:
             await channel.call("basic_cancel", tag, timeout=PATIENCE)
 
-    def _age_of(self, delivery: Delivery) -> float:
-        """Seconds since the server has sent it."""
-        return time.monotonic() - self._unsettled[delivery.receipt]  # type: ignore[index]  # ours are tags
+    def _idle(self) -> bool:
+        """Whether something was sent `idle_hold` ago that nobody is about to take."""
+        if self._receiving or not self._buffer:
+            return False
+        sent: float = self._unsettled[self._buffer[0].receipt]  # type: ignore[index]  # ours are tags
+        return time.monotonic() - sent >= self._idle_hold
 
     def _hand_back(self) -> None:
         back: list[int] = [d.receipt for d in self._buffer]  # type: ignore[misc]  # ours are tags
@@ -274,7 +280,13 @@ class RabbitMQSubscription:
             self._news.set()
 
     async def receive(self, max_messages: int, max_wait: float) -> list[Delivery]:
-        deadline = time.monotonic() + max_wait
+        self._receiving += 1
+        try:
+            return await self._receive(max_messages, time.monotonic() + max_wait)
+        finally:
+            self._receiving -= 1
+
+    async def _receive(self, max_messages: int, deadline: float) -> list[Delivery]:
         while True:
             self._check_open()
             target = min(max_messages, self._prefetch - len(self._held))

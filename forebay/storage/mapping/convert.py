@@ -118,6 +118,8 @@ class Converter:
                 return _texts(column)
             case "json":
                 return _json(column), None
+            case "timestamp" | "time":
+                return _with_digits(_SIMPLE[kind], column.second_digits), None
         return _SIMPLE[kind], None
 
 
@@ -288,6 +290,8 @@ def _fitting(text: str, length: int | None, max_bytes: int | None) -> str:
 
 def _stored_as(convert: Convert, kind: Kind, column: Column) -> Convert:
     """A value read as `kind` for a column of another one; `readable` says which pairs there are."""
+    if kind in column.also:
+        return convert
     if column.kind == "integer":
         return lambda value: int(convert(value))
     if column.kind == "float":
@@ -333,6 +337,23 @@ def _timestamp(value: Any) -> datetime:
         return datetime.fromisoformat(f"{day}T{clock}{zone}").astimezone(UTC)
     except (ValueError, OverflowError):
         raise Unfit("not a time that exists") from None
+
+
+def _with_digits(convert: Convert, digits: int | None) -> Convert:
+    """Databases round what they keep of a second. A time of our own is cut; one that was sent is refused."""
+    if digits is None or digits >= 6:
+        return convert
+    unit = 10 ** (6 - digits)
+
+    def exactly(value: Any) -> Any:
+        found = convert(value)
+        if rest := found.microsecond % unit:
+            if type(value) is str:
+                raise Unfit(f"more than {digits} digits of a second")
+            found = found.replace(microsecond=found.microsecond - rest)
+        return found
+
+    return exactly
 
 
 def _date(value: Any) -> date:

@@ -37,8 +37,7 @@ def prepare(database: Database, spec: TableSpec) -> Plan:
     with database.read() as connection:
         description = dialect.describe(connection, spec)
     if description is None or any(description.column(s.name) is None for s in specs(spec)):
-        with database.begin() as connection:
-            dialect.lock(connection, spec.full_name)
+        with database.begin() as connection, dialect.locked(connection):
             _complete(connection, dialect, spec)
     return inspect(database, spec)
 

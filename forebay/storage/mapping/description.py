@@ -39,6 +39,10 @@ class Column:
     """Of decimals: how many the database keeps, wherever the point is."""
     single: bool = False
     """A float of four bytes."""
+    second_digits: int | None = None
+    """Of times: how many digits of a second are kept."""
+    also: tuple[Kind, ...] = ()
+    """Further kinds that it holds as they are."""
     no_nul: bool = False
     """JSON without \\u0000 only."""
 
@@ -53,6 +57,10 @@ class Description:
     primary_key: tuple[str, ...] = ()
     missing_privileges: tuple[str, ...] = ()
     """"INSERT", "UPDATE", "SELECT"; as far as the database tells."""
+    any_unique_decides: bool = False
+    """`on_conflict` is about every unique index, whichever columns one names."""
+    problem: str = ""
+    """Why nothing can be written here at all, with its repair."""
 
     def column(self, name: str) -> Column | None:
         return next((c for c in self.columns if c.name == name), None)

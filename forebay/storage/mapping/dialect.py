@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import sqlalchemy as sa
@@ -10,6 +11,10 @@ from forebay.storage.mapping.description import Description
 from forebay.storage.mapping.plan import Plan
 from forebay.storage.mapping.rows import Rows
 from forebay.storage.mapping.spec import Kind, TableSpec
+
+
+class KnownAlready(Exception):
+    """One of the messages was processed before; which one is for the caller to find out."""
 
 
 class Writer(Protocol):
@@ -45,8 +50,8 @@ class MappingDialect(Protocol):
         """The type that a column of this kind gets when we make it; `key`: an index will be on it."""
         ...
 
-    def lock(self, connection: sa.Connection, name: str) -> None:
-        """Wait until nobody else makes tables here; held to the end of the transaction."""
+    def locked(self, connection: sa.Connection) -> AbstractContextManager[None]:
+        """In this context, which is one transaction where the database can, nobody else makes tables here."""
         ...
 
 
@@ -55,6 +60,10 @@ def mapping_dialect(dialect: str) -> MappingDialect:
         from forebay.storage.mapping import postgresql
 
         return postgresql
+    if dialect == "mysql":
+        from forebay.storage.mapping import mysql
+
+        return mysql
     from forebay.storage.mapping import sqlite
 
     return sqlite

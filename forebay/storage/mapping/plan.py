@@ -82,6 +82,7 @@ def plan(spec: TableSpec, description: Description | None) -> Plan:
             targets.append(_target(of_column, description, spec))
         except Unfit as why:
             differences.append(f"column {of_column.name}: {why}")
+    differences += [description.problem] if description.problem else []
     differences += _unfilled(spec, description)
     differences += _privileges(spec, description)
     conflict: tuple[str, ...] = ()
@@ -130,8 +131,9 @@ def _kind(of_column: ColumnSpec, column: Column) -> Kind:
         # An id is text like any other where the column holds text.
         kind = "text" if kind == "uuid" and holds == "text" else kind
     kind = kind or holds
-    if column.kind is not None and kind not in READABLE[column.kind]:
-        good = " or ".join(f'"{k}"' for k in READABLE[column.kind])
+    readable = () if column.kind is None else (*READABLE[column.kind], *column.also)
+    if readable and kind not in readable:
+        good = " or ".join(f'"{k}"' for k in readable)
         raise Unfit(f"the column is {column.type_name}, which does not hold {kind!r}; type may be {good}")
     return kind
 
@@ -174,6 +176,13 @@ def _conflict(spec: TableSpec, description: Description) -> tuple[str, ...]:
             f" CREATE UNIQUE INDEX ON {spec.full_name} ({listed})"
         )
     filled = {s.name for s in spec.columns}
+    others = [u for u in description.unique if u != frozenset(columns) and u & filled]
+    if description.any_unique_decides and others:
+        raise Unfit(
+            f"on this database on_conflict would also be about the unique index on"
+            f" ({', '.join(sorted(others[0]))}), and replace or drop other rows;"
+            " remove that index, or on_conflict"
+        )
     if unfilled := [c for c in columns if c not in filled]:
         raise Unfit(f"column {unfilled[0]} decides about conflicts and has no source; give it one")
     return tuple(columns)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -101,8 +102,11 @@ def column_type(kind: Kind, *, key: bool) -> str:
     return _TYPES[kind]
 
 
-def lock(connection: sa.Connection, name: str) -> None:
+@contextmanager
+def locked(connection: sa.Connection) -> Iterator[None]:
+    # Held to the end of the transaction.
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+    yield
 
 
 def describe(connection: sa.Connection, spec: TableSpec) -> Description | None:
@@ -133,11 +137,13 @@ def _column(
         precision = (modifier - 4) >> 16 & 0xFFFF
         # Eleven bits with a sign, since PostgreSQL 15; before it was never negative.
         scale = ((modifier - 4 & 0x7FF) ^ 1024) - 1024
+    timed = base in ("timestamptz", "timestamp", "time") and 0 <= modifier <= 6
     return Column(
         name=name, type_name=type_name, base=base if base in _KINDS else cast, kind=_KINDS.get(base),
         nullable=nullable, has_default=default, generated=generated, writable=writable,
         low=None if limit is None else -limit, high=None if limit is None else limit - 1,
         length=length, precision=precision, scale=scale, single=base == "float4", no_nul=base == "jsonb",
+        second_digits=modifier if timed else None,
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,8 +54,9 @@ def column_type(kind: Kind, *, key: bool) -> str:
     return _TYPES[kind]
 
 
-def lock(connection: sa.Connection, name: str) -> None:
-    """Nothing to do: a transaction that writes is the only one from its beginning."""
+@contextmanager
+def locked(connection: sa.Connection) -> Iterator[None]:
+    yield  # A transaction that writes is the only one from its beginning.
 
 
 def describe(connection: sa.Connection, spec: TableSpec) -> Description | None:

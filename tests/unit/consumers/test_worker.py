@@ -117,6 +117,19 @@ async def test_the_next_batches_are_received_while_one_is_written_but_not_withou
         bench.sink.gate.set()
 
 
+async def test_an_outage_in_the_middle_of_a_batch_stops_the_taking_too() -> None:
+    bench = Bench(batch_size=10)
+    first_id = (await bench.publish(10))[0]
+    bench.sink.errors = lambda d: None if d.message.id == first_id else SinkUnavailable("down")
+    async with bench.running():
+        await until(lambda: bench.breaker.state is BreakerState.OPEN)
+        assert bench.depth() == 9
+        bench.sink.errors = lambda _: None
+        await until(lambda: bench.depth() == 0)
+
+    assert {d.attempt for d in bench.sink.stored.values()} == {1}
+
+
 async def test_an_outage_stops_the_taking_and_burns_no_attempt() -> None:
     bench = Bench()
     await bench.publish(50)

@@ -19,6 +19,11 @@ COLUMNS = {
         " price numeric(8, 2), late boolean, day date, departed timestamptz, clock time, tags jsonb,"
         " request uuid, seats smallint CHECK (seats > 0), note text, raw bytea, extras jsonb"
     ),
+    "mysql": (
+        "id integer PRIMARY KEY, carrier varchar(2) NOT NULL, air_time double, price numeric(8, 2),"
+        " late boolean, day date, departed datetime(6), clock time, tags json, request varchar(36),"
+        " seats smallint CHECK (seats > 0), note text, `raw` blob, extras json"
+    ),
     "sqlite": (
         "id integer NOT NULL PRIMARY KEY, carrier varchar(2) NOT NULL, air_time double precision,"
         " price decimal(8, 2), late boolean, day date, departed timestamp, clock time, tags json,"
