@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from consumers.mapping_settings import TableSettings
 from consumers.sinks.settings import ForwardSettings, HttpSettings
 from forebay.section import PositiveSeconds, Seconds, Section
 
@@ -62,8 +63,8 @@ class QueueSettings(Section):
     """One queue. `[queue_defaults]` has the same fields and applies to all."""
 
     sink: str = "database"
-    """Where messages end up: "database", "python" (your handler), "http", "broker", or the name of an
-    installed sink. docs/sinks.md compares them."""
+    """Where messages end up: "database", "table" (yours), "python" (your handler), "http", "broker", or
+    the name of an installed sink. docs/sinks.md compares them."""
     handler: str | None = None
     """Your function, as "package.module:function"; implies sink = "python"."""
     http: HttpSettings = HttpSettings()
@@ -93,6 +94,8 @@ class QueueSettings(Section):
     """What happens when the destination is down."""
     dead_letter_budget: BudgetSettings = BudgetSettings()
     """When so many messages are given up that it is rather our fault."""
+    table: TableSettings | None = None
+    """A table of your own, and where its columns come from."""
 
     @model_validator(mode="after")
     def _schedule_is_one(self) -> QueueSettings:

@@ -68,6 +68,15 @@ def explain(
 def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
     if q.handler:
         where = f"are handed to {q.handler}, in the transaction of their once-only record"
+    elif q.table is not None:
+        where = (
+            f"become rows of the table {q.table.name}, in the transaction of their once-only record;"
+            + {
+                "error": " one whose row is there already is a dead letter",
+                "ignore": " a row that is there already is left alone",
+                "update": " a row that is there already is updated",
+            }[q.table.on_conflict]
+        )
     elif q.sink == "database":
         where = "are stored in the table `messages`"
     elif q.sink == "http":

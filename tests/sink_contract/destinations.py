@@ -25,6 +25,10 @@ POISON = b'{"card": "4111111111111111"}'
 STRANGE = b'{"card": "4000056655665556"}'
 
 
+MORE = "key text, über text, n json"
+"""Further columns of the mapped table."""
+
+
 class Destination(Protocol):
     strange: bytes | None
 
@@ -62,7 +66,8 @@ class SQLiteFile:
         migrate(database)
         with database.begin() as db:
             db.execute(sa.text("CREATE TABLE effects (id TEXT, body BLOB)"))
-            for table in ("messages", "effects"):
+            db.execute(sa.text(f"CREATE TABLE mapped (id TEXT PRIMARY KEY, body BLOB, {MORE})"))
+            for table in ("messages", "effects", "mapped"):
                 # SQLite cannot add a CHECK to a table that is there.
                 db.exec_driver_sql(
                     f"CREATE TRIGGER no_cards_in_{table} BEFORE INSERT ON {table}"
@@ -92,7 +97,8 @@ class PostgresDatabase:
         migrate(database)
         with database.begin() as db:
             db.execute(sa.text("CREATE TABLE effects (id uuid, body bytea)"))
-            for table in ("messages", "effects"):
+            db.execute(sa.text(f"CREATE TABLE mapped (id uuid PRIMARY KEY, body bytea, {MORE})"))
+            for table in ("messages", "effects", "mapped"):
                 db.execute(
                     sa.text(
                         f"ALTER TABLE {table} ADD CONSTRAINT no_cards CHECK (body <> '\\x{POISON.hex()}')"
@@ -134,7 +140,9 @@ class MariaDBDatabase:
         migrate(database)
         with database.begin() as db:
             db.execute(sa.text("CREATE TABLE effects (id VARCHAR(36), body LONGBLOB) ENGINE=InnoDB"))
-            for table in ("messages", "effects"):
+            columns = f"id VARCHAR(36) PRIMARY KEY, body LONGBLOB, {MORE}".replace("key text", "`key` text")
+            db.execute(sa.text(f"CREATE TABLE mapped ({columns}) ENGINE=InnoDB"))
+            for table in ("messages", "effects", "mapped"):
                 db.exec_driver_sql(
                     f"ALTER TABLE {table} ADD CONSTRAINT no_cards CHECK (body <> x'{POISON.hex()}')"
                 )

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from consumers.mapping_settings import TableSettings
 from consumers.settings import QueueSettings
 from consumers.sinks.factory import make_sink
 from forebay import Message
@@ -51,6 +52,8 @@ class DatabaseHarness(SinkHarness):
         self.settings = settings
         self.strange = destination.strange
         self.table = "messages" if settings.handler is None else "effects"
+        if settings.table is not None:
+            self.table, self.takes = settings.table.name, "json objects"
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Sink]:
@@ -80,11 +83,23 @@ class DatabaseHarness(SinkHarness):
         return self.destination.outage()
 
 
+MAPPED = {
+    "name": "mapped",
+    "columns": {
+        "id": {"from": "message:id"}, "body": {"from": "message:body"}, "key": {"from": "message:key"},
+        "über": {"from": "header:über"}, "n": {"from": "/n"},
+    },
+}  # fmt: skip
+
 SINKS = {
     "database": QueueSettings(),
     "handler": QueueSettings(handler=f"{__name__}:record"),
     "batch_handler": QueueSettings(handler=f"{__name__}:record_all"),
     "async_handler": QueueSettings(handler=f"{__name__}:record_soon"),
+    "table": QueueSettings(sink="table", table=TableSettings.model_validate(MAPPED)),
+    "upsert": QueueSettings(
+        sink="table", table=TableSettings.model_validate(MAPPED | {"on_conflict": "update"})
+    ),
 }
 
 
@@ -110,14 +125,14 @@ class TestSQLite(SinkContract):
         return DatabaseHarness(sqlite_file, SINKS[kind])
 
 
-@pytest.mark.parametrize("kind", ["database", "handler", "batch_handler"])
+@pytest.mark.parametrize("kind", ["database", "handler", "batch_handler", "table", "upsert"])
 class TestPostgreSQL(SinkContract):
     @pytest.fixture
     def harness(self, kind: str, postgres_database: PostgresDatabase) -> SinkHarness:
         return DatabaseHarness(postgres_database, SINKS[kind])
 
 
-@pytest.mark.parametrize("kind", ["database", "handler", "batch_handler"])
+@pytest.mark.parametrize("kind", ["database", "handler", "batch_handler", "table", "upsert"])
 class TestMariaDB(SinkContract):
     @pytest.fixture
     def harness(self, kind: str, mariadb_database: MariaDBDatabase) -> SinkHarness:
