@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from consumers.mapping_settings import TableSettings
 from consumers.settings import QueueSettings
+from consumers.sinks import python
 from consumers.sinks.factory import make_sink
 from forebay import Message
 from forebay.sinks import Sink
@@ -90,6 +91,12 @@ MAPPED = {
         "über": {"from": "header:über"}, "n": {"from": "/n"},
     },
 }  # fmt: skip
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a batch may take longer than what is given to one; here all of it is to be tried."""
+    monkeypatch.setattr(python, "BUDGET", 60.0)
+
 
 SINKS = {
     "database": QueueSettings(),
