@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.spec import Basic
 
 from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
@@ -20,6 +22,7 @@ from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.ladder import Ladder
 from forebay.brokers.rabbitmq.link import Channel, Link
 from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
+from forebay.brokers.rabbitmq.reading import usual
 from forebay.brokers.rabbitmq.topology import NOT_FOUND, PATIENCE, refusal
 from forebay.brokers.wire import Decoded
 from forebay.errors import (
@@ -133,19 +136,33 @@ class RabbitMQSubscription:
                     log.exception("cannot read a delivery", queue=self._queue)
                     channel.close()
 
+        def on_delivery(tag: int, raw: bytes, body: bytes) -> None:
+            if self._channel is not channel:
+                return
+            message = None if own_dead_letters else usual(raw, body)
+            if message is None:
+                on_message(None, Basic.Deliver(delivery_tag=tag), BasicProperties().decode(raw), body)
+                return
+            self._unsettled[tag] = None
+            self._buffer.append(Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
+            self._news.set()
+
         def on_cancel(_: Any) -> None:
             # The queue was deleted or lost its majority, or something was held for too long.
             self._cancelled = channel
             channel.close()
 
+        own_dead_letters = is_dead_letter_queue(self._queue)
+        # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
+        consumer_tag = f"forebay.{uuid.uuid4().hex}"
+        channel.on_delivery(consumer_tag, on_delivery)
         channel.raw.add_on_cancel_callback(on_cancel)
         await channel.call("basic_qos", prefetch_count=min(65_535, self._prefetch), timeout=PATIENCE)
         await channel.call(
             "basic_consume",
             self._name(self._queue),
             on_message,
-            # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
-            consumer_tag=f"forebay.{uuid.uuid4().hex}",
+            consumer_tag=consumer_tag,
             timeout=PATIENCE,
         )
         self._trouble = None
