@@ -174,6 +174,9 @@ class Supervisor:
         tally = Tally(metrics=self._metrics, queue=queue)
         # Two batches of one ordering key must not be written side by side.
         concurrency = 1 if settings.order == "key" else settings.concurrency
+        batch_size = settings.batch_size
+        if "batch_size" not in settings.model_fields_set:
+            batch_size = getattr(sink, "batch_size", None) or batch_size
         workers = [
             Worker(
                 self.broker,
@@ -182,7 +185,7 @@ class Supervisor:
                 processor,
                 breaker,
                 tally,
-                batch_size=settings.batch_size,
+                batch_size=batch_size,
                 max_wait=settings.max_wait,
                 shutdown_timeout=self._settings.shutdown_timeout,
                 clock=self._clock,

@@ -11,6 +11,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, event
 
 from consumers.handlers import Handler, close_runner
+from consumers.settings import ONE_BY_ONE
 from consumers.sinks import NotTried
 from consumers.sinks.database import ping
 from consumers.sinks.threads import SinkThreads
@@ -90,6 +91,8 @@ class PythonSink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.destination = f"handler:{queue}"
+        self.batch_size = None if handler.takes_batch else ONE_BY_ONE
+        """How many to take together where the settings do not say."""
         self._handler = handler
         self._database = database
         self._clock = clock
