@@ -12,6 +12,13 @@ from consumers.mapping_settings import TableSettings
 from consumers.sinks.settings import ForwardSettings, HttpSettings
 from forebay.section import PositiveSeconds, Seconds, Section
 
+ONE_BY_ONE = 10
+"""
+Messages taken together for a handler that gets one at a time, unless the settings say another number.
+
+It may be slow, and for what one replica has taken the others wait in vain.
+"""
+
 
 class RetrySettings(Section):
     """Exponential backoff with full jitter; `forebay explain QUEUE` prints the schedule."""
@@ -72,7 +79,7 @@ class QueueSettings(Section):
     forward: ForwardSettings = ForwardSettings()
     """Another queue, here or on another broker, that takes each message; implies sink = "broker"."""
     batch_size: Annotated[int, Field(ge=1)] = 500
-    """The most messages written in one transaction."""
+    """The most messages written in one transaction; unless set, 10 for a handler that takes one at a time."""
     max_wait: Seconds = 0.02
     """How long to wait for a batch to fill; a lone message waits at most this long."""
     concurrency: Annotated[int, Field(ge=1)] = 1

@@ -92,6 +92,7 @@ MAPPED = {
     },
 }  # fmt: skip
 
+
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine a batch may take longer than what is given to one; here all of it is to be tried."""
