@@ -152,6 +152,7 @@ def make_fleet(
 
     from consumers.controls import ControlRoom
     from consumers.fleet import Fleet
+    from consumers.housekeeping import Housekeeper
     from consumers.reporter import Reporter, Watched, process_name
     from consumers.sinks.factory import make_sink
     from consumers.supervisor import Supervisor
@@ -183,6 +184,7 @@ def make_fleet(
         # What is in memory ends with us: nobody need know of it.
         reporter=Reporter(None if url.startswith("memory:") else database, name),
         controls=ControlRoom(database, current.flows, current.quarantine, name=name),
+        housekeeper=Housekeeper(database, settings.database.once_only_retention),
     )
 
 
