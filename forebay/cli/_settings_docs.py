@@ -52,7 +52,7 @@ def reference() -> str:
             parts.append(_paragraph(section.__doc__))
         parts.append("| setting | type | default | meaning |\n|---|---|---|---|")
         parts += [_row(path, field) for path, field in rows]
-        example = variable(rows[0][0]).replace(ANY_QUEUE.upper(), "ORDERS")
+        example = variable(rows[0][0]).replace(ANY_QUEUE.upper(), _example_name(table).upper())
         parts.append(f"\nAs a variable: `{example}`.")
     return "\n".join(parts) + "\n"
 
@@ -66,8 +66,17 @@ def _tables() -> list[tuple[SettingPath, list[tuple[SettingPath, FieldInfo]]]]:
     return list(tables.items())
 
 
+def _example_name(table: SettingPath) -> str:
+    """What stands for the name of one of many: queues are many, and holders of tokens."""
+    return "orders" if table[:1] == ("queues",) else "ann"
+
+
+def _default(field: FieldInfo) -> object:
+    return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
 def _row(path: SettingPath, field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
+    default = _default(field)
     shown = "–" if default is None else f"`{as_written(field, default)}`"
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
     return f"| `{path[-1]}` | {type_in_words(field)} | {shown} | {meaning} |"
@@ -96,7 +105,7 @@ def starter_file(queues: Iterable[str]) -> str:
     for table, rows in _tables():
         if not table:
             continue
-        name = tuple("orders" if part == ANY_QUEUE else part for part in table)
+        name = tuple(_example_name(table) if part == ANY_QUEUE else part for part in table)
         if table[0] == "queues":
             name = ("queue_defaults", *table[2:])
         section = section_of(Settings, table)
@@ -112,6 +121,6 @@ def starter_file(queues: Iterable[str]) -> str:
 
 
 def _commented(path: SettingPath, field: FieldInfo) -> list[str]:
-    default = field.get_default(call_default_factory=True)
+    default = _default(field)
     text = " ".join((field.description or "").split())
     return [f"# {text}", f"#{path[-1]} = {as_written(field, '' if default is None else default)}"]
