@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from consumers.sinks.forward import Brokers
     from consumers.status import QueueStatus
     from consumers.supervisor import Supervisor
+    from forebay.admin.app import Admin
     from forebay.brokers.api import Broker
     from forebay.brokers.settings import BrokerSettings
     from forebay.storage.database import Database
@@ -114,6 +115,20 @@ def make_gateway(
         database=(lambda: make_database(settings)) if settings.database.url else None,
         drained=[safe_url(old) for old in settings.broker.old()],
         registry=registry,
+    )
+
+
+def make_admin(settings: Settings, *, tokens: Mapping[str, str], broker: BrokerOpener | None = None) -> Admin:
+    """The admin API, for holders of `tokens`, by name."""
+    from forebay.admin.app import create_app
+    from forebay.brokers.factory import open_broker
+
+    return create_app(
+        database=lambda: make_database(settings),
+        # Not `broker_opener`: it opens beside, tries again by itself, and never makes a queue file.
+        broker=broker or (lambda: open_broker(settings.broker, create=False)),
+        tokens=tokens,
+        queues=list(settings.queues),
     )
 
 
