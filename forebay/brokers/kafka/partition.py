@@ -25,6 +25,8 @@ class Epoch:
     ready: list[tuple[int, Incoming]] = field(default_factory=list)
     """Read and not on loan, by offset."""
     lent: dict[int, tuple[Delivery, Incoming]] = field(default_factory=dict)
+    stuck: list[tuple[float, int, Incoming]] = field(default_factory=list)
+    """Records whose copies no topic takes, and when to try again, by the monotonic clock."""
     busy: int = 0
     """Records whose copies are being written."""
     committed: tuple[int, str] | None = None
@@ -45,6 +47,12 @@ class Epoch:
 
     def put(self, offset: int, incoming: Incoming) -> None:
         bisect.insort(self.ready, (offset, incoming), key=lambda entry: entry[0])
+
+    def free_stuck(self, now: float) -> None:
+        """Those whose time has come are ready again."""
+        for entry in [e for e in self.stuck if e[0] <= now]:
+            self.stuck.remove(entry)
+            self.put(*entry[1:])
 
     def release_all(self) -> None:
         for offset, (_, incoming) in self.lent.items():

@@ -26,7 +26,7 @@ from forebay.brokers.kafka.records import Incoming, Outgoing, read
 from forebay.brokers.kafka.topics import group_of, topics_to_read
 from forebay.brokers.kafka.tracker import CommitTracker
 from forebay.brokers.naming import is_dead_letter_queue
-from forebay.errors import BrokerClosed, BrokerUnavailable
+from forebay.errors import BrokerClosed, BrokerUnavailable, MessageTooLarge
 
 if TYPE_CHECKING:
     from forebay.brokers.kafka.broker import KafkaBroker
@@ -39,6 +39,8 @@ COMMIT_TIMEOUT = 5.0
 COPY_TIMEOUT = 10.0
 COUNT_EVERY = 2.0
 """Seconds between two questions how far our partitions reach."""
+STUCK = 60.0
+"""Seconds until a message is delivered again whose copy was too large for its topic."""
 SILENCE = 30.0
 """Seconds without a record after which a consumer is asked whether there is none."""
 
@@ -126,7 +128,7 @@ class KafkaSubscription:
             in_hand += len(epoch.lent) + epoch.busy
             later = sum(incoming.due > now for _, incoming in epoch.ready)
             scheduled += later
-            waiting += len(epoch.ready) - later
+            waiting += len(epoch.ready) - later + len(epoch.stuck)
             unread = max(0, self._ends.get(tp, 0) - epoch.tracker.next - epoch.tracker.to_skip)
             if tp.topic == self._queue:
                 waiting += unread
@@ -191,6 +193,14 @@ class KafkaSubscription:
             epoch.busy -= 1
             if outcome is None:
                 epoch.tracker.finish(offset)
+            elif isinstance(outcome, MessageTooLarge):
+                epoch.stuck.append((time.monotonic() + STUCK, offset, incoming))
+                log.error(
+                    "a copy is larger than its topic takes; the message stays where it is, others go on",
+                    queue=self._queue, topic=epoch.topic, partition=epoch.number, offset=offset,
+                    id=incoming.decoded.message.id, next_try_in=STUCK,
+                    fix="raise max.message.bytes of the queue's topics, retry topics and dead letters",
+                )  # fmt: skip
             else:
                 failed = outcome
                 epoch.put(offset, incoming)
@@ -385,6 +395,9 @@ class KafkaSubscription:
     async def _move(self) -> None:
         """Copies that no consumer asked for: the next hop of what is not due yet, and what is not ours."""
         now = _now()
+        for epoch in self._epochs.values():
+            if epoch.stuck:
+                epoch.free_stuck(time.monotonic())
         copied: list[tuple[Epoch, int, Incoming, Outgoing]] = []
         for epoch in self._lendable():
             while epoch.ready:

@@ -7,6 +7,9 @@ from collections import deque
 MAX_METADATA = 3_000
 """Characters; a broker takes 4096 bytes by default (`offset.metadata.max.bytes`)."""
 
+MAX_DONE = 1_000_000
+"""Offsets above an unfinished one, after which a partition is not read on."""
+
 _PREFIX = "f1:"
 
 
@@ -63,7 +66,9 @@ class CommitTracker:
 
     @property
     def crowded(self) -> bool:
-        """So much is finished above the position that the metadata could soon not hold it."""
+        """So much is finished above the position that the metadata could soon not hold it, or the memory."""
+        if len(self._done) > MAX_DONE:
+            return True
         return len(self._done) > 200 and len(self.metadata()) > MAX_METADATA * 3 // 4
 
     def metadata(self) -> str:
