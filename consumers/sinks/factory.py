@@ -11,10 +11,12 @@ from consumers.settings import QueueSettings
 from consumers.sinks import ENTRY_POINTS, known_sinks
 from consumers.sinks.database import DatabaseSink
 from consumers.sinks.python import PythonSink
+from consumers.sinks.table import TableSink
 from forebay.brokers.naming import check_queue_name
 from forebay.errors import SettingsError
 from forebay.sinks import Sink
 from forebay.storage.database import Database
+from forebay.storage.mapping.store import MappedTable
 from forebay.storage.messages import MessageStore
 
 if TYPE_CHECKING:
@@ -57,6 +59,18 @@ def make_sink(
         _check_pool(queue, settings, database)
         store = MessageStore(database, payload=database.settings.payload)
         return DatabaseSink(database, store, threads=settings.concurrency)
+    if settings.sink == "table":
+        if settings.table is None:
+            raise SettingsError(
+                f'queue {queue!r} has sink = "table" but no [queues.{queue}.table]; see docs/sinks.md'
+            )
+        if database is None:
+            raise SettingsError(
+                f"queue {queue!r} goes into a table, but there is no database; set database.url"
+                " (FOREBAY_DATABASE__URL=postgresql://user:password@host/name)"
+            )
+        _check_pool(queue, settings, database)
+        return TableSink(MappedTable(database, settings.table.spec()), threads=settings.concurrency)
     offered = entry_points(group=ENTRY_POINTS)
     if settings.sink not in offered.names:
         known = known_sinks()

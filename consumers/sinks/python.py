@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, event
 
 from consumers.handlers import Handler, close_runner
+from consumers.settings import ONE_BY_ONE
 from consumers.sinks import NotTried
 from consumers.sinks.database import ping
 from consumers.sinks.once import OnceRecord, is_new, patiently
@@ -84,6 +85,8 @@ class PythonSink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.destination = f"handler:{queue}"
+        self.batch_size = None if handler.takes_batch else ONE_BY_ONE
+        """How many to take together where the settings do not say."""
         self._handler = handler
         self._database = database
         self._record = OnceRecord(database, self.destination)

@@ -32,6 +32,7 @@ from forebay.settings_schema import shown
 if TYPE_CHECKING:
     from forebay.brokers.api import Broker, Durability
     from forebay.settings import Loaded, Settings
+    from forebay.storage.database import Database
 
 SAFE_SQLITE = (3, 51, 3)
 """Older ones may corrupt a file in WAL mode when one process resets the log as another checkpoints it."""
@@ -284,6 +285,11 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
             yield Finding("database", "fail", f"{database.safe_url}: {error}")
             return
         yield Finding("database", "ok", f"{database.safe_url} answers")
+        if database.dialect == "mysql":
+            from forebay.storage.mysqlserver import examine
+
+            for r in examine(database, max_body_bytes=settings.gateway.max_body_bytes):
+                yield Finding(r.check, r.verdict, r.text, r.fix)
         state = schema_state(database)
         fix = {
             "empty": "forebay migrate",
@@ -297,9 +303,35 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
                 on_disk = "" if table.bytes is None else f", {size(table.bytes)}"
                 text = f"{about}{table.rows:,} rows{on_disk}, {table.rows_last_day:,} of them in the last day"
                 yield Finding("table", "ok", f"{table.name}: {text}")
+            yield from _mapped_tables(settings, database)
             urls = [safe_url(broker) for broker in (settings.broker, *settings.broker.old())]
             for left in left_behind(database, known=known, urls=urls):
                 yield Finding("other broker", "warn", left.sentence, left.setting)
+
+
+def _mapped_tables(settings: Settings, database: Database) -> Iterator[Finding]:
+    from forebay.storage.mapping.create import inspect
+    from forebay.storage.mapping.plan import TableMismatch
+
+    for name, queue in settings.queues.items():
+        if queue.table is None:
+            continue
+        spec = queue.table.spec()
+        try:
+            found = inspect(database, spec)
+        except TableMismatch as error:
+            for line in error.differences:
+                wrong, _, fix = line.partition("; ")
+                # Those that start will make what is missing.
+                lacks = spec.create and ("does not exist" in wrong or "not in the table" in wrong)
+                if lacks:
+                    fix = "`forebay consume` will make it (create = true)"
+                yield Finding(f"table {name}", "warn" if lacks else "fail", f"{spec.full_name}: {wrong}", fix)
+        except (SinkUnavailable, SinkMisconfigured) as error:
+            yield Finding(f"table {name}", "fail", f"{spec.full_name}: {error}")
+        else:
+            text = f"{spec.full_name}: {len(found.targets)} columns fit"
+            yield Finding(f"table {name}", "ok", text)
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:

@@ -68,6 +68,15 @@ def explain(
 def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
     if q.handler:
         where = f"are handed to {q.handler}, in the transaction of their once-only record"
+    elif q.table is not None:
+        where = (
+            f"become rows of the table {q.table.name}, in the transaction of their once-only record;"
+            + {
+                "error": " one whose row is there already is a dead letter",
+                "ignore": " a row that is there already is left alone",
+                "update": " a row that is there already is updated",
+            }[q.table.on_conflict]
+        )
     elif q.sink == "database":
         where = "are stored in the table `messages`"
     elif q.sink == "http":
@@ -86,9 +95,14 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
         if q.order == "key"
         else "No order is promised."
     )
+    from consumers.settings import ONE_BY_ONE
+
+    at_once = str(q.batch_size)
+    if q.handler is not None and "batch_size" not in q.model_fields_set:
+        at_once = f"{ONE_BY_ONE} (or {q.batch_size}, if the handler takes lists)"
     return [
         f"Messages of {queue!r} {where}.",
-        f"Up to {q.batch_size} are taken at once; a lone one waits {duration(q.max_wait)} for company."
+        f"Up to {at_once} are taken at once; a lone one waits {duration(q.max_wait)} for company."
         f" {q.concurrency} batch{'es' if q.concurrency > 1 else ''} at a time in each process. {order}",
         f"On loan to a consumer that dies, a message is taken by another within {duration(lease)}.",
         f"When the destination is down: {q.breaker.failure_threshold} failed calls in a row stop the pulling;"
