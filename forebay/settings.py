@@ -19,6 +19,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from consumers.settings import ConsumerSettings, QueueSettings
+from forebay.admin.settings import AdminSettings
 from forebay.brokers.naming import check_queue_name
 from forebay.brokers.settings import BrokerSettings
 from forebay.errors import SettingsError
@@ -62,6 +63,8 @@ class Settings(Section):
     """The HTTP side."""
     consumer: ConsumerSettings = ConsumerSettings()
     """The consumers of one process."""
+    admin: AdminSettings = AdminSettings()
+    """The API for operators."""
 
     def queue(self, name: str) -> QueueSettings:
         """The settings of one queue; of a queue that is not named anywhere, the defaults."""

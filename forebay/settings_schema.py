@@ -135,11 +135,13 @@ def suggestion(model: Root, a: Assignment) -> str:
     names = {spell(path): path for path in paths}
     # The exact last part in another place is likelier than a similar name in the same place.
     same_leaf = [name for name, path in names.items() if path[-1] == a.path[-1]]
+    # Without its table it may be meant in any of several.
+    several = 2 if same_leaf and len(a.path) == 1 else 1
     close = difflib.get_close_matches(
-        a.written, same_leaf or list(names), n=1, cutoff=0.4 if same_leaf else 0.7
+        a.written, same_leaf or list(names), n=several, cutoff=0.4 if same_leaf else 0.7
     )
     if close:
-        return f"; did you mean {close[0]}?"
+        return f"; did you mean {' or '.join(sorted(close, reverse=True))}?"
     where = list(a.path[:-1])
     while where and kind_of(model, tuple(where)) != "table":
         where.pop()

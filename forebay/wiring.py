@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from consumers.sinks.forward import Brokers
     from consumers.status import QueueStatus
     from consumers.supervisor import Supervisor
+    from forebay.admin.app import Admin
     from forebay.brokers.api import Broker
     from forebay.brokers.settings import BrokerSettings
     from forebay.storage.database import Database
@@ -117,6 +118,20 @@ def make_gateway(
     )
 
 
+def make_admin(settings: Settings, *, tokens: Mapping[str, str], broker: BrokerOpener | None = None) -> Admin:
+    """The admin API, for holders of `tokens`, by name."""
+    from forebay.admin.app import create_app
+    from forebay.brokers.factory import open_broker
+
+    return create_app(
+        database=lambda: make_database(settings),
+        # Not `broker_opener`: it opens beside, tries again by itself, and never makes a queue file.
+        broker=broker or (lambda: open_broker(settings.broker, create=False)),
+        tokens=tokens,
+        queues=list(settings.queues),
+    )
+
+
 def gateway_app() -> Gateway:
     """The gateway of one worker process; flags reach it as variables (see `to_environment`)."""
     from forebay import telemetry
@@ -152,6 +167,7 @@ def make_fleet(
 
     from consumers.controls import ControlRoom
     from consumers.fleet import Fleet
+    from consumers.housekeeping import Housekeeper
     from consumers.reporter import Reporter, Watched, process_name
     from consumers.sinks.factory import make_sink
     from consumers.supervisor import Supervisor
@@ -183,6 +199,7 @@ def make_fleet(
         # What is in memory ends with us: nobody need know of it.
         reporter=Reporter(None if url.startswith("memory:") else database, name),
         controls=ControlRoom(database, current.flows, current.quarantine, name=name),
+        housekeeper=Housekeeper(database, settings.database.once_only_retention),
     )
 
 

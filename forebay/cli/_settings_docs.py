@@ -53,7 +53,7 @@ def reference() -> str:
             parts.append(_paragraph(section.__doc__))
         parts.append("| setting | type | default | meaning |\n|---|---|---|---|")
         parts += [_row(path, field) for path, field in rows]
-        example = variable(named(rows[0][0], "orders", "carrier"))
+        example = variable(named(rows[0][0], _example_name(table), "carrier"))
         parts.append(f"\nAs a variable: `{example}`.")
     return "\n".join(parts) + "\n"
 
@@ -65,6 +65,11 @@ def _tables() -> list[tuple[SettingPath, list[tuple[SettingPath, FieldInfo]]]]:
         if path[0] != "queue_defaults":
             tables.setdefault(path[:-1], []).append((path, field))
     return list(tables.items())
+
+
+def _example_name(table: SettingPath) -> str:
+    """What stands for the name of one of many: queues are many, and holders of tokens."""
+    return "orders" if table[:1] == ("queues",) else "ann"
 
 
 def _row(path: SettingPath, field: FieldInfo) -> str:
@@ -97,7 +102,7 @@ def starter_file(queues: Iterable[str]) -> str:
     for table, rows in _tables():
         if not table or "table" in table:  # A table belongs to one queue.
             continue
-        name = named(table, "orders", "")
+        name = named(table, _example_name(table), "")
         if table[0] == "queues":
             name = ("queue_defaults", *table[2:])
         section = section_of(Settings, table)
@@ -115,4 +120,4 @@ def starter_file(queues: Iterable[str]) -> str:
 def _commented(path: SettingPath, field: FieldInfo) -> list[str]:
     default = field.get_default(call_default_factory=True)
     text = " ".join((field.description or "").split())
-    return [f"# {text}", f"#{path[-1]} = {as_written(field, '' if default is None else default)}"]
+    return [f"# {text}", f"#{path[-1]} = {as_written(field, default if is_given(default) else '')}"]

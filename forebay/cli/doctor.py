@@ -24,7 +24,7 @@ from forebay.cli._common import (
 )
 from forebay.cli._depths import Brokers, known_queues, look, reasons, with_reports
 from forebay.cli._exit import CommandError, ExitCode
-from forebay.cli._output import emit, emit_json, size
+from forebay.cli._output import duration, emit, emit_json, size
 from forebay.cli._settings import read_loaded
 from forebay.errors import ForebayError, SinkMisconfigured, SinkUnavailable
 from forebay.settings_schema import shown
@@ -304,6 +304,7 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
                 text = f"{about}{table.rows:,} rows{on_disk}, {table.rows_last_day:,} of them in the last day"
                 yield Finding("table", "ok", f"{table.name}: {text}")
             yield from _mapped_tables(settings, database)
+            yield from _retention(settings, database)
             urls = [safe_url(broker) for broker in (settings.broker, *settings.broker.old())]
             for left in left_behind(database, known=known, urls=urls):
                 yield Finding("other broker", "warn", left.sentence, left.setting)
@@ -332,6 +333,40 @@ def _mapped_tables(settings: Settings, database: Database) -> Iterator[Finding]:
         else:
             text = f"{spec.full_name}: {len(found.targets)} columns fit"
             yield Finding(f"table {name}", "ok", text)
+
+
+def _retention(settings: Settings, database: Database) -> Iterator[Finding]:
+    """Once-only records must outlive every way on which a message may come again."""
+    from datetime import UTC, datetime
+
+    from forebay.storage.retention import oldest_open_dead_letter
+
+    remembers = [name for name, q in settings.queues.items() if q.sink not in ("database", "broker")]
+    retention = settings.database.once_only_retention
+    if not remembers or retention is None:
+        return
+    longest, queue = max((settings.queues[name].retry.max_age, name) for name in remembers)
+    oldest = oldest_open_dead_letter(database)
+    age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
+    fix = f'database.once_only_retention = "{max(90, round(2 * max(longest, age) / 86_400))}d"'
+    if longest >= retention:
+        yield Finding(
+            "once only",
+            "warn",
+            f"records of what was handled are kept for {duration(retention)}, and messages of {queue} may be"
+            f" retried for {duration(longest)}: what comes again after that is handled twice",
+            fix,
+        )
+    elif age >= retention:
+        yield Finding(
+            "once only",
+            "warn",
+            f"the oldest open dead letter is {duration(age)} old, records are kept for {duration(retention)}:"
+            " they are kept as long as it is open, and grow meanwhile",
+            f"forebay dead-letters list --before {duration(retention)}; or {fix}",
+        )
+    else:
+        yield Finding("once only", "ok", f"records of what was handled are kept for {duration(retention)}")
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:

@@ -215,6 +215,7 @@ class Database:
         engine = sa.create_engine(
             "mysql+pymysql://",
             creator=lambda: mysqlconnection.connect(parameters, self.settings),
+            pool_recycle=3600,  # seconds; before the server, or a proxy, ends it for having been idle
             pool_size=self.settings.pool_size,
             max_overflow=0,
             pool_timeout=self.settings.connect_timeout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -103,17 +104,24 @@ class MySQLConnection(_Connection):
 def connect(parameters: Mapping[str, Any], settings: DatabaseSettings) -> MySQLConnection:
     """A connection whose session has our modes, whatever the server's defaults are."""
     # A frozen server's kernel still accepts connections: the greeting must come in time too.
-    made = MySQLConnection(
-        **parameters,
-        connect_timeout=settings.connect_timeout,
-        read_timeout=settings.connect_timeout,
-        write_timeout=settings.connect_timeout,
-        charset="utf8mb4",
-        # UPDATE counts the rows it found, as on every other database, not those it changed.
-        client_flag=CLIENT.FOUND_ROWS,
-        program_name="forebay",
-        autocommit=False,
-    )
+    try:
+        made = MySQLConnection(
+            **parameters,
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.connect_timeout,
+            write_timeout=settings.connect_timeout,
+            charset="utf8mb4",
+            # UPDATE counts the rows it found, as on every other database, not those it changed.
+            client_flag=CLIENT.FOUND_ROWS,
+            program_name="forebay",
+            autocommit=False,
+        )
+    except OperationalError as error:
+        cause = getattr(error, "original_exception", None)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            # The driver calls it a host that cannot be reached: an outage, which nobody would mend.
+            raise OperationalError(CR.CR_SSL_CONNECTION_ERROR, str(cause)) from error
+        raise
     try:
         _set_session(made, settings)
     except BaseException:
@@ -148,6 +156,8 @@ def _set_session(connection: MySQLConnection, settings: DatabaseSettings) -> Non
         whole = max(1, math.ceil(settings.statement_timeout))
         _ask(connection, f"SET SESSION idle_transaction_timeout = {whole}")
     _ask(connection, f"SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00'")
+    # Some servers close a connection that was quiet for a minute.
+    _ask(connection, "SET SESSION wait_timeout = 28800")
     _ask(connection, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
     set_lock_timeout(connection, settings.lock_timeout)
     set_statement_timeout(connection, settings.statement_timeout)

@@ -59,7 +59,9 @@ def prune(
         ]
         work.append((processed_messages, [processed_messages.c.processed_at < before]))
     for table, old in work:
-        for deleted in _count(database, table, old) if dry_run else _delete(database, table, old, batch):
+        for deleted in (
+            _count(database, table, old) if dry_run else delete_in_batches(database, table, old, batch)
+        ):
             counts[table.name] += deleted
             progress(deleted)
     return PruneReport(**counts)
@@ -70,9 +72,10 @@ def _count(database: Database, table: sa.Table, old: list[sa.ColumnElement[bool]
         yield connection.execute(sa.select(sa.func.count()).select_from(table).where(*old)).scalar_one()
 
 
-def _delete(
+def delete_in_batches(
     database: Database, table: sa.Table, old: list[sa.ColumnElement[bool]], batch: int
 ) -> Iterator[int]:
+    """Delete what is `old`, at most `batch` rows in a transaction; give the number of each."""
     key = list(table.primary_key.columns)
     delete: sa.Executable
     if database.dialect == "mysql":

@@ -26,3 +26,7 @@ class DatabaseSettings(Section):
     """How long one statement may wait for a lock. MySQL and MariaDB count in whole seconds."""
     pool_size: Annotated[int, Field(ge=1)] = 4
     """Connections kept per process."""
+    once_only_retention: PositiveSeconds | None = 90 * 86_400.0
+    """How long it is remembered which messages a handler or a mapped table has taken: one that comes again
+    later is taken for new. Longer than any message can wait, be retried, or rest among the dead letters.
+    Not younger than the oldest open dead letter, whatever is set."""

@@ -68,7 +68,9 @@ def share(
         parked = [head for head in epoch.parking.heads.values() if not head.lent]
         not_due = sum(head.due > now for head in parked)
         scheduled += later + not_due
-        waiting += len(epoch.ready) - later + len(parked) - not_due + epoch.parking.set_aside
+        waiting += (
+            len(epoch.ready) - later + len(parked) - not_due + epoch.parking.set_aside + len(epoch.stuck)
+        )
         unread = max(0, ends.get(tp, 0) - epoch.tracker.next - epoch.tracker.to_skip)
         if tp.topic == queue:
             waiting += unread

@@ -28,6 +28,8 @@ class Epoch:
     ready: list[Entry] = field(default_factory=list)
     """Read, not on loan and behind no failed message, by offset."""
     lent: dict[int, tuple[Delivery, Incoming]] = field(default_factory=dict)
+    stuck: list[tuple[float, int, Incoming]] = field(default_factory=list)
+    """Records whose copies no topic takes, and when to try again, by the monotonic clock."""
     busy: int = 0
     """Records whose copies are being written."""
     committed: tuple[int, str] | None = None
@@ -124,6 +126,12 @@ class Epoch:
         free = self.parking.end(offset, incoming)
         if free:
             self.ready = sorted([*self.ready, *free], key=lambda entry: entry[0])
+
+    def free_stuck(self, now: float) -> None:
+        """Those whose time has come are ready again."""
+        for entry in [e for e in self.stuck if e[0] <= now]:
+            self.stuck.remove(entry)
+            self.put(*entry[1:])
 
     def release_all(self) -> None:
         lent, self.lent = self.lent, {}

@@ -26,7 +26,7 @@ from forebay.brokers.kafka.partition import Epoch, Receipt
 from forebay.brokers.kafka.records import Incoming, Outgoing, read
 from forebay.brokers.kafka.topics import group_of, topics_to_read
 from forebay.brokers.naming import is_dead_letter_queue
-from forebay.errors import BrokerClosed, BrokerUnavailable
+from forebay.errors import BrokerClosed, BrokerUnavailable, MessageTooLarge
 
 if TYPE_CHECKING:
     from forebay.brokers.kafka.broker import KafkaBroker
@@ -40,6 +40,8 @@ COUNT_EVERY = 2.0
 """Seconds between two questions how far our partitions reach."""
 LONGEST_DELAY = 100 * 366 * 86_400.0
 """A handler may ask for an infinite delay; it must not spoil the settlements beside it."""
+STUCK = 60.0
+"""Seconds until a message is delivered again whose copy was too large for its topic."""
 SILENCE = 30.0
 """Seconds without a record after which a consumer is asked whether there is none."""
 
@@ -174,6 +176,14 @@ class KafkaSubscription:
             epoch.busy -= 1
             if outcome is None:
                 epoch.finish(offset, incoming)
+            elif isinstance(outcome, MessageTooLarge):
+                epoch.stuck.append((time.monotonic() + STUCK, offset, incoming))
+                log.error(
+                    "a copy is larger than its topic takes; the message stays where it is, others go on",
+                    queue=self._queue, topic=epoch.topic, partition=epoch.number, offset=offset,
+                    id=incoming.decoded.message.id, next_try_in=STUCK,
+                    fix="raise max.message.bytes of the queue's topics, retry topics and dead letters",
+                )  # fmt: skip
             else:
                 failed = outcome
                 epoch.put(offset, incoming)
@@ -337,6 +347,9 @@ class KafkaSubscription:
     async def _move(self) -> None:
         """Copies that no consumer asked for: the next hop of what is not due yet, and what is not ours."""
         now = _now()
+        for epoch in self._epochs:
+            if epoch.stuck:
+                epoch.free_stuck(time.monotonic())
         copied: list[tuple[Epoch, int, Incoming, Outgoing]] = []
         for epoch in lending.lendable(self._epochs):
             while epoch.ready:

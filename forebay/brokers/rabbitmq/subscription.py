@@ -352,18 +352,23 @@ class RabbitMQSubscription:
                 stale.append(d)
                 continue
             del self._held[tag]
+            outgoing: Outgoing | None = None
             match s:
                 case Ack():
                     done.append(tag)
                 case Retry(delay=delay, history=history):
                     again = replace(d, attempt=d.attempt + 1, history=history)
-                    copies.append((d, self._again(again, delay)))
+                    outgoing = self._again(again, delay)
                 case DeadLetter():
-                    copies.append((d, self._bury(s)))
+                    outgoing = self._bury(s)
                 case Release() if tag in self._worn:
-                    copies.append((d, self._again(replace(d, deferrals=d.deferrals + 1), 0)))
+                    outgoing = self._again(replace(d, deferrals=d.deferrals + 1), 0)
                 case Release():
                     back.append(tag)
+            if outgoing is not None:
+                copies.append((d, outgoing))
+            elif not isinstance(s, Ack) and tag not in back:
+                self._give_to_server(tag)
         self._let_go(done, back)
         self._news.set()
         if done and self._window:
@@ -373,16 +378,19 @@ class RabbitMQSubscription:
             stale += await asyncio.shield(self._spawn(self._copy(copies)))
         return stale
 
-    def _again(self, d: Delivery, delay: float) -> Outgoing:
+    def _again(self, d: Delivery, delay: float) -> Outgoing | None:
         due = int((time.time() + delay) * 1e6) + 1 if delay > 0 else None
-        properties = wire.properties(
-            d.message, attempt=d.attempt, deferrals=d.deferrals, death=d.death, history=d.history, due=due
-        )
+        properties = wire.fitting(
+            d.message, self._publisher.frame_max,
+            attempt=d.attempt, deferrals=d.deferrals, death=d.death, history=d.history, due=due,
+        )  # fmt: skip
+        if properties is None:
+            return None
         name = self._name(self._queue)
         exchange = self._ladder.exchange(delay) if delay > 0 else ""
         return Outgoing(d.message.id, exchange, name, properties, d.message.body)
 
-    def _bury(self, s: DeadLetter) -> Outgoing:
+    def _bury(self, s: DeadLetter) -> Outgoing | None:
         message = s.delivery.message
         death = Death(
             failure=s.failure,
@@ -396,10 +404,32 @@ class RabbitMQSubscription:
             message = replace(message, id=s.new_id)
         return self._dead(Decoded(message=message, attempt=1, deferrals=0, death=death))
 
-    def _dead(self, decoded: Decoded) -> Outgoing:
+    def _dead(self, decoded: Decoded) -> Outgoing | None:
         m = decoded.message
-        properties = wire.properties(m, death=decoded.death)
+        properties = wire.fitting(m, self._publisher.frame_max, death=decoded.death)
+        if properties is None:
+            return None
         return Outgoing(m.id, "", self._name(dead_letter_queue(self._queue)), properties, m.body)
+
+    def _give_to_server(self, tag: int) -> None:
+        """
+        Let the server move a message to the dead letters whose copy does not fit into a frame.
+
+        It rests there with `rejected` as its class. Among the dead letters it stays where it is.
+        """
+        if self._channel is None or self._unsettled.pop(tag, None) is None:
+            return
+        final = is_dead_letter_queue(self._queue)
+        log.error(
+            "the headers of a message leave no room for what happened to it",
+            queue=self._queue,
+            then="it stays" if final else "RabbitMQ moves it to the dead letters",
+            fix="raise frame_max in rabbitmq.conf to what it was when this message was published",
+        )
+        try:
+            self._channel.raw.basic_reject(tag, requeue=final)
+        except AMQPError as error:
+            log.warning("the channel was lost while settling", queue=self._queue, error=repr(error))
 
     async def _copy(self, copies: list[tuple[Delivery, Outgoing]]) -> list[Delivery]:
         """Confirmed copies, then the originals are let go; what was not confirmed is handed back."""
@@ -456,7 +486,10 @@ class RabbitMQSubscription:
 
     # ---- moves of our own: down the ladder, to the dead letters
 
-    def _start_move(self, tag: int, out: Outgoing) -> None:
+    def _start_move(self, tag: int, out: Outgoing | None) -> None:
+        if out is None:
+            self._give_to_server(tag)
+            return
         self._spawn(self._move(tag, out, self._channel))
 
     async def _move(self, tag: int, out: Outgoing, channel: Channel | None) -> None:

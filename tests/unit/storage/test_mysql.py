@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pymysql
 import pytest
@@ -22,6 +24,7 @@ from forebay.storage.mysqlcodes import MYSQL
 from forebay.storage.once import claim
 from forebay.storage.schema import migrate
 from forebay.storage.settings import DatabaseSettings
+from tests.servers.certificates import Certificates
 from tests.servers.mariadb import MariaDB
 from tests.servers.proxy import Proxy
 from tests.unit.storage.conftest import FAST
@@ -518,6 +521,33 @@ def test_a_password_may_hold_anything(mariadb: MariaDB, mariadb_database: Databa
     database.ping()
     assert database.safe_url == f"mysql://odd@127.0.0.1:{mariadb.port}/{name}"
     database.dispose()
+
+
+def test_a_connection_is_encrypted_and_the_server_s_certificate_and_name_are_checked() -> None:
+    # pytest's own folders are closed to the user that the server runs as.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        certificates = Certificates(Path(folder))
+        ca, (cert, key) = certificates.ca, certificates.sign("localhost")
+        key.chmod(0o644)
+        settings = {"ssl-ca": str(ca), "ssl-cert": str(cert), "ssl-key": str(key)}
+        with MariaDB(durable=False, settings=settings) as server:
+            by_name = server.url().replace("127.0.0.1", "localhost")
+            trusted = Database(f"{by_name}?ssl_ca={ca}", FAST)
+            with trusted.read() as connection:
+                [(_, cipher)] = connection.exec_driver_sql("SHOW STATUS LIKE 'Ssl_cipher'")
+            assert cipher
+            trusted.dispose()
+            for refused in (f"{by_name}?ssl_ca={cert}", f"{server.url()}?ssl_ca={ca}"):
+                with pytest.raises(SinkMisconfigured, match=r"2026.*certificate verify failed"):
+                    Database(refused, FAST).ping()
+
+
+def test_a_server_without_encryption_is_not_used_where_it_is_asked_for(mariadb: MariaDB) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ca = Certificates(Path(folder)).ca
+        with pytest.raises(SinkMisconfigured, match="2026"):
+            Database(f"{mariadb.url()}?ssl_ca={ca}", FAST).ping()
 
 
 # ---- max_allowed_packet
