@@ -6,7 +6,7 @@ import bisect
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from forebay.brokers.api import Delivery
+from forebay.brokers.api import Attempt, Delivery
 from forebay.brokers.kafka.parking import Entry, Failed, Parking
 from forebay.brokers.kafka.records import Incoming
 from forebay.brokers.kafka.tracker import CommitTracker
@@ -116,9 +116,9 @@ class Epoch:
         if not self.parking.handed_back(offset, incoming):
             bisect.insort(self.ready, (offset, incoming), key=lambda entry: entry[0])
 
-    def fail(self, offset: int, incoming: Incoming, due: int) -> None:
+    def fail(self, offset: int, incoming: Incoming, due: int, history: tuple[Attempt, ...] = ()) -> None:
         """To be tried again when it is due, before anything else of its key."""
-        self.parking.fail(offset, incoming, Failed(incoming.decoded.attempt + 1, due))
+        self.parking.fail(offset, incoming, Failed(incoming.decoded.attempt + 1, due), history)
 
     def finish(self, offset: int, incoming: Incoming) -> None:
         """Settled for good."""

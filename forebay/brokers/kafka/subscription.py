@@ -144,7 +144,8 @@ class KafkaSubscription:
                     epoch.put(offset, lent[1])
                     self._released_at = time.monotonic()
                 case Retry(delay=delay) if self._ordered and s.delivery.message.key is not None:
-                    epoch.fail(offset, lent[1], _now() + int(min(delay, LONGEST_DELAY) * 1e6) + 1)
+                    due = _now() + int(min(delay, LONGEST_DELAY) * 1e6) + 1
+                    epoch.fail(offset, lent[1], due, s.history)
                     parked = True
                 case Retry() | DeadLetter():
                     epoch.busy += 1
