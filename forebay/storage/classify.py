@@ -40,7 +40,8 @@ class ConnectionLost(SinkUnavailable):
 
 
 _OURS = re.compile(
-    r"\b(?:messages|dead_letters|processed_messages|consumer_reports|broker_depths|queue_controls|crash_suspects)\b"
+    r"\b(?:messages|dead_letters|processed_messages|consumer_reports|broker_depths"
+    r"|queue_controls|crash_suspects|redrive_jobs|audit_log)\b"
 )
 
 POSTGRESQL: dict[str, type[ForebayError]] = {

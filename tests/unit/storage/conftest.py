@@ -29,10 +29,12 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres: Postgres) -> str:
-    made = Database(postgres.create_database("storage_template"))
+    # Of its own name: folders that borrow these fixtures make their own.
+    name = f"storage_template_{secrets.token_hex(4)}"
+    made = Database(postgres.create_database(name))
     migrate(made)
     made.dispose()
-    return "storage_template"
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from forebay.errors import IdempotencyConflict, MessageRejected, SinkUnavailable
 from forebay.sinks import WriteResult
 from forebay.storage.database import Database
 from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
-from forebay.storage.messages import MessageStore
+from forebay.storage.messages import MessageStore, statements_for
 from tests.unit.storage.deliveries import (
     ACCEPTED,
     add_check,
@@ -216,7 +216,7 @@ def test_a_duplicate_resolves_too(database: Database) -> None:
     sent = delivery(b"a")
     with database.begin() as connection:
         # Dead and stored at once: two consumers had it, and neither saw the other.
-        MessageStore(database)._sql.insert(connection, [sent], payload=True)
+        statements_for(database.dialect).insert(connection, [sent], payload=True)
     letters.archive([dead(b"a", id=sent.message.id)])
     with database.begin() as connection:
         connection.exec_driver_sql("UPDATE dead_letters SET status = 'dead'")
