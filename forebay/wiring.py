@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+from pydantic import SecretStr
 
 from forebay.errors import BrokerUnavailable, SettingsError
 from forebay.settings import Flag, Settings, load
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from consumers.fleet import Fleet, OldBroker
+    from consumers.sinks.forward import Brokers
     from consumers.status import QueueStatus
     from consumers.supervisor import Supervisor
     from forebay.admin.app import Admin
@@ -173,12 +175,15 @@ def make_fleet(
     # worse. Before handlers are loaded: one that wants them for retries of its own sets them.
     set_on_retry_hooks(())
 
+    in_use = broker
+
     def consumers_of(broker: Broker, beside: Supervisor | None = None) -> Supervisor:
+        brokers = forwarding(settings, shared(in_use), source=broker, drains=beside is not None)
         return Supervisor(
             broker,
             settings.consumer,
             database=database,
-            make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database),
+            make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database, brokers),
             registry=registry,
             beside=beside,
         )
@@ -193,6 +198,38 @@ def make_fleet(
         # What is in memory ends with us: nobody need know of it.
         reporter=Reporter(None if url.startswith("memory:") else database, name),
         controls=ControlRoom(database, current.flows, current.quarantine, name=name),
+    )
+
+
+def forwarding(
+    settings: Settings,
+    current: BrokerOpener | None = None,
+    *,
+    source: Broker | None = None,
+    drains: bool = False,
+) -> Brokers:
+    """What the sink `broker` may publish to; without `current`, what it may look at, and nothing is made."""
+    from consumers.sinks.forward import Brokers
+    from forebay.brokers.factory import open_broker
+
+    def other(url: str) -> BrokerOpener:
+        # With the same tables for the drivers, as a broker to drain has.
+        of_url = settings.broker.model_copy(update={"url": SecretStr(url), "drain": ()})
+        try:
+            open_broker(of_url)  # Only made, not entered: nothing is opened yet.
+        except SettingsError as error:
+            raise SettingsError(f"forward.broker_url: {error}") from None
+        return lambda: open_broker(of_url, create=not looking)
+
+    looking = current is None
+    url = settings.broker.url.get_secret_value() if settings.broker.url else ""
+    return Brokers(
+        url=url,
+        current=current or (lambda: open_broker(settings.broker, create=False)),
+        other=other,
+        source=source,
+        looking=looking,
+        drains=drains,
     )
 
 

@@ -12,12 +12,17 @@ from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
+import stamina
 
 from forebay.storage import audit
+from forebay.storage.classify import TransientError
 from forebay.storage.database import Database
 from forebay.storage.reports import now_in
 from forebay.storage.tables import queue_controls as table
 from forebay.storage.upsert import upsert
+
+# Two who speak of one queue at once, or somebody else's long transaction: soon it will work.
+_patient = stamina.retry(on=TransientError, attempts=5, timeout=10.0, wait_initial=0.05, wait_max=1.0)
 
 PausedBy = Literal["operator", "suspicious"]
 """`suspicious`: a consumer met more rejections than the queue's dead-letter budget allows."""
@@ -83,6 +88,7 @@ def throttle(database: Database, queue: str, *, rate: float | None, by: str) -> 
     return _change(database, queue, "throttle", by, detail=detail, rate=rate)
 
 
+@_patient
 def trip(database: Database, queue: str, *, reason: str, by: str, resumes: int) -> Control:
     """
     Pause `queue` as suspicious, for a consumer that has seen `resumes` of its controls.
@@ -98,6 +104,7 @@ def trip(database: Database, queue: str, *, reason: str, by: str, resumes: int) 
         return _store(database, connection, control, by, paused=True, paused_by="suspicious", reason=reason)
 
 
+@_patient
 def _change(
     database: Database,
     queue: str,

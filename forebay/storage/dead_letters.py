@@ -63,8 +63,10 @@ class DeadLetterStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Both have the same ON CONFLICT; SQLAlchemy has no common word for it.
+        # These two have the same ON CONFLICT; SQLAlchemy has no common word for it.
         self._insert = postgresql.insert if database.dialect == "postgresql" else sqlite.insert
+        # MySQL tells neither which row an upsert nor which rows an UPDATE has changed: there we look first.
+        self._looks_first = database.dialect == "mysql"
 
     def archive(self, deliveries: Sequence[Delivery]) -> None:
         """
@@ -103,6 +105,8 @@ class DeadLetterStore:
         edited = sa.select(table.c.id).where(table.c.edited_to == record.id).limit(1)
         record = replace(record, edited_from=connection.execute(edited).scalar_one_or_none())
         row = {c: getattr(record, c) for c in _COLUMNS} | {"changed_at": datetime.now(UTC)}
+        if self._looks_first:
+            return _put_looking(connection, row)
         insert = self._insert(table).values(row)
         # What was sent back has died again whatever the clock of that consumer says.
         died_again = sa.or_(
@@ -196,18 +200,20 @@ class DeadLetterStore:
         before = [expected] if isinstance(expected, str) else list(expected)
         taken: set[tuple[str, str]] = set()
         ordered = sorted(records, key=lambda r: (r.id, r.destination))
+        key = (table.c.id, table.c.destination)
+        change = sa.update(table).values(status=status, changed_at=datetime.now(UTC), **changes)
         for start in range(0, len(ordered), _CHUNK):
-            chunk = ordered[start : start + _CHUNK]
-            of_chunk = sa.or_(
-                *(sa.and_(table.c.id == r.id, table.c.destination == r.destination) for r in chunk)
-            )
-            update = (
-                sa.update(table)
-                .where(of_chunk, table.c.status.in_(before), *(() if where is None else (where,)))
-                .values(status=status, changed_at=datetime.now(UTC), **changes)
-                .returning(table.c.id, table.c.destination)
-            )
-            taken |= {(row.id, row.destination) for row in connection.execute(update)}
+            mine = _one_of([(r.id, r.destination) for r in ordered[start : start + _CHUNK]])
+            open_ = [mine, table.c.status.in_(before), *(() if where is None else (where,))]
+            if self._looks_first:
+                locked = sa.select(*key).where(*open_).with_for_update()
+                found = [(row.id, row.destination) for row in connection.execute(locked)]
+                if found:
+                    connection.execute(change.where(_one_of(found)))
+            else:
+                update = change.where(*open_).returning(*key)
+                found = [(row.id, row.destination) for row in connection.execute(update)]
+            taken |= set(found)
         return [replace(r, status=status) for r in records if (r.id, r.destination) in taken]
 
     def by_status(self) -> dict[DeadLetterStatus, int]:
@@ -251,6 +257,31 @@ class DeadLetterStore:
         )
         with self._database.read() as connection:
             return [DeadLetterGroup(**row) for row in connection.execute(query).mappings()]
+
+
+def _put_looking(connection: sa.Connection, row: Mapping[str, Any]) -> bool:
+    """`DeadLetterStore._put` where an upsert does not tell what it did."""
+    mine = sa.and_(table.c.id == row["id"], table.c.destination == row["destination"])
+    look = sa.select(table.c.body, table.c.died_at, table.c.status).where(mine).with_for_update()
+    found = connection.execute(look).one_or_none()
+    if found is None:
+        try:
+            # Waits for another archiver that has inserted it and not committed yet.
+            connection.execute(sa.insert(table).values(row))
+            return True
+        except sa.exc.IntegrityError:
+            found = connection.execute(look).one_or_none()
+            if found is None:
+                raise
+    if bytes(found.body) != row["body"]:
+        return False
+    if found.died_at < row["died_at"] or (found.status == "redriving" and found.died_at != row["died_at"]):
+        connection.execute(sa.update(table).where(mine).values({c: row[c] for c in _REDIED}))
+    return True
+
+
+def _one_of(keys: Sequence[tuple[str, str]]) -> sa.ColumnElement[bool]:
+    return sa.or_(*(sa.and_(table.c.id == id, table.c.destination == where) for id, where in keys))
 
 
 def resolve(connection: sa.Connection, destination: str, bodies: Mapping[str, bytes]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from forebay.storage.database import Database
 from forebay.storage.tables import dead_letters, messages, processed_messages
@@ -73,8 +74,12 @@ def _delete(
     database: Database, table: sa.Table, old: list[sa.ColumnElement[bool]], batch: int
 ) -> Iterator[int]:
     key = list(table.primary_key.columns)
-    some = sa.select(*key).where(*old).limit(batch)
-    delete = sa.delete(table).where(sa.tuple_(*key).in_(some))
+    delete: sa.Executable
+    if database.dialect == "mysql":
+        # Which takes no LIMIT in a subquery, but on DELETE itself.
+        delete = sa.delete(table).where(*old).ext(mysql.limit(batch))
+    else:
+        delete = sa.delete(table).where(sa.tuple_(*key).in_(sa.select(*key).where(*old).limit(batch)))
     while True:
         with database.begin() as connection:
             deleted = connection.execute(delete).rowcount

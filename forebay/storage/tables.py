@@ -2,7 +2,9 @@
 The tables, as every supported database can hold them.
 
 Times are UTC. On PostgreSQL ids are `uuid`, JSON is `jsonb`; on SQLite both are
-text, and times are text that sorts ("2026-01-31 12:00:00.000000").
+text, and times are text that sorts ("2026-01-31 12:00:00.000000"). On MySQL and
+MariaDB ids are text and are compared byte by byte, as all our text there: see
+`forebay.storage.mysqlschema`.
 """
 
 from __future__ import annotations
@@ -81,13 +83,18 @@ def _bytes() -> TypeEngine[bytes]:
     return sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
 
+def _text() -> TypeEngine[str]:
+    # MySQL's TEXT ends at 64 KB.
+    return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
 messages = sa.Table(
     "messages",
     metadata,
     sa.Column("id", _id(), primary_key=True),
     sa.Column("queue", sa.String(80), nullable=False),
-    sa.Column("key", sa.Text),
-    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("key", _text()),
+    sa.Column("content_type", _text(), nullable=False),
     sa.Column("headers", _json(), nullable=False),
     sa.Column("payload", _json()),
     sa.Column("body", _bytes(), nullable=False),
@@ -104,16 +111,16 @@ dead_letters = sa.Table(
     sa.Column("id", _id(), primary_key=True),
     sa.Column("destination", sa.String(200), primary_key=True),
     sa.Column("queue", sa.String(80), nullable=False),
-    sa.Column("key", sa.Text),
-    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("key", _text()),
+    sa.Column("content_type", _text(), nullable=False),
     sa.Column("headers", _json(), nullable=False),
     sa.Column("body", _bytes(), nullable=False),
     sa.Column("accepted_at", UtcTime, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason", _text(), nullable=False),
     sa.Column("error_class", sa.String(200), nullable=False),
     sa.Column("fingerprint", sa.String(32), nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("detail", _text(), nullable=False),
     sa.Column("died_at", UtcTime, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("changed_at", UtcTime, nullable=False),
@@ -184,7 +191,9 @@ processed_messages = sa.Table(
     metadata,
     sa.Column("destination", sa.String(200), primary_key=True),
     sa.Column("id", _id(), primary_key=True),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column(
+        "digest", sa.LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb"), nullable=False
+    ),
     sa.Column("processed_at", UtcTime, nullable=False),
     sa.Index("processed_messages_id", "id"),
     sa.Index("processed_messages_processed_at", "processed_at"),
@@ -210,7 +219,7 @@ broker_depths = sa.Table(
     metadata,
     sa.Column("broker", sa.String(BROKER_LENGTH), primary_key=True),
     sa.Column("queue", sa.String(80), primary_key=True),
-    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("url", _text(), nullable=False),
     sa.Column("held", sa.BigInteger, nullable=False),
     sa.Column("exact", sa.Boolean, nullable=False),
     sa.Column("seen_at", UtcTime, nullable=False),

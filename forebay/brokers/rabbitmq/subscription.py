@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.spec import Basic
 
 from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
@@ -20,6 +22,7 @@ from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.ladder import Ladder
 from forebay.brokers.rabbitmq.link import Channel, Link
 from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
+from forebay.brokers.rabbitmq.reading import usual
 from forebay.brokers.rabbitmq.topology import NOT_FOUND, PATIENCE, refusal
 from forebay.brokers.wire import Decoded
 from forebay.errors import (
@@ -93,6 +96,8 @@ class RabbitMQSubscription:
         """Every tag of this channel that the server waits for, in order, and when it came."""
         self._worn: set[int] = set()
         """Tags of what the server counts as handed back too often to be handed back once more."""
+        self._receiving = 0
+        """Calls of `receive` that wait."""
         self._news = asyncio.Event()
         self._trouble: BrokerError | None = None
         self._cancelled: Channel | None = None
@@ -166,9 +171,23 @@ class RabbitMQSubscription:
                     log.exception("cannot read a delivery", queue=self._queue)
                     channel.close()
 
+        own_dead_letters = is_dead_letter_queue(self._queue)
+
+        def on_delivery(tag: int, raw: bytes, body: bytes) -> None:
+            if self._channel is not channel:
+                return
+            message = None if own_dead_letters else usual(raw, body)
+            if message is None:
+                on_message(None, Basic.Deliver(delivery_tag=tag), BasicProperties().decode(raw), body)
+                return
+            self._unsettled[tag] = time.monotonic()
+            self._buffer.append(Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
+            self._news.set()
+
         # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
         self._tag = f"forebay.{uuid.uuid4().hex}"
         self._window = self._wanted = window
+        channel.on_delivery(self._tag, on_delivery)
         # It holds for consumers that begin afterwards.
         await channel.call("basic_qos", prefetch_count=min(65_535, window), timeout=PATIENCE)
         await channel.call(
@@ -184,9 +203,10 @@ class RabbitMQSubscription:
                 window = self._prefetch if self._window else self._wanted
                 await self._cancel(channel)
                 await self._start(channel, window)
-            elif self._buffer and self._age_of(self._buffer[0]) >= self._idle_hold:
+            elif self._idle():
                 await self._cancel(channel)
-                self._hand_back()
+                if not self._wanted:
+                    self._hand_back()
             try:
                 async with asyncio.timeout(self._idle_hold / 4):
                     await self._attention.wait()
@@ -199,11 +219,15 @@ class RabbitMQSubscription:
         tag, self._tag = self._tag, ""
         self._window = self._wanted = 0
         if tag:
+            channel.no_delivery()
             await channel.call("basic_cancel", tag, timeout=PATIENCE)
 
-    def _age_of(self, delivery: Delivery) -> float:
-        """Seconds since the server has sent it."""
-        return time.monotonic() - self._unsettled[delivery.receipt]  # type: ignore[index]  # ours are tags
+    def _idle(self) -> bool:
+        """Whether something was sent `idle_hold` ago that nobody is about to take."""
+        if self._receiving or not self._buffer:
+            return False
+        sent: float = self._unsettled[self._buffer[0].receipt]  # type: ignore[index]  # ours are tags
+        return time.monotonic() - sent >= self._idle_hold
 
     def _hand_back(self) -> None:
         back: list[int] = [d.receipt for d in self._buffer]  # type: ignore[misc]  # ours are tags
@@ -274,7 +298,13 @@ class RabbitMQSubscription:
             self._news.set()
 
     async def receive(self, max_messages: int, max_wait: float) -> list[Delivery]:
-        deadline = time.monotonic() + max_wait
+        self._receiving += 1
+        try:
+            return await self._receive(max_messages, time.monotonic() + max_wait)
+        finally:
+            self._receiving -= 1
+
+    async def _receive(self, max_messages: int, deadline: float) -> list[Delivery]:
         while True:
             self._check_open()
             target = min(max_messages, self._prefetch - len(self._held))
