@@ -111,7 +111,8 @@ def test_a_database_that_refuses_costs_nothing(site: Site, postgres: Postgres, t
     bench.act(trouble.begins)
     bench.cut()
     bench.send(range(50, 100))
-    bench.consumer.until(lambda: json.dumps(trouble.says)[1:-1] in bench.consumer.output, what="the reason in the log")
+    says = json.dumps(trouble.says)[1:-1]
+    bench.consumer.until(lambda: says in bench.consumer.output, what="the reason in the log")
     seen = len(bench.consumer.output)
     bench.consumer.until(
         lambda: "destination" in bench.consumer.output[seen:], within=15.0, what="another try"

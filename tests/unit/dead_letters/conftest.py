@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.unit.storage.conftest import (
     another,
     database,
+    mariadb_database,
+    mariadb_schema,
     postgres_database,
     postgres_template,
     sqlite_database,
@@ -14,6 +16,8 @@ from tests.unit.storage.conftest import (
 __all__ = [
     "another",
     "database",
+    "mariadb_database",
+    "mariadb_schema",
     "postgres_database",
     "postgres_template",
     "sqlite_database",

@@ -40,14 +40,13 @@ def postgres_template(postgres: Postgres) -> str:
 @pytest.fixture(scope="session")
 def mariadb_schema(mariadb: MariaDB) -> list[str]:
     """The statements that make our tables: it has no templates, and migrating takes its time."""
-    made = Database(mariadb.create_database("storage_template"))
+    name = f"storage_template_{secrets.token_hex(4)}"
+    made = Database(mariadb.create_database(name))
     migrate(made)
     made.dispose()
-    tables = [row[0] for row in mariadb.execute("SHOW TABLES", database="storage_template")]
-    statements = [
-        mariadb.execute(f"SHOW CREATE TABLE {table}", database="storage_template")[0][1] for table in tables
-    ]
-    return [*statements, f"INSERT INTO {VERSION_TABLE} SELECT * FROM storage_template.{VERSION_TABLE}"]
+    tables = [row[0] for row in mariadb.execute("SHOW TABLES", database=name)]
+    statements = [mariadb.execute(f"SHOW CREATE TABLE {table}", database=name)[0][1] for table in tables]
+    return [*statements, f"INSERT INTO {VERSION_TABLE} SELECT * FROM {name}.{VERSION_TABLE}"]
 
 
 @pytest.fixture
