@@ -11,7 +11,7 @@ from pathlib import Path
 
 from consumers.retry import RetryPolicy
 from consumers.sinks import NotTried
-from forebay.brokers.api import Ack, DeadLetter, Delivery, Failure, Release, Retry, Settlement
+from forebay.brokers.api import Ack, Attempt, DeadLetter, Delivery, Failure, Release, Retry, Settlement
 from forebay.errors import (
     ForebayError,
     IdempotencyConflict,
@@ -26,6 +26,12 @@ MAX_REASON = 500
 """Characters of a reason that are kept."""
 MAX_DETAIL = 2_000
 """Characters of a detail that are kept: what travels in a broker's headers."""
+
+FIRST_KEPT, LAST_KEPT = 1, 4
+"""How many failed attempts travel with a message: how it began, and how it goes on."""
+MAX_ATTEMPT_REASON = 200
+"""Characters of the reason of each of these."""
+MAX_ERROR_CLASS = 100
 
 _LIBRARIES = tuple({sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")})
 
@@ -48,6 +54,8 @@ class Processor:
     destination: str
     gives_up: bool = True
     """False for the archiver: nothing expires, and what is rejected is tried again later."""
+    worker: str = ""
+    """Who works here, as "host:pid": for the history of what fails."""
 
     def expired(self, batch: Sequence[Delivery], now: datetime) -> list[Settlement]:
         """Dead letters for those whose time is over: they are never shown to the sink."""
@@ -62,16 +70,21 @@ class Processor:
                     error_class="expired",
                     destination=self.destination,
                 ),
+                history=d.history,
             )
             for d in batch
             if d.message.expires_at is not None and d.message.expires_at <= now
         ]
 
     def settle(
-        self, batch: Sequence[Delivery], results: Sequence[WriteResult], now: datetime
+        self,
+        batch: Sequence[Delivery],
+        results: Sequence[WriteResult],
+        now: datetime,
+        seconds: float = 0.0,
     ) -> list[Settlement]:
         """
-        One settlement per delivery, in the same order.
+        One settlement per delivery, in the same order. The sink took `seconds` for all of them.
 
         Raises:
             ValueError: the results do not belong to these deliveries; a bug of the sink.
@@ -82,35 +95,51 @@ class Processor:
                 " or in another order; it must return one per delivery, aligned"
             )
         return [
-            Ack(d) if r.error is None else self._failed(d, r.error, now)
+            Ack(d) if r.error is None else self._failed(d, r.error, now, seconds)
             for d, r in zip(batch, results, strict=True)
         ]
 
     def settle_failed_call(
-        self, batch: Sequence[Delivery], error: Exception, now: datetime
+        self, batch: Sequence[Delivery], error: Exception, now: datetime, seconds: float = 0.0
     ) -> list[Settlement]:
         """As `settle`, when the sink raised instead of returning results."""
         if isinstance(error, (SinkUnavailable, SinkMisconfigured)):
             # Not the messages' fault: an outage must not push them towards the dead letters.
             return [Release(d) for d in batch]
-        return [self._failed(d, error, now) for d in batch]
+        return [self._failed(d, error, now, seconds) for d in batch]
 
-    def _failed(self, delivery: Delivery, error: Exception, now: datetime) -> Settlement:
+    def _failed(self, delivery: Delivery, error: Exception, now: datetime, seconds: float) -> Settlement:
         if isinstance(error, NotTried):
             return Release(delivery)
         failure = failure_of(error, self.destination)
+        attempt = Attempt(
+            number=delivery.attempt,
+            failed_at=now,
+            worker=self.worker,
+            seconds=seconds,
+            error_class=_cut(failure.error_class, MAX_ERROR_CLASS),
+            reason=_cut(failure.reason, MAX_ATTEMPT_REASON),
+        )
+        history = shortened((*delivery.history, attempt))
         if isinstance(error, MessageRejected) and self.gives_up:
             new_id = error.new_id if isinstance(error, IdempotencyConflict) else None
-            return DeadLetter(delivery, failure, new_id)
+            return DeadLetter(delivery, failure, new_id, history)
         # A delayed message, and one sent back from the dead letters, begins its life when it is due.
         since = max(delivery.message.accepted_at, delivery.message.not_before or delivery.message.accepted_at)
         age = (now - since).total_seconds()
         delay = self.retry.next_delay(delivery.attempt, error, age)
         if delay is None:
-            return DeadLetter(delivery, failure)
+            return DeadLetter(delivery, failure, history=history)
         if isinstance(error, RetryLater):
             delay = max(0.0, error.delay)
-        return Retry(delivery, delay, failure)
+        return Retry(delivery, delay, failure, history)
+
+
+def shortened(history: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+    """The first attempts and the last ones: what travels with a message must not grow with its tries."""
+    if len(history) <= FIRST_KEPT + LAST_KEPT:
+        return history
+    return history[:FIRST_KEPT] + history[-LAST_KEPT:]
 
 
 def failure_of(error: Exception, destination: str) -> Failure:

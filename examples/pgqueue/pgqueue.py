@@ -42,6 +42,7 @@ from forebay.brokers.api import (
     Retry,
     Settlement,
     Share,
+    refuse_ordered,
 )
 from forebay.brokers.naming import (
     check_queue_name,
@@ -317,8 +318,11 @@ class PgQueue:
         return sorted(name for name in await self._names() if not is_dead_letter_queue(name))
 
     @asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[PgSubscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[PgSubscription]:
         self._check_open()
+        refuse_ordered(ordered, "pgqueue")
         await self._check_declared(queue)
         subscription = PgSubscription(self._conninfo, queue, prefetch)
         self._subscriptions.add(subscription)
@@ -468,6 +472,7 @@ class PgSubscription:
                     receipt=seq,
                     deferrals=decoded.deferrals,
                     death=decoded.death,
+                    history=decoded.history,
                 )
             )
 
@@ -553,11 +558,12 @@ class PgSubscription:
         """Queue, due time and headers of a row that stays."""
         d = settlement.delivery
         queue, due, message, death = self._queue, 0, d.message, d.death
-        attempt, deferrals = d.attempt, d.deferrals
+        attempt, deferrals, history = d.attempt, d.deferrals, d.history
         match settlement:
             case Retry(delay=delay):
                 due = _now() + int(min(delay, FAR) * 1e6) if delay > 0 else 0
                 attempt += 1
+                history = settlement.history
             case Release():
                 deferrals += 1
             case DeadLetter(failure=failure, new_id=new_id):
@@ -567,12 +573,13 @@ class PgSubscription:
                     attempts=d.attempt,
                     died_at=datetime.now(UTC),
                     original_id=None if new_id is None else message.id,
+                    history=settlement.history,
                 )
                 message = message if new_id is None else replace(message, id=new_id)
-                queue, attempt, deferrals = dead_letter_queue(self._queue), 1, 0
+                queue, attempt, deferrals, history = dead_letter_queue(self._queue), 1, 0, ()
             case Ack():
                 raise AssertionError("an acknowledged row does not stay")
-        headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death)
+        headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death, history=history)
         return queue, due, _json(headers), seq
 
     # ---- close

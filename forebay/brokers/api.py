@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
 
-from forebay.errors import PublishError
+from forebay.errors import PublishError, SettingsError
 from forebay.message import Message
 
 Durability = Literal["unsynced", "journaled", "synced", "replicated"]
@@ -51,6 +51,22 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One failed try of a message. A few of them travel with it; see `Delivery.history`."""
+
+    number: int
+    """1 for the first."""
+    failed_at: datetime
+    worker: str
+    """The process that tried, as "host:pid"; empty where nobody told."""
+    seconds: float
+    """How long the call of the sink took that it failed in."""
+    error_class: str
+    reason: str
+    """As in `Failure`, cut shorter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
     """How a message came to rest in a dead-letter queue. Travels with it on every broker."""
 
@@ -62,6 +78,8 @@ class Death:
     died_at: datetime
     original_id: str | None = None
     """The id it was sent with, when it rests here under another (`idempotency-conflict`)."""
+    history: tuple[Attempt, ...] = ()
+    """Its failed tries, the last one included, if it was tried at all: the first and the last few of many."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +96,8 @@ class Delivery:
     """How often it was handed back without counting, where the broker can tell."""
     death: Death | None = None
     """Set on what comes from a dead-letter queue."""
+    history: tuple[Attempt, ...] = ()
+    """What failed before, in this queue: what the last `Retry` gave it. Empty after a redrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +109,13 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Failed: deliver again after `delay` seconds with `attempt` one higher."""
+    """Failed: deliver again after `delay` seconds with `attempt` one higher, and with this `history`."""
 
     delivery: Delivery
     delay: float
     failure: Failure
+    history: tuple[Attempt, ...] = ()
+    """All that is to be known later, this attempt included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +129,8 @@ class DeadLetter:
     delivery: Delivery
     failure: Failure
     new_id: str | None = None
+    history: tuple[Attempt, ...] = ()
+    """What `Death.history` will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +150,10 @@ class Capabilities:
     durability: Durability
     """The best that a publish can reach as configured."""
     ordering: Literal["none", "one_subscription", "by_key"]
-    """Publish order is kept never, with a single subscription, or per ordering key. Not for retries."""
+    """
+    Publish order is kept never, with a single subscription, or per ordering key. Through retries only
+    per key, and only by an `ordered` subscription.
+    """
     bounded: bool
     """Can refuse a publish with QueueFull."""
     max_body_bytes: int
@@ -271,15 +298,30 @@ class Broker(Publisher, Protocol):
         """The queues that exist, without their dead-letter queues; None where the broker cannot tell."""
         ...
 
-    def subscribe(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
+    def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AbstractAsyncContextManager[Subscription]:
         """
         Lend messages of `queue`, at most `prefetch` unsettled at once.
 
         `queue` may be a dead-letter queue. Leaving the context releases what is
         unsettled, uncounted.
 
+        With `ordered`, where `capabilities.ordering` is "by_key", a failure keeps the order too:
+
+        - the messages of a key are lent in publish order, to one subscription at a time;
+        - `Retry` parks its key: no later message of it is lent to anybody until the failed one is
+          settled for good (Ack, DeadLetter). It comes first when its delay has passed, its `attempt`
+          one higher, also after this process was killed;
+        - `Release` brings a message back before any later one of its key that is not in hand. Who
+          releases or retries one releases what it holds of that key behind it; from the moment on
+          that `settle` is called, `receive` returns the key from the released message on;
+        - other keys, and messages without one, go on meanwhile. How many can be parked is the driver's
+          to say; a delayed message (`not_before`) takes its place when it is due.
+
         Raises:
             QueueNotFound, BrokerUnavailable: on entering the context.
+            SettingsError: `ordered`, and this broker cannot keep it.
         """
         ...
 
@@ -309,3 +351,17 @@ class Broker(Publisher, Protocol):
     async def close(self) -> None:
         """Release connections, within a few seconds whatever the broker does. Idempotent."""
         ...
+
+
+def refuse_ordered(ordered: bool, broker: str) -> None:
+    """
+    For the `subscribe` of drivers whose ordering is not "by_key".
+
+    Raises:
+        SettingsError: order by key was asked for.
+    """
+    if ordered:
+        raise SettingsError(
+            f'{broker} cannot keep the order of a key through failures; write order = "none" for the queue,'
+            " or use a broker that orders by key (see docs/drivers.md)"
+        )

@@ -13,11 +13,13 @@ Times are integer microseconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from forebay.brokers.api import Death, Failure
+import orjson
+
+from forebay.brokers.api import Attempt, Death, Failure
 from forebay.errors import MessageDecodeError
 from forebay.message import Message
 
@@ -33,6 +35,7 @@ EXPIRES_AT = "forebay-expires-at"
 META = "forebay-meta-"
 ATTEMPT = "forebay-attempt"
 DEFERRALS = "forebay-deferrals"
+HISTORY = "forebay-history"
 DEAD_REASON = "forebay-dead-reason"
 DEAD_CLASS = "forebay-dead-class"
 DEAD_DESTINATION = "forebay-dead-destination"
@@ -41,9 +44,13 @@ DEAD_QUEUE = "forebay-dead-queue"
 DEAD_ATTEMPTS = "forebay-dead-attempts"
 DEAD_AT = "forebay-dead-at"
 DEAD_ORIGINAL_ID = "forebay-dead-original-id"
+DEAD_HISTORY = "forebay-dead-history"
 
 MAX_DETAIL = 2_000
 """Characters of a failure's detail that travel; headers must not outgrow the broker's frame."""
+
+HISTORY_VERSION = 1
+"""Of the JSON in the two headers of histories: a reader ignores one that it does not know."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -66,10 +73,16 @@ class Decoded:
     attempt: int
     deferrals: int
     death: Death | None
+    history: tuple[Attempt, ...] = ()
 
 
 def encode(
-    message: Message, *, attempt: int = 1, deferrals: int = 0, death: Death | None = None
+    message: Message,
+    *,
+    attempt: int = 1,
+    deferrals: int = 0,
+    death: Death | None = None,
+    history: Sequence[Attempt] = (),
 ) -> dict[str, str]:
     """All of it as headers; a driver leaves out what it keeps in properties or columns of its own."""
     headers = {
@@ -88,6 +101,8 @@ def encode(
         headers[ATTEMPT] = str(attempt)
     if deferrals:
         headers[DEFERRALS] = str(deferrals)
+    if history:
+        headers[HISTORY] = encode_history(history)
     for name, value in message.headers.items():
         headers[META + name] = value
     if death is not None:
@@ -109,7 +124,50 @@ def encode_death(death: Death) -> dict[str, str]:
         headers[DEAD_DETAIL] = failure.detail[:MAX_DETAIL]
     if death.original_id is not None:
         headers[DEAD_ORIGINAL_ID] = death.original_id
+    if death.history:
+        headers[DEAD_HISTORY] = encode_history(death.history)
     return headers
+
+
+def encode_history(history: Sequence[Attempt]) -> str:
+    """Compact: what travels with a message is paid for at each of its tries."""
+    rows = [
+        (a.number, to_micros(a.failed_at), a.worker, round(a.seconds, 6), a.error_class, a.reason)
+        for a in history
+    ]
+    try:
+        return orjson.dumps([HISTORY_VERSION, *rows]).decode()
+    except TypeError:
+        # Half a surrogate pair, out of somebody's exception.
+        rows = [(n, at, _text(w), s, _text(c), _text(r)) for n, at, w, s, c, r in rows]
+        return orjson.dumps([HISTORY_VERSION, *rows]).decode()
+
+
+def decode_history(text: str | None) -> tuple[Attempt, ...]:
+    """What `encode_history` made; nothing of what cannot be read: no message is worth less for that."""
+    if not text:
+        return ()
+    try:
+        version, *rows = orjson.loads(text)
+        if version != HISTORY_VERSION:
+            return ()
+        return tuple(
+            Attempt(
+                number=int(number),
+                failed_at=from_micros(int(at)),
+                worker=str(worker),
+                seconds=float(seconds),
+                error_class=str(error_class),
+                reason=str(reason),
+            )
+            for number, at, worker, seconds, error_class, reason in rows
+        )
+    except (ValueError, TypeError, OverflowError):
+        return ()
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
@@ -134,6 +192,7 @@ def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
             attempt=int(headers.get(ATTEMPT, "1")),
             deferrals=int(headers.get(DEFERRALS, "0")),
             death=decode_death(headers),
+            history=decode_history(headers.get(HISTORY)),
         )
     except (KeyError, ValueError, OverflowError) as error:
         raise MessageDecodeError(f"not a Forebay message: {error!r}") from error
@@ -153,6 +212,7 @@ def decode_death(headers: Mapping[str, str]) -> Death | None:
         attempts=int(headers.get(DEAD_ATTEMPTS, "1")),
         died_at=from_micros(int(headers[DEAD_AT])),
         original_id=headers.get(DEAD_ORIGINAL_ID),
+        history=decode_history(headers.get(DEAD_HISTORY)),
     )
 
 

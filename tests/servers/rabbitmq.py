@@ -124,6 +124,7 @@ class RabbitMQNode(Node):
             "RABBITMQ_NODENAME": self.server_name,
             "RABBITMQ_DIST_PORT": str(self._distribution),
             "RABBITMQ_CONFIG_FILE": folder + "/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": folder + "/advanced.config",
             "RABBITMQ_ENABLED_PLUGINS_FILE": folder + "/plugins",
             "RABBITMQ_MNESIA_BASE": folder + "/data",
             "RABBITMQ_LOG_BASE": folder + "/log",
@@ -136,7 +137,8 @@ class RabbitMQCluster(Cluster[RabbitMQNode]):
     """
     Nodes that form one cluster, with pause_minority; on one machine, with one port mapper of their own.
 
-    `settings` are lines of rabbitmq.conf. Every node has the management plugin.
+    `settings` are lines of rabbitmq.conf, `advanced` is a term of advanced.config. Every node
+    has the management plugin.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class RabbitMQCluster(Cluster[RabbitMQNode]):
         nodes: int = 3,
         *,
         settings: Mapping[str, str] | None = None,
+        advanced: str = "[]",
         owner: int | None = None,
     ) -> None:
         find_scripts()
@@ -166,6 +169,7 @@ class RabbitMQCluster(Cluster[RabbitMQNode]):
                 "default_user": _USER,
                 "default_pass": self.password,
             }
+            (node.folder / "advanced.config").write_text(f"{advanced}.\n")
             (node.folder / "rabbitmq.conf").write_text("".join(f"{n} = {v}\n" for n, v in lines.items()))
         # The port mapper of Erlang: one of our own, or the first node would leave a daemon behind.
         command = ["epmd", "-port", str(self._epmd), "-address", "127.0.0.1"]
@@ -248,8 +252,8 @@ class RabbitMQCluster(Cluster[RabbitMQNode]):
 class RabbitMQ(RabbitMQCluster):
     """One node, and what it is asked for most."""
 
-    def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
-        super().__init__(1, settings=settings)
+    def __init__(self, *, settings: Mapping[str, str] | None = None, advanced: str = "[]") -> None:
+        super().__init__(1, settings=settings, advanced=advanced)
 
     @property
     def port(self) -> int:

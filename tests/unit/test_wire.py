@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.brokers import wire
-from forebay.brokers.api import Death, Failure
+from forebay.brokers.api import Attempt, Death, Failure
 from forebay.errors import MessageDecodeError
 from forebay.message import Message
 
@@ -27,6 +27,16 @@ MESSAGES = st.builds(
     not_before=st.none() | TIMES,
     expires_at=st.none() | TIMES,
 )
+ATTEMPTS = st.builds(
+    Attempt,
+    number=st.integers(1, 1000),
+    failed_at=TIMES,
+    worker=st.text(),
+    seconds=st.floats(0, 1e6).map(lambda s: round(s, 6)),
+    error_class=st.text(),
+    reason=st.text(),
+)
+HISTORIES = st.lists(ATTEMPTS, max_size=5).map(tuple)
 DEATHS = st.builds(
     Death,
     failure=st.builds(
@@ -36,18 +46,21 @@ DEATHS = st.builds(
     attempts=st.integers(1, 1000),
     died_at=TIMES,
     original_id=st.none() | st.uuids().map(str),
+    history=HISTORIES,
 )
 
 
-@given(MESSAGES, st.integers(1, 1000), st.integers(0, 1000), st.none() | DEATHS)
+@given(MESSAGES, st.integers(1, 1000), st.integers(0, 1000), st.none() | DEATHS, HISTORIES)
 def test_a_message_comes_back_as_it_was_sent(
-    message: Message, attempt: int, deferrals: int, death: Death | None
+    message: Message, attempt: int, deferrals: int, death: Death | None, history: tuple[Attempt, ...]
 ) -> None:
-    headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death)
+    headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death, history=history)
 
     decoded = wire.decode(headers, message.body)
 
-    assert decoded == wire.Decoded(message=message, attempt=attempt, deferrals=deferrals, death=death)
+    assert decoded == wire.Decoded(
+        message=message, attempt=attempt, deferrals=deferrals, death=death, history=history
+    )
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
@@ -82,3 +95,29 @@ def test_a_long_detail_is_cut_so_that_headers_fit_the_brokers_frame() -> None:
     death = Death(failure=failure, queue="q", attempts=1, died_at=datetime.now(UTC) + timedelta(0))
 
     assert len(wire.encode_death(death)[wire.DEAD_DETAIL]) == wire.MAX_DETAIL
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "{}", "[]", "[2,[1]]", "[1,[1]]", '[1,["a","b","c","d","e","f"]]', "[1,7]", "null", "[NaN]"],
+)
+def test_a_history_that_cannot_be_read_is_none(text: str) -> None:
+    """Of a later release, or somebody else's: the message is worth no less for it."""
+    headers = wire.encode(Message(id="a", body=b"", accepted_at=datetime(2026, 1, 1, tzinfo=UTC)))
+
+    assert wire.decode(headers | {wire.HISTORY: text}, b"").history == ()
+
+
+def test_half_a_surrogate_pair_in_a_reason_is_written_all_the_same() -> None:
+    attempt = Attempt(
+        number=1,
+        failed_at=datetime(2026, 1, 1, tzinfo=UTC),
+        worker="host:1",
+        seconds=0.5,
+        error_class="ValueError",
+        reason="bad \ud800",
+    )
+
+    [read] = wire.decode_history(wire.encode_history([attempt]))
+
+    assert (read.reason, read.number) == ("bad ?", 1)

@@ -23,6 +23,7 @@ def delivery_of(incoming: Incoming, queue: str, receipt: Receipt) -> Delivery:
         attempt=d.attempt,
         deferrals=d.deferrals,
         death=d.death,
+        history=d.history,
         receipt=receipt,
     )
 
@@ -31,7 +32,9 @@ def copy_of(s: Retry | DeadLetter, queue: str, incoming: Incoming, delays: Seque
     """What Retry and DeadLetter write before the original is let go."""
     d = incoming.decoded
     if isinstance(s, Retry):
-        headers = wire.encode(d.message, attempt=d.attempt + 1, deferrals=d.deferrals, death=d.death)
+        headers = wire.encode(
+            d.message, attempt=d.attempt + 1, deferrals=d.deferrals, death=d.death, history=s.history
+        )
         if s.delay <= 0:
             # What had to wait before its first attempt has waited.
             headers[DUE] = "1"
@@ -45,6 +48,7 @@ def copy_of(s: Retry | DeadLetter, queue: str, incoming: Incoming, delays: Seque
         attempts=d.attempt,
         died_at=datetime.now(UTC),
         original_id=None if s.new_id is None else d.message.id,
+        history=s.history,
     )
     return dead(queue, message, death)
 
@@ -64,7 +68,9 @@ def later(
 def hop(queue: str, incoming: Incoming, now: int, delays: Sequence[float]) -> Outgoing:
     """The same message, counted as before, one topic further."""
     d = incoming.decoded
-    headers = wire.encode(d.message, attempt=d.attempt, deferrals=d.deferrals, death=d.death)
+    headers = wire.encode(
+        d.message, attempt=d.attempt, deferrals=d.deferrals, death=d.death, history=d.history
+    )
     return later(queue, d.message, headers, now, incoming.due, delays)
 
 

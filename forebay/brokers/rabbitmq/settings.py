@@ -31,6 +31,9 @@ class RabbitMQSettings(Section):
     """A connection that says nothing for longer is given up."""
     connect_timeout: PositiveSeconds = 5.0
     """For one attempt to reach one host; the others are tried next."""
+    idle_hold: PositiveSeconds = 60.0
+    """What a consumer was sent and does not take, because it is paused, goes back to the queue after this.
+    Keep it far below the server's consumer_timeout (30 minutes), which ends a channel that holds on."""
 
     management_url: SecretStr | None = None
     """http://host:15672,host2:15672: the management API, which tells how many nodes hold a queue; without it

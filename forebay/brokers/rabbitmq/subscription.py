@@ -55,6 +55,13 @@ class RabbitMQSubscription:
 
     Delivery tags belong to a channel: when it is lost, everything lent ends, and the
     server lends it anew. A receipt is the tag; `_held` knows the deliveries of this channel only.
+
+    A server ends the channel of who holds a message for too long, received or not. So what
+    nobody receives is handed back after `idle_hold` seconds and the consumer cancelled; the
+    next `receive` starts another, of which the server sends as much as was asked for: an
+    outage is probed with one message, and the rest of the prefetch should not travel to
+    and fro with it. With the first message that is acknowledged, or when more is asked for,
+    the whole prefetch is back.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class RabbitMQSubscription:
         queue: str,
         server_name: Callable[[str], str],
         prefetch: int,
+        idle_hold: float,
     ) -> None:
         self._link = link
         self._publisher = publisher
@@ -73,11 +81,21 @@ class RabbitMQSubscription:
         self._queue = self.queue = queue
         self._name = server_name
         self._prefetch = prefetch
+        self._idle_hold = idle_hold
+        self._tag = ""
+        """Of the consumer; empty while there is none."""
+        self._window = 0
+        """How much the server may send to it; 0 while there is none."""
+        self._wanted = prefetch
+        """How much it should be, when `_attend` looks next."""
+        self._attention = asyncio.Event()
         self._channel: Channel | None = None
         self._buffer: deque[Delivery] = deque()
         self._held: dict[int, Delivery] = {}
-        self._unsettled: dict[int, None] = {}
-        """Every tag of this channel that the server waits for, in order."""
+        self._unsettled: dict[int, float] = {}
+        """Every tag of this channel that the server waits for, in order, and when it came."""
+        self._worn: set[int] = set()
+        """Tags of what the server counts as handed back too often to be handed back once more."""
         self._news = asyncio.Event()
         self._trouble: BrokerError | None = None
         self._cancelled: Channel | None = None
@@ -96,7 +114,7 @@ class RabbitMQSubscription:
                 channel = await self._consume()
                 if not self.first.done():
                     self.first.set_result(None)
-                lost = await channel.closed
+                lost = await self._attend(channel)
                 why = "RabbitMQ cancelled it" if channel is self._cancelled else str(lost)
                 self._trouble = BrokerUnavailable(f"the subscription to {self._queue!r} was lost: {why}")
             except ChannelClosedByBroker as refused:
@@ -126,6 +144,21 @@ class RabbitMQSubscription:
         channel = await Channel.open(connection, PATIENCE)
         # Registered first: deliveries may come before the answer to basic.consume.
         self._channel = channel
+        self._window = 0
+
+        def on_cancel(_: Any) -> None:
+            # The queue was deleted or lost its majority, or something was held for too long.
+            self._cancelled = channel
+            channel.close()
+
+        channel.raw.add_on_cancel_callback(on_cancel)
+        channel.closed.add_done_callback(lambda _: self._attention.set())
+        await self._start(channel, self._prefetch)
+        self._trouble = None
+        return channel
+
+    async def _start(self, channel: Channel, window: int) -> None:
+        """Consume, with at most so many unsettled that this consumer was sent."""
 
         def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
             if self._channel is channel:
@@ -137,42 +170,73 @@ class RabbitMQSubscription:
                     channel.close()
 
         def on_delivery(tag: int, raw: bytes, body: bytes) -> None:
-            if self._channel is not channel:
-                return
-            message = None if own_dead_letters else usual(raw, body)
+            message = None if dead_letters else usual(raw, body)
             if message is None:
                 on_message(None, Basic.Deliver(delivery_tag=tag), BasicProperties().decode(raw), body)
-                return
-            self._unsettled[tag] = None
-            self._buffer.append(Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
-            self._news.set()
+            elif self._channel is channel:
+                self._unsettled[tag] = time.monotonic()
+                self._put(channel, Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
 
-        def on_cancel(_: Any) -> None:
-            # The queue was deleted or lost its majority, or something was held for too long.
-            self._cancelled = channel
-            channel.close()
-
-        own_dead_letters = is_dead_letter_queue(self._queue)
+        dead_letters = is_dead_letter_queue(self._queue)
         # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
-        consumer_tag = f"forebay.{uuid.uuid4().hex}"
-        channel.on_delivery(consumer_tag, on_delivery)
-        channel.raw.add_on_cancel_callback(on_cancel)
-        await channel.call("basic_qos", prefetch_count=min(65_535, self._prefetch), timeout=PATIENCE)
+        self._tag = f"forebay.{uuid.uuid4().hex}"
+        self._window = self._wanted = window
+        channel.take_deliveries(self._tag, on_delivery)
+        # It holds for consumers that begin afterwards.
+        await channel.call("basic_qos", prefetch_count=min(65_535, window), timeout=PATIENCE)
         await channel.call(
-            "basic_consume",
-            self._name(self._queue),
-            on_message,
-            consumer_tag=consumer_tag,
-            timeout=PATIENCE,
+            "basic_consume", self._name(self._queue), on_message, consumer_tag=self._tag, timeout=PATIENCE
         )
-        self._trouble = None
-        return channel
+
+    async def _attend(self, channel: Channel) -> Exception:
+        """Until the channel is lost: hand back what nobody takes, and consume as much as is asked for."""
+        while not channel.closed.done():
+            self._attention.clear()
+            if self._wanted > self._window:
+                # From nothing to what is asked for; then to all, rather than in many steps.
+                window = self._prefetch if self._window else self._wanted
+                await self._cancel(channel)
+                await self._start(channel, window)
+            elif self._buffer and self._age_of(self._buffer[0]) >= self._idle_hold:
+                await self._cancel(channel)
+                self._hand_back()
+            try:
+                async with asyncio.timeout(self._idle_hold / 4):
+                    await self._attention.wait()
+            except TimeoutError:
+                pass
+        return channel.closed.result()
+
+    async def _cancel(self, channel: Channel) -> None:
+        """What the server sends until it knows, pika hands back by itself."""
+        tag, self._tag = self._tag, ""
+        self._window = self._wanted = 0
+        channel.leave_deliveries()
+        if tag:
+            await channel.call("basic_cancel", tag, timeout=PATIENCE)
+
+    def _age_of(self, delivery: Delivery) -> float:
+        """Seconds since the server has sent it."""
+        return time.monotonic() - self._unsettled[delivery.receipt]  # type: ignore[index]  # ours are tags
+
+    def _hand_back(self) -> None:
+        back: list[int] = [d.receipt for d in self._buffer]  # type: ignore[misc]  # ours are tags
+        self._buffer.clear()
+        self._let_go([], back)
+        log.info("handed back what nobody takes now", queue=self._queue, count=len(back))
+
+    def _want(self, count: int) -> None:
+        """So many more are to be received now."""
+        if self._window < self._prefetch and (not self._window or count + len(self._held) > self._window):
+            self._wanted = max(self._wanted, min(count + len(self._held), self._prefetch))
+            self._attention.set()
 
     def _detach(self) -> None:
         channel, self._channel = self._channel, None
         self._buffer.clear()
         self._held.clear()
         self._unsettled.clear()
+        self._worn.clear()
         self._news.set()
         if channel is not None:
             channel.close()
@@ -180,7 +244,7 @@ class RabbitMQSubscription:
     # ---- receive
 
     def _take(self, tag: int, properties: Any, body: bytes) -> None:
-        self._unsettled[tag] = None
+        self._unsettled[tag] = time.monotonic()
         due = wire.due(properties)
         left = 0.0 if due is None else due / 1e6 - time.time()
         if left > NEARLY_DUE:
@@ -197,14 +261,20 @@ class RabbitMQSubscription:
                 return
         death = decoded.death
         if death is None and is_dead_letter_queue(self._queue):
-            death = wire.death_by_server(properties, origin_queue(self._queue), decoded.attempt)
+            death = wire.death_by_server(
+                properties, origin_queue(self._queue), decoded.attempt, decoded.history
+            )
+        handed_back = wire.deferrals(properties)
+        if handed_back >= WORN:
+            self._worn.add(tag)
         delivery = Delivery(
             message=decoded.message,
             queue=self._queue,
-            attempt=decoded.attempt if death is None or decoded.death is not None else 1,
+            attempt=decoded.attempt if death is decoded.death else 1,
             receipt=tag,
-            deferrals=decoded.deferrals + wire.deferrals(properties),
+            deferrals=decoded.deferrals + handed_back,
             death=death,
+            history=decoded.history if death is decoded.death else (),
         )
         if left > 0:
             channel = self._channel
@@ -222,6 +292,7 @@ class RabbitMQSubscription:
         while True:
             self._check_open()
             target = min(max_messages, self._prefetch - len(self._held))
+            self._want(target)
             if len(self._buffer) >= target > 0:
                 return self._hand_out(target)
             left = deadline - time.monotonic()
@@ -268,41 +339,45 @@ class RabbitMQSubscription:
             match s:
                 case Ack():
                     done.append(tag)
-                case Retry(delay=delay):
-                    copies.append((d, self._again(d, delay, d.attempt + 1)))
-                case DeadLetter(failure=failure, new_id=new_id):
-                    copies.append((d, self._bury(d, failure, new_id)))
-                case Release() if d.deferrals >= WORN:
-                    copies.append((d, self._again(d, 0, d.attempt)))
+                case Retry(delay=delay, history=history):
+                    again = replace(d, attempt=d.attempt + 1, history=history)
+                    copies.append((d, self._again(again, delay)))
+                case DeadLetter():
+                    copies.append((d, self._bury(s)))
+                case Release() if tag in self._worn:
+                    copies.append((d, self._again(replace(d, deferrals=d.deferrals + 1), 0)))
                 case Release():
                     back.append(tag)
         self._let_go(done, back)
         self._news.set()
+        if done and self._window:
+            self._want(self._prefetch)
         if copies:
             # To the end, even if whoever waits for it is cancelled: these are no longer held.
             stale += await asyncio.shield(self._spawn(self._copy(copies)))
         return stale
 
-    def _again(self, d: Delivery, delay: float, attempt: int) -> Outgoing:
-        due = time.time() + delay
+    def _again(self, d: Delivery, delay: float) -> Outgoing:
+        due = int((time.time() + delay) * 1e6) + 1 if delay > 0 else None
         properties = wire.properties(
-            d.message, attempt=attempt, death=d.death, due=int(due * 1e6) + 1 if delay > 0 else None
+            d.message, attempt=d.attempt, deferrals=d.deferrals, death=d.death, history=d.history, due=due
         )
         name = self._name(self._queue)
         exchange = self._ladder.exchange(delay) if delay > 0 else ""
         return Outgoing(d.message.id, exchange, name, properties, d.message.body)
 
-    def _bury(self, d: Delivery, failure: Any, new_id: str | None) -> Outgoing:
-        message = d.message
+    def _bury(self, s: DeadLetter) -> Outgoing:
+        message = s.delivery.message
         death = Death(
-            failure=failure,
+            failure=s.failure,
             queue=self._queue,
-            attempts=d.attempt,
+            attempts=s.delivery.attempt,
             died_at=datetime.now(UTC),
-            original_id=None if new_id is None else message.id,
+            original_id=None if s.new_id is None else message.id,
+            history=s.history,
         )
-        if new_id is not None:
-            message = replace(message, id=new_id)
+        if s.new_id is not None:
+            message = replace(message, id=s.new_id)
         return self._dead(Decoded(message=message, attempt=1, deferrals=0, death=death))
 
     def _dead(self, decoded: Decoded) -> Outgoing:
@@ -345,7 +420,7 @@ class RabbitMQSubscription:
         raw = self._channel.raw
         try:
             for tag in back:
-                if self._unsettled.pop(tag, 0) is None:
+                if self._unsettled.pop(tag, None) is not None:
                     raw.basic_nack(tag, requeue=True)
             open_ = set(done) & self._unsettled.keys()
             # Up to the first that is not settled, one word does for all.

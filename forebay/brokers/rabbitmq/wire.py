@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 
 from pika import BasicProperties
 
 from forebay.brokers import wire
-from forebay.brokers.api import Death, Failure
+from forebay.brokers.api import Attempt, Death, Failure
 from forebay.brokers.rabbitmq.frames import short
 from forebay.errors import MessageDecodeError
 from forebay.ids import new_id
@@ -33,7 +34,9 @@ def properties(
     message: Message,
     *,
     attempt: int = 1,
+    deferrals: int = 0,
     death: Death | None = None,
+    history: Sequence[Attempt] = (),
     due: int | None = None,
 ) -> bytes:
     """
@@ -44,7 +47,7 @@ def properties(
     Raises:
         ValueError: the protocol cannot carry the name of a header.
     """
-    headers = wire.encode(message, attempt=attempt, death=death)
+    headers = wire.encode(message, attempt=attempt, deferrals=deferrals, death=death, history=history)
     del headers[wire.ID]
     opening = _opening(message.content_type)
     if len(opening) > 2:
@@ -162,7 +165,9 @@ def adopt(props: BasicProperties, body: bytes, queue: str, why: MessageDecodeErr
     return wire.Decoded(message=message, attempt=1, deferrals=0, death=death)
 
 
-def death_by_server(props: BasicProperties, queue: str, attempts: int) -> Death:
+def death_by_server(
+    props: BasicProperties, queue: str, attempts: int, history: tuple[Attempt, ...] = ()
+) -> Death:
     """Why the server itself put a message among the dead letters: it was taken back too often."""
     headers = props.headers or {}
     reason = headers.get("x-first-death-reason", "unknown")
@@ -171,4 +176,5 @@ def death_by_server(props: BasicProperties, queue: str, attempts: int) -> Death:
         queue=queue,
         attempts=attempts,
         died_at=datetime.now(UTC),
+        history=history,
     )

@@ -18,10 +18,18 @@ from typing import Any
 import apsw
 import orjson
 
-from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.api import Ack, Attempt, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.sqlite import parking
 from forebay.brokers.sqlite.publishing import FutureJob
 from forebay.brokers.sqlite.writer import Transaction
-from forebay.brokers.wire import decode_death, encode_death, from_micros
+from forebay.brokers.wire import (
+    HISTORY,
+    decode_death,
+    decode_history,
+    encode_death,
+    encode_history,
+    from_micros,
+)
 from forebay.errors import BrokerError
 from forebay.message import Message
 
@@ -34,7 +42,7 @@ KEY = 6
 """The column of a message's ordering key in these."""
 TAKE_FRESH = _SELECT + "where s.queue = ? and s.due = 0 and s.seq > ? order by s.seq limit ?"
 TAKE_SCHEDULED = _SELECT + "where s.queue = ? and s.due > 0 and s.due <= ? order by s.due, s.seq limit ?"
-ANY_READY = "select 1 from slot where queue = ? and due <= ? limit 1"
+ANY_READY = "select 1 from slot where queue = ? and due between 0 and ? limit 1"
 _OTHERS = "select 1 from owner where queue = ? and id != ? limit 1"
 _KEYS_ELSEWHERE = (
     # "cross join" keeps SQLite from turning it round and reading all leases of all queues.
@@ -122,12 +130,36 @@ class Lent:
     """When the first of the scheduled messages is due, in microseconds; asked when too few were ready."""
 
 
+class _Gate:
+    """What of some rows may be lent to one owner now."""
+
+    def __init__(self, elsewhere: frozenset[str], heads: parking.Heads | None) -> None:
+        self._elsewhere = elsewhere
+        self._heads = heads
+        self._held_up = False
+
+    def free(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        if self._elsewhere:
+            found = [row for row in rows if row[KEY] not in self._elsewhere]
+            self._held_up |= len(found) < len(rows)
+            rows = found
+        if self._heads is not None:
+            rows = [row for row in rows if not self._heads.bars(row[0], row[1], row[KEY])]
+        return rows
+
+    @property
+    def look_again(self) -> bool:
+        """Whoever holds a key rings no bell when it lets go; and what was set aside made room for more."""
+        return self._held_up or (self._heads is not None and self._heads.set_aside > 0)
+
+
 class Lease:
     """
     Lend up to `want` messages of one queue to an owner.
 
     Of an ordering key that another owner holds messages of, nothing is lent: so the
-    messages of a key are in one hand at a time, and in their order there.
+    messages of a key are in one hand at a time, and in their order there. For an ordered
+    subscription nothing is lent that is behind a failed message of its key either.
     """
 
     weight = 0
@@ -141,6 +173,7 @@ class Lease:
         want: int,
         scheduled_share: int,
         look_first: bool,
+        ordered: bool,
         process: str,
         lease: float,
         take: Callable[[object], None],
@@ -152,6 +185,7 @@ class Lease:
         self.scheduled_share = scheduled_share
         """How many of them may be scheduled ones while fresh ones wait: neither may starve the other."""
         self.look_first = look_first
+        self.ordered = ordered
         self.process = process
         self.lease = lease
         self.deliver = take
@@ -164,17 +198,19 @@ class Lease:
         """The answer if there is nothing to take, without the turn to write; else None."""
         if not self.look_first or db.execute(ANY_READY, (self.queue_id, now)).get is not None:
             return None
+        if not self.ordered and parking.any_parked(db, self.queue_id):
+            return None
         return Lent(self.owner, [], db.execute(NEXT_DUE, (self.queue_id, now)).get)
 
     def apply(self, tx: Transaction) -> Lent:
         if not has_owner(tx, self.owner):
             self.owner = add_owner(tx, self.queue_id, self.process, self.lease)
         db = tx.db
-        taken = self._keys_elsewhere(db)
+        gate = self._gate(tx)
         due = db.execute(TAKE_SCHEDULED, (self.queue_id, tx.now, self.want)).fetchall()
-        scheduled = [row for row in due if row[KEY] not in taken]
+        scheduled = gate.free(due)
         kept_for_fresh = max(self.want - len(scheduled), self.want - self.scheduled_share)
-        fresh, passed_over = self._fresh(db, kept_for_fresh, taken)
+        fresh, passed_over = self._fresh(db, kept_for_fresh, gate)
         del scheduled[self.want - len(fresh) :]
         if scheduled:
             self._lend_each(db, scheduled)
@@ -189,10 +225,18 @@ class Lease:
         next_due = None
         if len(deliveries) < self.want:
             next_due = db.execute(NEXT_DUE, (self.queue_id, tx.now)).get
-            if passed_over or len(scheduled) < len(due):
-                # Whoever holds the key rings no bell when it lets go.
+            if gate.look_again:
                 next_due = min(next_due or sys.maxsize, tx.now + KEY_PAUSE)
         return Lent(self.owner, deliveries, next_due)
+
+    def _gate(self, tx: Transaction) -> _Gate:
+        heads = None
+        if parking.any_parked(tx.db, self.queue_id):
+            if self.ordered:
+                heads = parking.Heads(tx, self.queue_id)
+            else:
+                parking.forget(tx, self.queue_id)
+        return _Gate(self._keys_elsewhere(tx.db), heads)
 
     def _keys_elsewhere(self, db: apsw.Connection) -> frozenset[str]:
         """The ordering keys of messages that other owners hold."""
@@ -202,7 +246,10 @@ class Lease:
         return frozenset(str(row[0]) for row in db.execute(_KEYS_ELSEWHERE, others))
 
     def _fresh(
-        self, db: apsw.Connection, want: int, taken: frozenset[str]
+        self,
+        db: apsw.Connection,
+        want: int,
+        gate: _Gate,
     ) -> tuple[list[tuple[Any, ...]], bool]:
         """Up to `want` in order of arrival; and whether some were passed over for their key."""
         found: list[tuple[Any, ...]] = []
@@ -211,7 +258,7 @@ class Lease:
             size = want - len(found) if not looked_at else max(200, want)
             rows: list[tuple[Any, ...]] = db.execute(TAKE_FRESH, (self.queue_id, after, size)).fetchall()
             looked_at += len(rows)
-            found += [row for row in rows if row[KEY] not in taken]
+            found += gate.free(rows)
             if len(rows) < size:
                 break
             after = rows[-1][1]
@@ -240,6 +287,7 @@ class Lease:
             expires,
             body,
         ) = row
+        notes = {} if death is None else orjson.loads(death)
         return Delivery(
             message=Message(
                 id=id_,
@@ -255,7 +303,8 @@ class Lease:
             attempt=attempt,
             receipt=seq,
             deferrals=deferrals,
-            death=None if death is None else decode_death(orjson.loads(death)),
+            death=decode_death(notes),
+            history=decode_history(notes.get(HISTORY)),
         )
 
 
@@ -267,7 +316,7 @@ class Settle(FutureJob):
     leases end with their owner, all of them or none.
     """
 
-    __slots__ = ("dead_queue_id", "on_failure", "owner", "queue", "queue_id", "settlements")
+    __slots__ = ("dead_queue_id", "on_failure", "ordered", "owner", "queue", "queue_id", "settlements")
 
     def __init__(
         self,
@@ -277,6 +326,7 @@ class Settle(FutureJob):
         dead_queue_id: int | None,
         owner: int,
         settlements: Sequence[Settlement],
+        ordered: bool,
         on_failure: Callable[[int, list[int]], None],
     ) -> None:
         super().__init__()
@@ -285,6 +335,7 @@ class Settle(FutureJob):
         self.dead_queue_id = dead_queue_id
         self.owner = owner
         self.settlements = settlements
+        self.ordered = ordered
         self.on_failure = on_failure
 
     def deliver(self, result: object) -> None:
@@ -299,22 +350,30 @@ class Settle(FutureJob):
         back: list[tuple[object, ...]] = []
         ended: list[tuple[int, int]] = []
         renamed: list[tuple[str, int]] = []
+        failed: list[tuple[str, int]] = []
+        heads: list[tuple[str, int]] = []
         buried = buried_bytes = 0
         for s in self.settlements:
             d = s.delivery
             seq = d.receipt
             assert isinstance(seq, int)
+            key = d.message.key
+            if key is not None:
+                if isinstance(s, Retry):
+                    failed.append((key, seq))
+                elif d.attempt > 1 and not isinstance(s, Release):
+                    heads.append((key, seq))
             match s:
                 case Ack():
                     gone.append(d)
                     continue
-                case Retry(delay=delay):
-                    death = None if d.death is None else _death_text(d.death)
+                case Retry(delay=delay, history=history):
+                    notes = _notes(d.death, history)
                     due = tx.now + microseconds(min(delay, LONGEST_DELAY)) if delay > 0 else 0
-                    back.append((self.queue_id, due, seq, d.attempt + 1, d.deferrals, death))
+                    back.append((self.queue_id, due, seq, d.attempt + 1, d.deferrals, notes))
                 case Release():
-                    death = None if d.death is None else _death_text(d.death)
-                    back.append((self.queue_id, 0, seq, d.attempt, d.deferrals + 1, death))
+                    notes = _notes(d.death, d.history)
+                    back.append((self.queue_id, 0, seq, d.attempt, d.deferrals + 1, notes))
                 case DeadLetter(failure=failure, new_id=new_id):
                     final = Death(
                         failure=failure,
@@ -322,8 +381,9 @@ class Settle(FutureJob):
                         attempts=d.attempt,
                         died_at=from_micros(tx.now),
                         original_id=None if new_id is None else d.message.id,
+                        history=s.history,
                     )
-                    back.append((self.dead_queue_id, 0, seq, 1, 0, _death_text(final)))
+                    back.append((self.dead_queue_id, 0, seq, 1, 0, _notes(final, ())))
                     buried += 1
                     buried_bytes += len(d.message.body)
                     if new_id is not None:
@@ -335,6 +395,10 @@ class Settle(FutureJob):
             tx.db.executemany("insert into slot values (?, ?, ?, ?, ?, ?)", back)
             tx.db.executemany("delete from lease where owner = ? and seq = ?", ended)
             tx.ring.update({row[0] for row in back})  # type: ignore[misc]  # queue ids, the first column
+        if self.ordered and failed:
+            parking.park(tx, self.queue_id, failed)
+        if heads:
+            parking.end(tx, self.queue_id, heads)
         if renamed:
             tx.db.executemany("update message set id = ? where seq = ?", renamed)
         if buried:
@@ -359,9 +423,14 @@ def _count(tx: Transaction, queue_id: int, messages: int, size: int) -> None:
     )
 
 
-def _death_text(death: Death) -> str:
+def _notes(death: Death | None, history: Sequence[Attempt]) -> str | None:
+    """What goes into the column `death`, where the previous release reads what it knows of it."""
+    notes = {} if death is None else encode_death(death)
+    if history:
+        notes[HISTORY] = encode_history(history)
+    if not notes:
+        return None
     # A reason may quote half a surrogate pair; that must not keep the message from its rest.
-    notes = encode_death(death)
     try:
         return orjson.dumps(notes).decode()
     except TypeError:

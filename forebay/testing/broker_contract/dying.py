@@ -15,6 +15,7 @@ from forebay.testing.broker_contract.harness import (
     ContractTests,
     collect,
     drain,
+    failed_attempts,
     ids,
     message,
     messages,
@@ -86,6 +87,57 @@ class DeadLetterContract(ContractTests):
         assert first.death == second.death == third.death
         assert third.death is not None
         assert third.attempt == 2
+
+    async def test_what_failed_before_goes_with_a_message_into_its_dead_letter(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        """Through retries, a release and a stop; the dead letter begins anew and keeps it in its death."""
+        tried = failed_attempts(5)
+        within = harness.latest(0, broker.capabilities) + harness.patience
+        await publish(broker, queue, [message()])
+        async with broker.subscribe(queue, prefetch=1) as subscription:
+            [delivery] = await subscription.receive(1, within)
+            assert delivery.history == ()
+            await subscription.settle([Retry(delivery, 0, FAILURE, tried[:2])])
+            [delivery] = await subscription.receive(1, within)
+            assert delivery.history == tried[:2]
+            await subscription.settle([Retry(delivery, 0, FAILURE, tried[:4])])
+            [delivery] = await subscription.receive(1, within)
+            assert delivery.history == tried[:4]
+            await subscription.settle([Release(delivery)])
+            [delivery] = await subscription.receive(1, within)
+            assert (delivery.history, delivery.attempt) == (tried[:4], 3)
+        async with broker.subscribe(queue, prefetch=1) as subscription:
+            [delivery] = await subscription.receive(1, within)
+            assert delivery.history == tried[:4]
+            await subscription.settle([DeadLetter(delivery, FAILURE, history=tried)])
+
+        dead_queue = dead_letter_queue(queue)
+        async with broker.subscribe(dead_queue, prefetch=1) as subscription:
+            [dead] = await subscription.receive(1, within)
+            assert dead.history == ()
+            assert dead.death is not None
+            assert dead.death.history == tried
+            await subscription.settle([Retry(dead, 0, FAILURE, tried[:1])])
+        [dead] = await drain(broker, dead_queue, 1, within)
+        assert dead.history == tried[:1]
+        assert dead.death is not None
+        assert dead.death.history == tried
+
+    async def test_what_is_redriven_begins_anew(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        within = harness.latest(0, broker.capabilities) + harness.patience
+        await publish(broker, queue, [message()])
+        async with broker.subscribe(queue, prefetch=1) as subscription:
+            [delivery] = await subscription.receive(1, within)
+            await subscription.settle([DeadLetter(delivery, FAILURE, history=failed_attempts(1))])
+        [dead] = await drain(broker, dead_letter_queue(queue), 1, within)
+        await publish(broker, queue, [dead.message])
+
+        [again] = await drain(broker, queue, 1, within)
+
+        assert (again.attempt, again.history, again.death) == (1, (), None)
 
     async def test_a_very_long_detail_does_not_keep_a_message_from_its_rest(
         self, harness: BrokerHarness, broker: Broker, queue: str

@@ -8,12 +8,12 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from forebay.brokers.api import Ack, Broker, Capabilities, Delivery, Depth, Failure, Subscription
+from forebay.brokers.api import Ack, Attempt, Broker, Capabilities, Delivery, Depth, Failure, Subscription
 from forebay.ids import new_id
 from forebay.message import Message
 
@@ -67,6 +67,22 @@ FAILURE = Failure(
     destination="database:messages",
     detail="Failing row contains (42, -1, 'Grüße')",
 )
+
+
+def failed_attempts(count: int) -> tuple[Attempt, ...]:
+    """So many that a message has behind it."""
+    at = datetime.now(UTC).replace(microsecond=123_456)
+    return tuple(
+        Attempt(
+            number=n,
+            failed_at=at + timedelta(seconds=n),
+            worker="host-\u00fc:4711",
+            seconds=0.25 * n,
+            error_class="CheckViolation",
+            reason=f"23514 orders_amount_check \u2013 try {n}",
+        )
+        for n in range(1, count + 1)
+    )
 
 
 class ContractTests:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from consumers.processor import MAX_REASON, Processor, failure_of
+from consumers.processor import MAX_ATTEMPT_REASON, MAX_REASON, Processor, failure_of
 from consumers.retry import ExponentialBackoff, Forever
 from consumers.sinks import NotTried
 from forebay.brokers.api import Ack, DeadLetter, Release, Retry, Settlement
@@ -169,3 +170,43 @@ def test_a_reason_is_short_and_can_be_stored_anywhere() -> None:
     assert len(failure.reason) == MAX_REASON
     assert "\0" not in failure.reason
     failure.reason.encode()
+
+
+def test_a_failed_attempt_is_added_to_the_history() -> None:
+    processor = Processor(retry=RETRY, destination="database", worker="host:7")
+    d = delivery("a", attempt=1)
+    results = [WriteResult(message_id="a", error=RetryLater(30, "busy " + "x" * 500))]
+
+    [settled] = processor.settle([d], results, NOON, 1.5)
+
+    assert isinstance(settled, Retry)
+    [attempt] = settled.history
+    assert (attempt.number, attempt.failed_at, attempt.worker) == (1, NOON, "host:7")
+    assert (attempt.seconds, attempt.error_class) == (1.5, "RetryLater")
+    assert attempt.reason.startswith("busy xxx")
+    assert len(attempt.reason) == MAX_ATTEMPT_REASON
+
+
+def test_a_history_keeps_the_first_attempt_and_the_last_four() -> None:
+    d = delivery("a")
+    for number in range(1, 8):
+        settled = PROCESSOR.settle_failed_call([d], ValueError("odd"), NOON, float(number))[0]
+        assert isinstance(settled, Retry)
+        d = replace(d, attempt=number + 1, history=settled.history)
+
+    [dead] = PROCESSOR.settle_failed_call([d], ValueError("odd"), NOON)
+
+    assert isinstance(dead, DeadLetter)
+    assert [a.number for a in dead.history] == [1, 5, 6, 7, 8]
+
+
+def test_what_expires_was_not_tried_once_more() -> None:
+    d = delivery("a", attempt=2, expires_at=NOON)
+    tried = PROCESSOR.settle_failed_call([delivery("a")], ValueError("odd"), NOON)[0]
+    assert isinstance(tried, Retry)
+    d = replace(d, history=tried.history)
+
+    [dead] = PROCESSOR.expired([d], NOON)
+
+    assert isinstance(dead, DeadLetter)
+    assert dead.history == tried.history
