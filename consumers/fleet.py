@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from consumers.controls import ControlRoom
+from consumers.housekeeping import Housekeeper
 from consumers.reporter import Reporter, Watched
 from consumers.settings import QueueSettings
 from consumers.status import QueueStatus
@@ -24,8 +25,10 @@ from forebay.figures import Figures, Place, total
 
 log = structlog.get_logger()
 
-COUNTED_AGAIN = 0.3
-"""Seconds after the last message was handed back until a server counts it."""
+LOOK_AGAIN = 0.15
+"""Seconds between two looks at figures that still move."""
+STANDS_STILL = 3
+"""Looks in a row that tell the same: then a server has counted what was handed back."""
 LOOK_EVERY = 5.0
 """Seconds between two reports."""
 DRAIN_EVERY = 1.0
@@ -92,6 +95,7 @@ class Fleet:
         make_old: Callable[[Broker], Supervisor],
         reporter: Reporter,
         controls: ControlRoom,
+        housekeeper: Housekeeper,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -100,6 +104,7 @@ class Fleet:
         self._make_old = make_old
         self._reporter = reporter
         self._controls = controls
+        self._housekeeper = housekeeper
         self._clock = clock
         self._rng = rng or random.Random()
         self._queues: dict[str, QueueSettings] = {}
@@ -128,11 +133,15 @@ class Fleet:
         await self._controls.first_look()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
-            obeying = group.create_task(self._controls.run())
+            beside = [
+                watching,
+                group.create_task(self._controls.run()),
+                group.create_task(self._housekeeper.run()),
+            ]
             draining = [group.create_task(self._drain(old, stop)) for old in self._old]
             await current.supervisor.run(stop)
-            watching.cancel()
-            obeying.cancel()
+            for task in beside:
+                task.cancel()
             for old, task in zip(self._old, draining, strict=True):
                 if old.supervisor is None:
                     task.cancel()  # It is not there, or not yet.
@@ -265,11 +274,25 @@ class Fleet:
                 log.warning(left.sentence, setting=left.setting)
 
     async def _last_look(self, watched: Watched) -> None:
-        """What is left, when nobody of ours holds anything any more: for those who come after."""
+        """
+        What is left, when nobody of ours holds anything any more: for those who come after.
+
+        A server may count what was handed back a moment later only (RabbitMQ was seen to
+        tell 0), so it is asked until its figures stand still; what it told last is reported.
+        """
+        seen: list[dict[Place, tuple[int | None, ...]]] = []
         try:
             async with asyncio.timeout(LAST_LOOK_TIMEOUT):
-                # A server may count what was handed back a moment later only (RabbitMQ was seen to tell 0).
-                await asyncio.sleep(COUNTED_AGAIN)
-                await self._reporter.look([watched])
+                while True:
+                    figures = await self._reporter.look([watched])
+                    seen = [*seen, {place: _counts(f) for place, f in figures.items()}][-STANDS_STILL:]
+                    if len(seen) == STANDS_STILL and all(one == seen[0] for one in seen):
+                        return
+                    await asyncio.sleep(LOOK_AGAIN)
         except TimeoutError:
             pass
+
+
+def _counts(figures: Figures) -> tuple[int | None, ...]:
+    depth = figures.depth
+    return depth.waiting, depth.scheduled, depth.in_hand

@@ -198,6 +198,8 @@ class Supervisor:
             tally=Tally(metrics=self._metrics, queue=queue),
             quarantine=self.quarantine,
             batch_size=batch_size,
+            # Not on a broker that is drained and cannot keep it.
+            ordered=settings.order == "key" and self.broker.capabilities.ordering == "by_key",
         )
         # Two batches of one ordering key must not be written side by side.
         concurrency = 1 if settings.order == "key" else settings.concurrency

@@ -13,8 +13,8 @@ Times are integer microseconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import orjson
@@ -48,6 +48,9 @@ DEAD_HISTORY = "forebay-dead-history"
 
 MAX_DETAIL = 2_000
 """Characters of a failure's detail that travel; headers must not outgrow the broker's frame."""
+
+LEAST = 60
+"""Characters of a reason that are kept in any case."""
 
 HISTORY_VERSION = 1
 """Of the JSON in the two headers of histories: a reader ignores one that it does not know."""
@@ -127,6 +130,28 @@ def encode_death(death: Death) -> dict[str, str]:
     if death.history:
         headers[DEAD_HISTORY] = encode_history(death.history)
     return headers
+
+
+def lighter(
+    death: Death | None, history: tuple[Attempt, ...]
+) -> Iterator[tuple[Death | None, tuple[Attempt, ...]]]:
+    """
+    What a copy says of its way, from all of it to the least: for a message that would not fit otherwise.
+
+    First without the destination's own text, then without the attempts before, then with
+    the beginning of the reason. The message itself is never cut.
+    """
+    yield death, history
+    if death is not None and death.failure.detail:
+        death = replace(death, failure=replace(death.failure, detail=""))
+        yield death, history
+    if history or (death is not None and death.history):
+        death = None if death is None else replace(death, history=())
+        yield death, ()
+    if death is not None:
+        f = death.failure
+        least = {n: getattr(f, n)[:LEAST] for n in ("reason", "error_class", "destination")}
+        yield replace(death, failure=replace(f, **least)), ()
 
 
 def encode_history(history: Sequence[Attempt]) -> str:

@@ -171,13 +171,19 @@ def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
     async def main(stop: asyncio.Event) -> None:
         from prometheus_client import CollectorRegistry
 
+        from consumers.sinks.table import prepare_tables
+        from forebay.storage.database import Database
         from forebay.storage.schema import migrate
         from gateway.server import serve
+
+        def prepare(database: Database) -> None:
+            migrate(database)
+            prepare_tables(settings.queues, database)
 
         registry = CollectorRegistry()
         database = make_database(settings)
         try:
-            if not await until_reachable(database, migrate, stop):
+            if not await until_reachable(database, prepare, stop):
                 return
             async with broker_opener(settings.broker)() as broker:
                 consumers = make_fleet(settings, broker, database, registry=registry)

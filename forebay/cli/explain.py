@@ -13,6 +13,7 @@ from forebay.brokers.naming import check_queue_name
 from forebay.cli._common import ConfigOption, JsonOption, load_to_read
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import duration, emit, emit_json, emit_table
+from forebay.settings_schema import shown
 
 if TYPE_CHECKING:
     from consumers.settings import BudgetSettings, QueueSettings
@@ -67,8 +68,25 @@ def explain(
 def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
     if q.handler:
         where = f"are handed to {q.handler}, in the transaction of their once-only record"
+    elif q.table is not None:
+        where = (
+            f"become rows of the table {q.table.name}, in the transaction of their once-only record;"
+            + {
+                "error": " one whose row is there already is a dead letter",
+                "ignore": " a row that is there already is left alone",
+                "update": " a row that is there already is updated",
+            }[q.table.on_conflict]
+        )
     elif q.sink == "database":
         where = "are stored in the table `messages`"
+    elif q.sink == "http":
+        where = (
+            f"are sent to {shown(q.http.url)} by {q.http.method}, one request each, up to"
+            f" {q.http.connections} at once, with their id as {q.http.idempotency_header}"
+        )
+    elif q.sink == "broker":
+        on = f"on {shown(q.forward.broker_url)}" if q.forward.broker_url else "on the same broker"
+        where = f"are forwarded to the queue {q.forward.queue!r} {on}"
     else:
         where = f"go to the sink {q.sink!r}"
     tries = q.retry.max_attempts

@@ -13,7 +13,6 @@ from forebay.brokers.rabbitmq.broker import RabbitMQBroker
 from forebay.testing.broker_contract.harness import (
     FAILURE,
     collect,
-    drain,
     fresh_name,
     ids,
     messages,
@@ -112,7 +111,8 @@ async def test_while_an_outage_is_probed_only_the_probe_travels(broker: Broker, 
                 assert await subscription.settle([Ack(d) for d in got]) == []
                 rest += got
     assert sorted(ids([probe, *rest])) == sorted(ids(sent))
-    assert max(d.deferrals for d in rest) <= 1
+    # When nobody took it, at the beginning and perhaps while we looked; not with each of 20 probes.
+    assert max(d.deferrals for d in rest) <= 5
     assert [line["event"] for line in logs if line["log_level"] != "info"] == []
 
 
@@ -134,5 +134,5 @@ async def test_how_often_it_was_handed_back_travels_with_a_retry(broker: Broker,
             await subscription.settle([Release(delivery)])
         [delivery] = await subscription.receive(1, 5)
         await subscription.settle([Retry(delivery, 0, FAILURE)])
-    [delivery] = await drain(broker, queue, 1, 5)
+        [delivery] = await subscription.receive(1, 5)
     assert (delivery.attempt, delivery.deferrals) == (2, 3)

@@ -121,3 +121,22 @@ def test_half_a_surrogate_pair_in_a_reason_is_written_all_the_same() -> None:
     [read] = wire.decode_history(wire.encode_history([attempt]))
 
     assert (read.reason, read.number) == ("bad ?", 1)
+
+
+@given(st.none() | DEATHS, HISTORIES)
+def test_a_lighter_copy_says_less_each_time_and_never_another_message(
+    death: Death | None, history: tuple[Attempt, ...]
+) -> None:
+    message = Message(id="a", body=b"b", accepted_at=datetime(2026, 1, 1, tzinfo=UTC), key="k")
+
+    versions = [wire.encode(message, death=d, history=h) for d, h in wire.lighter(death, history)]
+
+    assert versions[0] == wire.encode(message, death=death, history=history)
+    sizes = [sum(len(value) for value in headers.values()) for headers in versions]
+    assert sizes == sorted(sizes, reverse=True)
+    last = wire.decode(versions[-1], b"b")
+    assert (last.message, last.history) == (message, ())
+    if death is not None:
+        assert last.death is not None
+        assert (last.death.queue, last.death.died_at) == (death.queue, death.died_at)
+        assert last.death.failure.reason == death.failure.reason[:60]

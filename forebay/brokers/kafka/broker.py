@@ -16,7 +16,7 @@ from forebay.brokers.kafka import copies
 from forebay.brokers.kafka.connection import findings, read_url
 from forebay.brokers.kafka.examination import BROKER_SETTINGS, Seen, cure, judge
 from forebay.brokers.kafka.publishing import Writer
-from forebay.brokers.kafka.records import Outgoing, outgoing
+from forebay.brokers.kafka.records import RESERVE, Outgoing, outgoing
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.subscription import KafkaSubscription
 from forebay.brokers.kafka.topics import Admin, group_of, topics_to_read
@@ -93,13 +93,17 @@ class KafkaBroker:
             if len(m.body) > limit:
                 errors.append(MessageTooLarge(len(m.body), limit))
                 continue
-            errors.append(None)
             due = 0 if m.not_before is None else wire.to_micros(m.not_before)
             if due > now:
-                delays = self.settings.retry_delays
-                records.append(copies.later(queue, m, wire.encode(m), now, due, delays))
+                record = copies.delayed(queue, m, now, due, self.settings.retry_delays)
             else:
-                records.append(outgoing(queue, m, wire.encode(m)))
+                record = outgoing(queue, m, wire.encode(m))
+            if (above := record.size + RESERVE - topic.max_message_bytes) > 0:
+                # It would have no way on: neither a retry nor the dead letter would fit.
+                errors.append(MessageTooLarge(len(m.body), max(0, len(m.body) - above)))
+                continue
+            errors.append(None)
+            records.append(record)
         outcomes = iter(await self.write(records, deadline - loop.time()) if records else [])
         results = []
         for m, refused in zip(messages, errors, strict=True):
@@ -111,16 +115,30 @@ class KafkaBroker:
 
     async def write(self, records: Sequence[Outgoing], timeout: float) -> list[PublishError | None]:
         """
+        Write records; copies are made lighter where the topic's limit asks for it.
+
+        What does not fit is refused here: Kafka would refuse all that were sent together with it.
+
         Raises:
             QueueNotFound, BrokerUnavailable: nothing was sent.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        partitions = {
-            name: (await self._admin.topic(name, deadline - loop.time())).partitions
+        topics = {
+            name: await self._admin.topic(name, deadline - loop.time())
             for name in sorted({r.topic for r in records})
         }
-        return await self._writer.write(records, partitions, deadline - loop.time())
+        refused: dict[int, PublishError] = {}
+        for i, r in enumerate(records):
+            limit = topics[r.topic].max_message_bytes
+            if r.size > limit and not r.lighten(limit):
+                refused[i] = MessageTooLarge(len(r.value), max(0, limit - (r.size - len(r.value))))
+        fitting = [r for i, r in enumerate(records) if i not in refused] if refused else records
+        outcomes = await self._writer.write(fitting, topics, deadline - loop.time()) if fitting else []
+        if not refused:
+            return outcomes
+        written = iter(outcomes)
+        return [refused[i] if i in refused else next(written) for i in range(len(records))]
 
     async def declare(self, queue: str) -> Durability:
         self._check_open()

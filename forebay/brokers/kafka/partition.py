@@ -28,6 +28,8 @@ class Epoch:
     ready: list[Entry] = field(default_factory=list)
     """Read, not on loan and behind no failed message, by offset."""
     lent: dict[int, tuple[Delivery, Incoming]] = field(default_factory=dict)
+    stuck: list[tuple[float, int, Incoming]] = field(default_factory=list)
+    """Records whose copies no topic takes, and when to try again, by the monotonic clock."""
     busy: int = 0
     """Records whose copies are being written."""
     committed: tuple[int, str] | None = None
@@ -36,6 +38,8 @@ class Epoch:
     claimed_free: bool = False
     """The group was told that nothing of it is in hand: until it is dealt, nothing is lent of it."""
     over: bool = False
+    _draining: set[str] = field(default_factory=set)
+    """Keys of which something was sent back while more of them was on loan: that comes back first."""
 
     @property
     def progress(self) -> tuple[int, str]:
@@ -70,7 +74,9 @@ class Epoch:
 
         What has to wait behind a failed one is set aside on the way.
         """
-        found = [(h.offset, h.incoming) for h in self.parking.due(now)[:count]]
+        self._draining.intersection_update([i.decoded.message.key for _, i in self.lent.values()])
+        due = [(h.offset, h.incoming) for h in self.parking.due(now)]
+        found = [entry for entry in due if not self._drains(entry[1])][:count]
         if self.parking.full:
             return found
         looked_at = 0
@@ -80,12 +86,22 @@ class Epoch:
             if len(found) >= count or incoming.due > now or incoming.foreign:
                 break
             looked_at += 1
-            if not self.parking.bars(offset, incoming):
+            if self.parking.bars(offset, incoming):
+                continue
+            passed.append((offset, incoming))
+            if not self._drains(incoming):
                 found.append((offset, incoming))
-                passed.append((offset, incoming))
         if len(passed) < looked_at:
             self.ready[:looked_at] = passed
         return found
+
+    def _drains(self, incoming: Incoming) -> bool:
+        return bool(self._draining) and incoming.decoded.message.key in self._draining
+
+    def send_back(self, incoming: Incoming) -> None:
+        """In order: nothing more of its key is lent before all of it that is on loan is settled."""
+        if (key := incoming.decoded.message.key) is not None:
+            self._draining.add(key)
 
     def lend(self, offset: int, incoming: Incoming, delivery: Delivery) -> None:
         self.lent[offset] = (delivery, incoming)
@@ -111,8 +127,15 @@ class Epoch:
         if free:
             self.ready = sorted([*self.ready, *free], key=lambda entry: entry[0])
 
+    def free_stuck(self, now: float) -> None:
+        """Those whose time has come are ready again."""
+        for entry in [e for e in self.stuck if e[0] <= now]:
+            self.stuck.remove(entry)
+            self.put(*entry[1:])
+
     def release_all(self) -> None:
         lent, self.lent = self.lent, {}
+        self._draining.clear()
         for offset, (_, incoming) in lent.items():
             self.put(offset, incoming)
 

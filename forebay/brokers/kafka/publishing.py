@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -22,6 +22,7 @@ from aiokafka.errors import (
 
 from forebay.brokers.kafka.records import Outgoing, partition_of
 from forebay.brokers.kafka.settings import KafkaSettings
+from forebay.brokers.kafka.topics import Topic
 from forebay.errors import (
     BrokerUnavailable,
     MessageTooLarge,
@@ -51,7 +52,7 @@ class Writer:
         self._background: set[asyncio.Task[None]] = set()
 
     async def write(
-        self, records: Sequence[Outgoing], partitions: dict[str, int], timeout: float
+        self, records: Sequence[Outgoing], topics: Mapping[str, Topic], timeout: float
     ) -> list[PublishError | None]:
         """
         One outcome per record, at the latest after `timeout` seconds.
@@ -65,14 +66,14 @@ class Writer:
         lanes: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
         turn = next(self._turn)
         for i, record in enumerate(records):
-            count = partitions[record.topic]
+            count = topics[record.topic].partitions
             chosen = (turn + i // SPREAD) % count if record.key is None else partition_of(record.key, count)
             lanes[record.topic, chosen].append(i)
         outcomes: list[PublishError | None] = [
             PublishUnconfirmed("Kafka did not confirm in time; the message may be stored")
         ] * len(records)
         sending = [
-            loop.create_task(self._send(producer, topic, partition, records, which, outcomes))
+            loop.create_task(self._send(producer, topics[topic], topic, partition, records, which, outcomes))
             for (topic, partition), which in lanes.items()
         ]
         try:
@@ -94,6 +95,7 @@ class Writer:
     async def _send(
         self,
         producer: AIOKafkaProducer,
+        limits: Topic,
         topic: str,
         partition: int,
         records: Sequence[Outgoing],
@@ -104,12 +106,17 @@ class Writer:
         batches: list[tuple[list[int], Any]] = []
         try:
             builder, inside = producer.create_batch(), list[int]()
+            # A topic's limit is one of batches, not of records.
+            room = limits.max_message_bytes
             for i in which:
                 r = records[i]
-                while builder.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is None:
+                while (inside and r.size > room) or (
+                    builder.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is None
+                ):
                     batches.append((inside, await self._enqueue(producer, builder, topic, partition)))
-                    builder, inside = producer.create_batch(), []
+                    builder, inside, room = producer.create_batch(), [], limits.max_message_bytes
                 inside.append(i)
+                room -= r.size
             batches.append((inside, await self._enqueue(producer, builder, topic, partition)))
         except KafkaError as error:
             self._doubt(producer, error)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,13 @@ DUE = "forebay-due"
 HOP = "forebay-hop"
 """When a record of a retry topic is to be looked at again, in microseconds."""
 
+_EACH_HEADER = 10
+"""Bytes at most around a header: two lengths of up to five."""
+_BATCH = 61 + 21 + 12 + 5
+"""Bytes at most of a batch and of the one record in it, beside what they hold."""
+RESERVE = 16_384
+"""Bytes that a message leaves to what retries and the dead letter add."""
+
 _NAMESPACE = uuid.UUID("6f1bb1a5-5a0e-4f0c-9a3e-0f4f6c1a2b7d")
 
 
@@ -32,15 +39,44 @@ class Outgoing:
     key: bytes | None
     value: bytes
     headers: list[tuple[str, bytes]]
+    lighter: Callable[[], Iterator[Mapping[str, str]]] | None = None
+    """Of a copy: its headers with less and less in them. None: it is published for the first time."""
+
+    size: int = field(init=False)
+    """Bytes of a batch with this record alone, at most."""
+
+    def __post_init__(self) -> None:
+        inside = sum([len(name) + len(value) + _EACH_HEADER for name, value in self.headers])
+        self.size = _BATCH + len(self.key or b"") + len(self.value) + inside
+
+    def lighten(self, limit: int) -> bool:
+        """Whether it is of at most `limit` bytes, by giving up what it can do without."""
+        candidates = iter(()) if self.lighter is None else self.lighter()
+        while self.size > limit:
+            if (headers := next(candidates, None)) is None:
+                return False
+            self.headers = _encoded(headers)
+            self.__post_init__()
+        return True
 
 
-def outgoing(topic: str, message: Message, headers: Mapping[str, str]) -> Outgoing:
+def outgoing(
+    topic: str,
+    message: Message,
+    headers: Mapping[str, str],
+    lighter: Callable[[], Iterator[Mapping[str, str]]] | None = None,
+) -> Outgoing:
     return Outgoing(
         topic=topic,
         key=None if message.key is None else message.key.encode(),
         value=message.body,
-        headers=[(name, value.encode()) for name, value in headers.items()],
+        headers=_encoded(headers),
+        lighter=lighter,
     )
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    return [(name, value.encode()) for name, value in headers.items()]
 
 
 @lru_cache(maxsize=4096)

@@ -42,6 +42,9 @@ class KafkaSettings(Section):
     """How long a consumer may keep a partition that another one is to have, to finish what it holds of it."""
     idle_leave: PositiveSeconds = 30.0
     """A consumer that handed messages back and takes none for so long leaves them to others."""
+    max_poll_interval: PositiveSeconds = 600.0
+    """A consumer that has not asked Kafka for records for so long leaves the group. A paused one goes on
+    asking: this is about processes that stand still."""
     request_timeout: PositiveSeconds = 10.0
     """A broker that did not answer for so long is taken for dead."""
 

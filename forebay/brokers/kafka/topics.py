@@ -44,7 +44,10 @@ TOPIC_SETTINGS = (
     "flush.messages",
     "unclean.leader.election.enable",
     "retention.ms",
+    "max.message.bytes",
 )
+MORE = 65_536
+"""Bytes by which a record of a retry topic, and of a dead letter, may be longer: for what was added to it."""
 REFRESH = 30.0
 """Seconds after which a topic in use is looked at again."""
 REFRESH_PATIENCE = 10.0
@@ -65,6 +68,8 @@ class Topic:
     """A copy that misses confirmed messages may come to lead."""
     retention: float
     """Seconds after which Kafka deletes a message, consumed or not; inf: never."""
+    max_message_bytes: int = 1_048_588
+    """Of a record with all that is around it."""
 
     @property
     def durability(self) -> Durability:
@@ -164,6 +169,7 @@ class Admin:
             flushed=config["flush.messages"] == "1",
             unclean=config["unclean.leader.election.enable"] == "true",
             retention=kept if kept >= 0 else math.inf,
+            max_message_bytes=int(config["max.message.bytes"]),
         )
         self._topics[name] = topic
         self._looked_at[name] = time.monotonic()
@@ -216,7 +222,7 @@ class Admin:
                 f"broker.kafka.min_insync_replicas is {self.min_insync}, above broker.kafka.replication"
                 f" ({self.replication}): nothing could be published; set it to at most {self.replication}"
             )
-        new = [self._new_topic(name, kept) for name, kept in missing.items()]
+        new = [self._new_topic(name, kept, 0 if name == queue else MORE) for name, kept in missing.items()]
         answer = await self._ask(lambda client: client.create_topics(new), timeout)
         for name, code, text in answer.topic_errors:
             if code and for_code(code) is not TopicAlreadyExistsError:
@@ -280,7 +286,7 @@ class Admin:
         if ending := {task for task in _background if task.get_loop() is loop}:
             await asyncio.wait(ending, timeout=2)
 
-    def _new_topic(self, name: str, retention: float) -> NewTopic:
+    def _new_topic(self, name: str, retention: float, more: int) -> NewTopic:
         configs = {
             "min.insync.replicas": str(self.min_insync),
             "retention.ms": FOREVER if retention < 0 else str(int(retention * 1000)),
@@ -289,7 +295,7 @@ class Admin:
             "unclean.leader.election.enable": "false",
             "message.timestamp.type": "CreateTime",
             # Room for headers beside the largest body.
-            "max.message.bytes": str(max(1_048_588, self._settings.max_body_bytes + 256 * 1024)),
+            "max.message.bytes": str(max(1_048_588, self._settings.max_body_bytes + 256 * 1024) + more),
         }
         if self.replication < 3:
             configs["flush.messages"] = "1"

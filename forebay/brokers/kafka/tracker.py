@@ -12,6 +12,9 @@ MAX_METADATA = 3_000
 MAX_FAILED = 1_050
 """Characters, beside those."""
 
+MAX_DONE = 1_000_000
+"""Offsets above an unfinished one, after which a partition is not read on."""
+
 _PREFIX = "f1:"
 _PREFIX_FAILED = "f2:"
 """Of a text that also tells of failed messages; releases that do not know it see nothing finished."""
@@ -73,7 +76,9 @@ class CommitTracker:
 
     @property
     def crowded(self) -> bool:
-        """So much is finished above the position that the metadata could soon not hold it."""
+        """So much is finished above the position that the metadata could soon not hold it, or the memory."""
+        if len(self._done) > MAX_DONE:
+            return True
         return len(self._done) > 200 and len(self.metadata()) > MAX_METADATA * 3 // 4
 
     def metadata(self, failed: Mapping[int, Failed] | None = None) -> str:

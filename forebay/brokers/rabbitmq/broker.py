@@ -187,7 +187,7 @@ class RabbitMQBroker:
             due = to_micros(m.not_before)
             exchange = self._ladder.exchange(left)
         try:
-            properties = wire.check(wire.properties(m, due=due))
+            properties = wire.check(wire.properties(m, due=due), self._publisher.frame_max)
         except ValueError as error:
             return Outgoing(m.id, "", name, b"", b"", PublishRejected(str(error)))
         return Outgoing(m.id, exchange, name, properties, m.body)

@@ -157,12 +157,12 @@ class Channel:
             raise BrokerUnavailable(f"the channel to RabbitMQ is closed: {error!r}") from error
         return await _first(answer, self.closed, timeout, method)
 
-    def take_deliveries(self, consumer_tag: str, take: Taker) -> None:
-        """Let `take` have those to a consumer; the few that pika reads all the same go pika's way."""
+    def on_delivery(self, consumer_tag: str, take: Taker) -> None:
+        """Let `take` have the deliveries of a consumer; those that pika reads all the same go its own way."""
         self._connection.inbox.add(self.raw.channel_number, consumer_tag, take)
 
-    def leave_deliveries(self) -> None:
-        """All that still comes is pika's."""
+    def no_delivery(self) -> None:
+        """From now on deliveries go pika's own way, which hands back those of a cancelled consumer."""
         self._connection.inbox.remove(self.raw.channel_number)
 
     def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:

@@ -17,6 +17,7 @@ from forebay.brokers.api import Durability
 from forebay.brokers.rabbitmq.confirms import Batch, Confirms
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
+from forebay.brokers.rabbitmq.wire import FRAME_MAX
 from forebay.errors import BrokerUnavailable, PublishRejected, QueueFull
 
 log = structlog.get_logger()
@@ -87,10 +88,13 @@ class PublishLink:
         self._room = asyncio.Event()
         self._queue = asyncio.Lock()
         self.blocked: str | None = None
+        self.frame_max = FRAME_MAX
+        """What was agreed with the server last."""
         self.link = Link("publish", hosts, on_up=self._prepare, on_down=self._down)
 
     async def _prepare(self, connection: Connection) -> None:
         self.blocked = None
+        self.frame_max = connection.params.frame_max
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         await self._open(connection)

@@ -96,6 +96,8 @@ class RabbitMQSubscription:
         """Every tag of this channel that the server waits for, in order, and when it came."""
         self._worn: set[int] = set()
         """Tags of what the server counts as handed back too often to be handed back once more."""
+        self._receiving = 0
+        """Calls of `receive` that wait."""
         self._news = asyncio.Event()
         self._trouble: BrokerError | None = None
         self._cancelled: Channel | None = None
@@ -169,19 +171,23 @@ class RabbitMQSubscription:
                     log.exception("cannot read a delivery", queue=self._queue)
                     channel.close()
 
+        own_dead_letters = is_dead_letter_queue(self._queue)
+
         def on_delivery(tag: int, raw: bytes, body: bytes) -> None:
-            message = None if dead_letters else usual(raw, body)
+            if self._channel is not channel:
+                return
+            message = None if own_dead_letters else usual(raw, body)
             if message is None:
                 on_message(None, Basic.Deliver(delivery_tag=tag), BasicProperties().decode(raw), body)
-            elif self._channel is channel:
-                self._unsettled[tag] = time.monotonic()
-                self._put(channel, Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
+                return
+            self._unsettled[tag] = time.monotonic()
+            self._buffer.append(Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
+            self._news.set()
 
-        dead_letters = is_dead_letter_queue(self._queue)
         # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
         self._tag = f"forebay.{uuid.uuid4().hex}"
         self._window = self._wanted = window
-        channel.take_deliveries(self._tag, on_delivery)
+        channel.on_delivery(self._tag, on_delivery)
         # It holds for consumers that begin afterwards.
         await channel.call("basic_qos", prefetch_count=min(65_535, window), timeout=PATIENCE)
         await channel.call(
@@ -197,9 +203,10 @@ class RabbitMQSubscription:
                 window = self._prefetch if self._window else self._wanted
                 await self._cancel(channel)
                 await self._start(channel, window)
-            elif self._buffer and self._age_of(self._buffer[0]) >= self._idle_hold:
+            elif self._idle():
                 await self._cancel(channel)
-                self._hand_back()
+                if not self._wanted:
+                    self._hand_back()
             try:
                 async with asyncio.timeout(self._idle_hold / 4):
                     await self._attention.wait()
@@ -211,13 +218,16 @@ class RabbitMQSubscription:
         """What the server sends until it knows, pika hands back by itself."""
         tag, self._tag = self._tag, ""
         self._window = self._wanted = 0
-        channel.leave_deliveries()
         if tag:
+            channel.no_delivery()
             await channel.call("basic_cancel", tag, timeout=PATIENCE)
 
-    def _age_of(self, delivery: Delivery) -> float:
-        """Seconds since the server has sent it."""
-        return time.monotonic() - self._unsettled[delivery.receipt]  # type: ignore[index]  # ours are tags
+    def _idle(self) -> bool:
+        """Whether something was sent `idle_hold` ago that nobody is about to take."""
+        if self._receiving or not self._buffer:
+            return False
+        sent: float = self._unsettled[self._buffer[0].receipt]  # type: ignore[index]  # ours are tags
+        return time.monotonic() - sent >= self._idle_hold
 
     def _hand_back(self) -> None:
         back: list[int] = [d.receipt for d in self._buffer]  # type: ignore[misc]  # ours are tags
@@ -288,7 +298,13 @@ class RabbitMQSubscription:
             self._news.set()
 
     async def receive(self, max_messages: int, max_wait: float) -> list[Delivery]:
-        deadline = time.monotonic() + max_wait
+        self._receiving += 1
+        try:
+            return await self._receive(max_messages, time.monotonic() + max_wait)
+        finally:
+            self._receiving -= 1
+
+    async def _receive(self, max_messages: int, deadline: float) -> list[Delivery]:
         while True:
             self._check_open()
             target = min(max_messages, self._prefetch - len(self._held))
@@ -336,18 +352,23 @@ class RabbitMQSubscription:
                 stale.append(d)
                 continue
             del self._held[tag]
+            outgoing: Outgoing | None = None
             match s:
                 case Ack():
                     done.append(tag)
                 case Retry(delay=delay, history=history):
                     again = replace(d, attempt=d.attempt + 1, history=history)
-                    copies.append((d, self._again(again, delay)))
+                    outgoing = self._again(again, delay)
                 case DeadLetter():
-                    copies.append((d, self._bury(s)))
+                    outgoing = self._bury(s)
                 case Release() if tag in self._worn:
-                    copies.append((d, self._again(replace(d, deferrals=d.deferrals + 1), 0)))
+                    outgoing = self._again(replace(d, deferrals=d.deferrals + 1), 0)
                 case Release():
                     back.append(tag)
+            if outgoing is not None:
+                copies.append((d, outgoing))
+            elif not isinstance(s, Ack) and tag not in back:
+                self._give_to_server(tag)
         self._let_go(done, back)
         self._news.set()
         if done and self._window:
@@ -357,16 +378,19 @@ class RabbitMQSubscription:
             stale += await asyncio.shield(self._spawn(self._copy(copies)))
         return stale
 
-    def _again(self, d: Delivery, delay: float) -> Outgoing:
+    def _again(self, d: Delivery, delay: float) -> Outgoing | None:
         due = int((time.time() + delay) * 1e6) + 1 if delay > 0 else None
-        properties = wire.properties(
-            d.message, attempt=d.attempt, deferrals=d.deferrals, death=d.death, history=d.history, due=due
-        )
+        properties = wire.fitting(
+            d.message, self._publisher.frame_max,
+            attempt=d.attempt, deferrals=d.deferrals, death=d.death, history=d.history, due=due,
+        )  # fmt: skip
+        if properties is None:
+            return None
         name = self._name(self._queue)
         exchange = self._ladder.exchange(delay) if delay > 0 else ""
         return Outgoing(d.message.id, exchange, name, properties, d.message.body)
 
-    def _bury(self, s: DeadLetter) -> Outgoing:
+    def _bury(self, s: DeadLetter) -> Outgoing | None:
         message = s.delivery.message
         death = Death(
             failure=s.failure,
@@ -380,10 +404,32 @@ class RabbitMQSubscription:
             message = replace(message, id=s.new_id)
         return self._dead(Decoded(message=message, attempt=1, deferrals=0, death=death))
 
-    def _dead(self, decoded: Decoded) -> Outgoing:
+    def _dead(self, decoded: Decoded) -> Outgoing | None:
         m = decoded.message
-        properties = wire.properties(m, death=decoded.death)
+        properties = wire.fitting(m, self._publisher.frame_max, death=decoded.death)
+        if properties is None:
+            return None
         return Outgoing(m.id, "", self._name(dead_letter_queue(self._queue)), properties, m.body)
+
+    def _give_to_server(self, tag: int) -> None:
+        """
+        Let the server move a message to the dead letters whose copy does not fit into a frame.
+
+        It rests there with `rejected` as its class. Among the dead letters it stays where it is.
+        """
+        if self._channel is None or self._unsettled.pop(tag, None) is None:
+            return
+        final = is_dead_letter_queue(self._queue)
+        log.error(
+            "the headers of a message leave no room for what happened to it",
+            queue=self._queue,
+            then="it stays" if final else "RabbitMQ moves it to the dead letters",
+            fix="raise frame_max in rabbitmq.conf to what it was when this message was published",
+        )
+        try:
+            self._channel.raw.basic_reject(tag, requeue=final)
+        except AMQPError as error:
+            log.warning("the channel was lost while settling", queue=self._queue, error=repr(error))
 
     async def _copy(self, copies: list[tuple[Delivery, Outgoing]]) -> list[Delivery]:
         """Confirmed copies, then the originals are let go; what was not confirmed is handed back."""
@@ -440,7 +486,10 @@ class RabbitMQSubscription:
 
     # ---- moves of our own: down the ladder, to the dead letters
 
-    def _start_move(self, tag: int, out: Outgoing) -> None:
+    def _start_move(self, tag: int, out: Outgoing | None) -> None:
+        if out is None:
+            self._give_to_server(tag)
+            return
         self._spawn(self._move(tag, out, self._channel))
 
     async def _move(self, tag: int, out: Outgoing, channel: Channel | None) -> None:

@@ -24,8 +24,14 @@ USUAL = (_FLAGS | _CONTENT_TYPE).to_bytes(2, "big")
 _PERSISTENT = PERSISTENT.to_bytes(1, "big")
 SHORT = 255
 """Bytes that the protocol allows in a property and in the name of a header."""
+FRAME_MAX = 131_072
+"""Bytes of a frame, where the server does not ask for less. A header frame cannot be split."""
+_AROUND = 8 + 12
+"""Bytes of a header frame beside the properties."""
+RESERVE = 31_000
+"""Bytes that are left for what retries and the dead letter add; of smaller frames a quarter."""
 MAX_HEADERS = 100_000
-"""Bytes. The header frame cannot be split, and servers cut a connection that sends a longer one (131,072)."""
+"""Bytes of a message's own, and more is not taken."""
 DUE = "forebay-due"
 DELIVERY_COUNT = "x-delivery-count"
 
@@ -91,17 +97,43 @@ def _name(name: str) -> bytes:
         raise ValueError(f"the name of a header has {length} bytes; RabbitMQ takes at most {SHORT}") from None
 
 
-def check(properties: bytes) -> bytes:
+def room(frame_max: int) -> int:
+    """Bytes of properties that fit into a header frame."""
+    return frame_max - _AROUND
+
+
+def check(properties: bytes, frame_max: int = FRAME_MAX) -> bytes:
     """
-    The same, if they fit into a frame.
+    The same, if they fit into a frame, and what is added on the message's way too.
 
     Raises:
         ValueError
     """
-    size = len(properties)
-    if size > MAX_HEADERS:
-        raise ValueError(f"the headers have {size} bytes; RabbitMQ takes at most {MAX_HEADERS} here")
+    size, most = len(properties), room(frame_max)
+    limit = min(MAX_HEADERS, most - min(RESERVE, most // 4))
+    if size > limit:
+        raise ValueError(f"the headers have {size} bytes; RabbitMQ takes at most {limit} here")
     return properties
+
+
+def fitting(
+    message: Message,
+    frame_max: int,
+    *,
+    attempt: int = 1,
+    deferrals: int = 0,
+    death: Death | None = None,
+    history: tuple[Attempt, ...] = (),
+    due: int | None = None,
+) -> bytes | None:
+    """The properties of a copy, lighter if they have to be; None if not even the lightest fit."""
+    for died, tried in wire.lighter(death, history):
+        encoded = properties(
+            message, attempt=attempt, deferrals=deferrals, death=died, history=tried, due=due
+        )
+        if len(encoded) <= room(frame_max):
+            return encoded
+    return None
 
 
 def decode(props: BasicProperties, body: bytes) -> wire.Decoded:
@@ -143,7 +175,7 @@ def adopt(props: BasicProperties, body: bytes, queue: str, why: MessageDecodeErr
     headers = {
         str(n).lower(): str(v)
         for n, v in (props.headers or {}).items()
-        if not str(n).startswith("x-") and len(str(n)) < 200 and isinstance(v, str | int | bool)
+        if not str(n).startswith("x-") and len(str(n).encode()) < 200 and isinstance(v, str | int | bool)
     }
     if sum(len(n) + len(v.encode()) for n, v in headers.items()) > MAX_HEADERS // 2:
         headers = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from forebay.brokers.api import Ack, Broker, DeadLetter, Failure, Release, Retry
 from forebay.brokers.naming import dead_letter_queue
+from forebay.errors import QueueFull
 from forebay.ids import new_id
 from forebay.testing.broker_contract.harness import (
     FAILURE,
@@ -16,6 +18,7 @@ from forebay.testing.broker_contract.harness import (
     collect,
     drain,
     failed_attempts,
+    fresh_name,
     ids,
     message,
     messages,
@@ -138,6 +141,62 @@ class DeadLetterContract(ContractTests):
         [again] = await drain(broker, queue, 1, within)
 
         assert (again.attempt, again.history, again.death) == (1, (), None)
+
+    async def test_the_largest_message_that_is_taken_goes_all_the_way(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        """
+        Retried, dead-lettered and sent back, with all that is told of each failure.
+
+        What is taken with the longest headers leaves room for what is added on the way, or
+        that is made shorter; it is not lost, and holds up nobody.
+        """
+        body = b"x" * broker.capabilities.max_body_bytes
+        probe = fresh_name()
+        await broker.declare(probe)
+        fits, too_long = 0, 300_000
+        while too_long - fits > 1:
+            length = (fits + too_long) // 2
+            [result] = await broker.publish(probe, [message(body, headers={"a": "v" * length})], timeout=10)
+            fits, too_long = (length, too_long) if result.ok else (fits, length)
+            if isinstance(result.error, QueueFull):
+                too_long = fits + 1
+        within = harness.latest(0, broker.capabilities) + 2 * harness.patience
+        sent = message(body, headers={"a": "v" * fits})
+        failure = Failure(
+            reason="\u20ac" * 500, error_class="E" * 100, destination="d" * 200, detail="\U0001f41f" * 2_000
+        )
+        one = replace(failed_attempts(1)[0], reason="\u20ac" * 200, error_class="E" * 100)
+        history = tuple(replace(one, number=n) for n in range(1, 6))
+        await publish(broker, queue, [sent])
+        async with broker.subscribe(queue, prefetch=5) as subscription:
+            for attempt in range(1, 13):
+                [delivery] = await subscription.receive(1, within)
+                assert (delivery.message, delivery.attempt) == (sent, attempt)
+                assert await subscription.settle([Retry(delivery, 0, failure, history)]) == []
+            neighbour = message(b"small")
+            await publish(broker, queue, [neighbour])
+            held = await collect(subscription, 2, within)
+            [delivery] = [d for d in held if d.message.id == sent.id]
+            [other] = [d for d in held if d.message.id == neighbour.id]
+            assert (
+                await subscription.settle([DeadLetter(delivery, failure, history=history), Ack(other)]) == []
+            )
+        async with broker.subscribe(dead_letter_queue(queue), prefetch=1) as subscription:
+            for attempt in (1, 2):
+                [dead] = await subscription.receive(1, within)
+                assert (dead.message, dead.attempt) == (sent, attempt)
+                assert dead.death is not None
+                assert dead.death.failure.reason.startswith("\u20ac" * 60)
+                assert dead.death.attempts == 13
+                await subscription.settle([Retry(dead, 0, failure, history)])
+            [dead] = await subscription.receive(1, within)
+            await publish(broker, queue, [dead.message])
+            await subscription.settle([Ack(dead)])
+
+        [back] = await drain(broker, queue, 1, within)
+
+        assert (back.message, back.attempt) == (sent, 1)
 
     async def test_a_very_long_detail_does_not_keep_a_message_from_its_rest(
         self, harness: BrokerHarness, broker: Broker, queue: str

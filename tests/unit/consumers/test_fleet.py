@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -17,6 +18,7 @@ from consumers import fleet as fleet_module
 from consumers import worker as worker_module
 from consumers.controls import ControlRoom
 from consumers.fleet import Fleet, OldBroker
+from consumers.housekeeping import Housekeeper
 from consumers.reporter import Reporter, Watched
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings, RetrySettings
 from consumers.supervisor import Supervisor
@@ -102,6 +104,7 @@ class Process:
             make_old=lambda broker: self.supervisor(broker, beside=current),
             reporter=self.reporter,
             controls=ControlRoom(database, current.flows, current.quarantine, name="a:1"),
+            housekeeper=Housekeeper(None, None),
         )
         self.stop = asyncio.Event()
 
@@ -384,3 +387,38 @@ async def test_a_database_that_is_away_disturbs_no_consumer(tmp_path: Path) -> N
             await process.looks(5)
 
     assert len(logged(logs, "did not take the consumers' report")) == 1
+
+
+async def test_the_last_report_is_made_when_the_figures_stand_still(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may count what was handed back some looks later only."""
+    process = Process(database=database, drain=False)
+    process.sink.down = SinkUnavailable("away")
+    broker = process.new
+    truly, untrue = broker.depth, 0
+
+    async def depth(queue: str) -> Depth:
+        nonlocal untrue
+        told = await truly(queue)
+        if queue != "orders" or not untrue:
+            return told
+        untrue -= 1
+        return replace(told, waiting=0, in_hand=0)
+
+    monkeypatch.setattr(broker, "depth", depth)
+    process.fleet.add("orders", QUICK)
+    running = asyncio.create_task(process.fleet.run(process.stop))
+    await broker.declare("orders")
+    await broker.publish("orders", messages(7), timeout=1)
+    await until(lambda: process.reporter.looks > 2)
+    untrue = 2
+
+    process.stop.set()
+    await asyncio.wait_for(running, 10)
+
+    with database.read() as connection:
+        [held] = connection.execute(
+            sa.text("select held from broker_depths where queue = 'orders'")
+        ).scalars()
+    assert held == 7

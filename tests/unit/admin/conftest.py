@@ -1,0 +1,13 @@
+"""The databases of the storage tests."""
+
+from __future__ import annotations
+
+from tests.unit.storage.conftest import (
+    database,
+    postgres_database,
+    postgres_template,
+    sqlite_database,
+    sqlite_template,
+)
+
+__all__ = ["database", "postgres_database", "postgres_template", "sqlite_database", "sqlite_template"]
