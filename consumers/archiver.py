@@ -27,6 +27,7 @@ class ArchiveSink:
     """
 
     destination = "dead_letters"
+    cheap_probe = True
 
     def __init__(self, database: Database, store: DeadLetterStore | None = None) -> None:
         self._database = database

@@ -166,6 +166,21 @@ class CircuitBreaker:
             self._probe = None
             self._changed()
 
+    def look_again(self) -> None:
+        """
+        Half open now rather than when the wait is over: there is a sign that the destination is back.
+
+        Not for one that refuses us as such, nor for one that asked for silence.
+        """
+        if self.state is BreakerState.OPEN and not self.misconfigured and not self.asked_for_silence:
+            self._open_until = self._clock()
+            self._changed()
+
+    @property
+    def asked_for_silence(self) -> bool:
+        """Whether the destination itself said when to come again."""
+        return isinstance(self._error, SinkUnavailable) and self._error.retry_after is not None
+
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()

@@ -19,6 +19,7 @@ from consumers.archiver import ArchiveSink
 from consumers.breaker import BreakerState, CircuitBreaker
 from consumers.flow import Flow
 from consumers.line import Line
+from consumers.lookout import Lookout, is_cheap
 from consumers.metrics import ConsumerMetrics, Tally
 from consumers.processor import Processor
 from consumers.quarantine import Quarantine
@@ -89,6 +90,7 @@ class Supervisor:
             beside._metrics if beside else ConsumerMetrics(registry or _own_registry())
         )
         self._breakers: dict[tuple[str, BreakerSettings], CircuitBreaker] = beside._breakers if beside else {}
+        self._lookouts: dict[CircuitBreaker, Lookout] = beside._lookouts if beside else {}
         self.flows: dict[str, Flow] = beside.flows if beside else {}
         """What holds each queue back, for whoever knows what operators want. Dead-letter queues have none."""
         self.quarantine: Quarantine = (
@@ -98,6 +100,8 @@ class Supervisor:
                 Recorder(folder_for(settings.state_dir, broker.identity)), limit=settings.crash_limit
             )
         )
+        self._own_lookouts: list[Lookout] = []
+        self._watching: list[asyncio.Task[None]] = []
         self._lines: dict[str, _Line] = {}
         self._group: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
@@ -161,8 +165,11 @@ class Supervisor:
             try:
                 for line in self._lines.values():
                     self._launch(line)
+                self._watching = [group.create_task(lookout.run()) for lookout in self._own_lookouts]
                 await stop.wait()
                 log.info("consumers are stopping", broker=self.broker.identity, queues=self.queues)
+                for task in self._watching:
+                    task.cancel()
                 await self._end()
             finally:
                 self._group = None
@@ -216,6 +223,11 @@ class Supervisor:
         ]
         line = _Line(shared=shared, workers=workers, held=hold)
         self._lines[queue] = line
+        if is_cheap(sink) and shared.breaker not in self._lookouts:
+            lookout = self._lookouts[shared.breaker] = Lookout(shared.breaker, sink)
+            self._own_lookouts.append(lookout)
+            if self._group is not None:
+                self._watching.append(self._group.create_task(lookout.run()))
         if self._group is not None:
             self._launch(line)
 

@@ -45,6 +45,9 @@ class Sink(Protocol):
         """
         Return if a write could work now.
 
+        A sink may have an attribute `cheap_probe`: true if this may be called twice a second while the
+        destination is away. Then its return is noticed at once.
+
         Raises:
             SinkUnavailable, SinkMisconfigured: with the reason.
         """

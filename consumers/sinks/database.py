@@ -17,6 +17,7 @@ class DatabaseSink:
     """Writes batches through a MessageStore, in threads of its own. The database is the caller's to close."""
 
     destination = "database"
+    cheap_probe = True
 
     def __init__(self, database: Database, store: MessageStore, *, threads: int = 1) -> None:
         self._database = database

@@ -87,6 +87,7 @@ class PythonSink:
         self.destination = f"handler:{queue}"
         self.batch_size = None if handler.takes_batch else ONE_BY_ONE
         """How many to take together where the settings do not say."""
+        self.cheap_probe = database is not None
         self._handler = handler
         self._database = database
         self._record = OnceRecord(database, self.destination)

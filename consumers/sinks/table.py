@@ -19,6 +19,8 @@ from forebay.storage.mapping.store import MappedTable
 class TableSink:
     """Writes batches through a MappedTable, in threads of its own. The database is the caller's to close."""
 
+    cheap_probe = True
+
     def __init__(self, table: MappedTable, *, threads: int = 1) -> None:
         self.destination = table.spec.destination
         self._table = table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -69,6 +70,7 @@ class KafkaSubscription:
         self._away = False
         """We left the group, for nobody takes what we handed back."""
         self._released_at: float | None = None
+        self._patience = random.uniform(1.0, 2.0)
         self._receiving = 0
         self._moved_at = 0.0
         """When the consumer was last seen to read, or to have nothing to read."""
@@ -243,7 +245,7 @@ class KafkaSubscription:
         try:
             consumer.subscribe(self._topics, listener=self._own)
             await consumer.start()
-            while not self._closed and not self._leave_now():
+            while not self._closed and not self._leave_now(consumer):
                 await self._look(consumer)
                 if self._own.failure is not None:
                     raise self._own.failure
@@ -276,12 +278,24 @@ class KafkaSubscription:
         self._assigned.set()
         self._changed.set()
 
-    def _leave_now(self) -> bool:
+    def _leave_now(self, consumer: AIOKafkaConsumer) -> bool:
         at = self._released_at
-        if at is None or self._receiving or lending.on_loan(self._epochs):
+        if at is None or self._receiving or lending.on_loan(self._epochs) or self._is_alone(consumer):
             return False
-        self._away = time.monotonic() - at > self._settings.idle_leave
+        # Not all in the same moment: the last one has nobody to leave them to, and stays.
+        patience = self._settings.idle_leave * self._patience
+        self._away = time.monotonic() - at > patience
         return self._away
+
+    def _is_alone(self, consumer: AIOKafkaConsumer) -> bool:
+        """
+        Whether all partitions are ours, so that there is nobody to leave them to.
+
+        A group that everybody has left takes three seconds to begin again, and an outage of the
+        destination is everybody's.
+        """
+        known = [consumer.partitions_for_topic(topic) for topic in self._topics]
+        return all(known) and len(self._epochs) == sum(len(partitions or ()) for partitions in known)
 
     async def _look(self, consumer: AIOKafkaConsumer) -> None:
         self._adjust(consumer)
