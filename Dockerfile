@@ -16,7 +16,7 @@ RUN pip --python /opt/forebay install --no-cache-dir --disable-pip-version-check
 FROM python:3.13-slim
 RUN groupadd --gid 10001 forebay \
     && useradd --uid 10001 --gid forebay --no-create-home --home-dir /var/lib/forebay forebay \
-    && install --directory --owner forebay --group forebay /var/lib/forebay /run/forebay
+    && install --directory --owner forebay --group forebay /var/lib/forebay /var/lib/forebay/consumers /run/forebay
 COPY --from=build /opt/forebay /opt/forebay
 COPY deploy/compose/setup.py /opt/forebay/compose/setup.py
 ENV PATH=/opt/forebay/bin:$PATH

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from consumers.controls import ControlRoom
 from consumers.reporter import Reporter, Watched
 from consumers.settings import QueueSettings
 from consumers.status import QueueStatus
@@ -92,6 +93,7 @@ class Fleet:
         old: Sequence[OldBroker] = (),
         make_old: Callable[[Broker], Supervisor],
         reporter: Reporter,
+        controls: ControlRoom,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -99,6 +101,7 @@ class Fleet:
         self._old = old
         self._make_old = make_old
         self._reporter = reporter
+        self._controls = controls
         self._clock = clock
         self._rng = rng or random.Random()
         self._queues: dict[str, QueueSettings] = {}
@@ -124,15 +127,19 @@ class Fleet:
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop` is set and what is in hand is settled."""
         current = self._current
+        await self._controls.first_look()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
+            obeying = group.create_task(self._controls.run())
             draining = [group.create_task(self._drain(old, stop)) for old in self._old]
             await current.supervisor.run(stop)
             watching.cancel()
+            obeying.cancel()
             for old, task in zip(self._old, draining, strict=True):
                 if old.supervisor is None:
                     task.cancel()  # It is not there, or not yet.
             await self._last_look(current)
+        await self._controls.close()
         await self._reporter.close()
 
     def snapshot(self) -> list[QueueStatus]:

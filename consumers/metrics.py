@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumers.breaker import BreakerState, CircuitBreaker
+from consumers.flow import Flow
 from forebay.brokers.api import Ack, DeadLetter, Release, Retry, Settlement
 
 MAX_ERROR_CLASSES = 50
@@ -57,6 +58,13 @@ class ConsumerMetrics:
             ["destination", "reason"],
             registry=registry,
         )
+        self.held_back = Gauge(
+            "forebay_consumer_queue_paused",
+            "1 while nothing is taken from this queue, by reason: operator, suspicious. The destination's"
+            " reasons are in forebay_consumer_paused.",
+            ["queue", "reason"],
+            registry=registry,
+        )
         self.half_open = Gauge(
             "forebay_consumer_half_open",
             "1 while the next message is sent to this destination as a probe.",
@@ -77,6 +85,10 @@ class ConsumerMetrics:
             self._error_classes.add(error_class)
             return error_class
         return "other"
+
+    def show_flow(self, queue: str, flow: Flow) -> None:
+        for reason in ("operator", "suspicious"):
+            self.held_back.labels(queue, reason).set(flow.paused_by == reason)
 
     def show_breaker(self, destination: str, breaker: CircuitBreaker) -> None:
         paused = breaker.state is not BreakerState.CLOSED

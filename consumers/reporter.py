@@ -46,6 +46,11 @@ class Watched:
     url: str
 
 
+def process_name() -> str:
+    """A name for this process that no other has: process ids repeat, in containers they are often all 1."""
+    return f"{socket.gethostname()[:100]}:{os.getpid()}-{secrets.token_hex(2)}"
+
+
 class Reporter:
     """
     Asks the brokers how much they hold and exchanges that with the other consumers.
@@ -54,11 +59,10 @@ class Reporter:
     means that nobody is told and nothing is learned.
     """
 
-    def __init__(self, database: Database | None) -> None:
+    def __init__(self, database: Database | None, process: str) -> None:
         self._database = database
         self._threads = SinkThreads("forebay-reports")
-        # Process ids repeat: in containers they are often all 1.
-        self._process = f"{socket.gethostname()[:100]}:{os.getpid()}-{secrets.token_hex(2)}"
+        self._process = process
         self._written_at: float | None = None
         self._trouble = ""
 
@@ -113,6 +117,7 @@ class Reporter:
 
 async def _report(watched: Watched) -> list[QueueReport]:
     supervisor = watched.supervisor
+    states = {status.queue: status for status in supervisor.snapshot()}
     found = []
     for queue in supervisor.queues:
         # The dead-letter queue second: what dies in between is counted twice rather than not at all.
@@ -125,6 +130,8 @@ async def _report(watched: Watched) -> list[QueueReport]:
                     depth=await _depth(supervisor.broker, name),
                     # Now: the share and the depth are to be of one moment.
                     share=supervisor.share(name),
+                    state=states[name].state if name in states else "",
+                    pause_reason=states[name].pause_reason if name in states else None,
                 )
             )
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forebay.section import PositiveSeconds, Seconds, Section
 
@@ -33,6 +35,28 @@ class BreakerSettings(Section):
     """The longest it stays open between two probes."""
 
 
+class BudgetSettings(Section):
+    """
+    How many messages may be given up before the queue pauses as `suspicious failure rate`.
+
+    Nothing is lost then: `forebay resume QUEUE` goes on. Expired messages and conflicts of
+    idempotency keys do not count.
+    """
+
+    enabled: bool = True
+    """false: never pause, however many are given up."""
+    allowance: Annotated[int, Field(ge=1)] = 100
+    """Messages that may be given up before others have succeeded, and the most that are saved up."""
+    earned: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """What one success adds to that: with 0.1, one dead letter for ten successes in the long run."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """The share of the last `window` messages that may be given up."""
+    window: Annotated[int, Field(ge=10)] = 500
+    """Messages that the share is taken of."""
+    max_run: Annotated[int, Field(ge=1)] = 100
+    """Messages that may be given up in a row."""
+
+
 class QueueSettings(Section):
     """One queue. `[queue_defaults]` has the same fields and applies to all."""
 
@@ -48,10 +72,29 @@ class QueueSettings(Section):
     """Batches in work at once in one process."""
     order: Literal["none", "key"] = "none"
     """"key": messages with the same ordering key are handled in order, where the broker can."""
+    rate: Annotated[float, Field(gt=0)] | None = None
+    """Messages per second that one process takes at most; `forebay throttle` changes it while it runs."""
+    schedule: str | None = None
+    """When messages are taken: hours, "01:00-05:00", or a cron expression, "*/10 * * * *". None: always."""
+    timezone: str = "UTC"
+    """Whose hours the schedule means, "Europe/Berlin"."""
     retry: RetrySettings = RetrySettings()
     """What happens after a failed attempt."""
     breaker: BreakerSettings = BreakerSettings()
     """What happens when the destination is down."""
+    dead_letter_budget: BudgetSettings = BudgetSettings()
+    """When so many messages are given up that it is rather our fault."""
+
+    @model_validator(mode="after")
+    def _schedule_is_one(self) -> QueueSettings:
+        if self.schedule is not None:
+            from consumers.schedule import parse_schedule
+
+            try:
+                parse_schedule(self.schedule, self.timezone, now=lambda: datetime.now(UTC))
+            except ValueError as error:
+                raise ValueError(f"schedule is wrong: {error}") from None
+        return self
 
 
 class ConsumerSettings(Section):
@@ -59,6 +102,13 @@ class ConsumerSettings(Section):
 
     shutdown_timeout: PositiveSeconds = 25.0
     """After SIGTERM: how long the batch in hand may take before it is handed back."""
+    state_dir: Path | None = None
+    """
+    Where a consumer notes what it has in hand, so that a message that kills it is found. A place that
+    outlives the process, not necessarily the machine. None: in the folder for temporary files.
+    """
+    crash_limit: Annotated[int, Field(ge=1)] = 2
+    """Consumers that a message may kill, with nothing beside it, before it is dead-lettered as `crashed`."""
     health_host: str = "127.0.0.1"
     """Where /livez, /readyz and /metrics of `forebay consume` listen."""
     health_port: Annotated[int, Field(ge=0, le=65_535)] | None = None

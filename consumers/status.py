@@ -8,6 +8,8 @@ from typing import Literal
 STALLED = 120.0
 """A step that takes longer is taken for stuck: readiness says so."""
 
+PausedBy = Literal["operator", "suspicious", "schedule", "destination"]
+
 WorkerState = Literal["waiting", "starting", "running", "paused", "reconnecting", "stopped"]
 """`waiting`: for an old broker to be empty of the queue, to keep its order."""
 
@@ -23,12 +25,16 @@ class QueueStatus:
     """It is an old broker, read beside the one in use until it is empty."""
     destination: str
     state: WorkerState
+    paused_by: PausedBy | None
+    """What keeps messages from being taken; None: nothing does."""
     pause_reason: str | None
-    """Why nothing is taken, in the destination's words."""
+    """Why nothing is taken, in words: the destination's, the operator's, ours."""
     needs_someone: bool
-    """The destination refuses us as such; waiting will not help."""
+    """Waiting will not help: the destination refuses us as such, or someone has to resume the queue."""
     next_try_in: float | None
-    """Seconds until the destination is tried again, while it is paused."""
+    """Seconds until the destination is tried again, or the schedule opens, while it is paused."""
+    rate: float | None
+    """Messages per second that are taken at most; None: no limit."""
     busy_for: float
     """Seconds that the slowest step under way has taken so far."""
     stored: int

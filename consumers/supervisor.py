@@ -17,12 +17,17 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from consumers import archiver
 from consumers.archiver import ArchiveSink
 from consumers.breaker import BreakerState, CircuitBreaker
+from consumers.flow import Flow
+from consumers.line import Line
 from consumers.metrics import ConsumerMetrics, Tally
 from consumers.processor import Processor
+from consumers.quarantine import Quarantine
+from consumers.recorder import Recorder, folder_for
 from consumers.retry import ExponentialBackoff, Forever
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings
 from consumers.status import QueueStatus, WorkerState
-from consumers.worker import LAST_SETTLE_TIMEOUT, Worker, utc_now
+from consumers.worker import LAST_SETTLE_TIMEOUT, Worker
+from consumers.writing import utc_now
 from forebay.brokers.api import Broker, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue
 from forebay.errors import SettingsError
@@ -35,12 +40,9 @@ log = structlog.get_logger()
 
 @dataclass(slots=True, kw_only=True)
 class _Line:
-    """One queue with everything that works on it."""
+    """One queue with its workers."""
 
-    queue: str
-    sink: Sink
-    breaker: CircuitBreaker
-    tally: Tally
+    shared: Line
     workers: list[Worker]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     held: bool = False
@@ -87,6 +89,15 @@ class Supervisor:
             beside._metrics if beside else ConsumerMetrics(registry or _own_registry())
         )
         self._breakers: dict[tuple[str, BreakerSettings], CircuitBreaker] = beside._breakers if beside else {}
+        self.flows: dict[str, Flow] = beside.flows if beside else {}
+        """What holds each queue back, for whoever knows what operators want. Dead-letter queues have none."""
+        self.quarantine: Quarantine = (
+            beside.quarantine
+            if beside
+            else Quarantine(
+                Recorder(folder_for(settings.state_dir, broker.identity)), limit=settings.crash_limit
+            )
+        )
         self._lines: dict[str, _Line] = {}
         self._group: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
@@ -142,7 +153,7 @@ class Supervisor:
             await self._consume(stop)
         finally:
             for line in self._lines.values():
-                await line.sink.close()
+                await line.shared.sink.close()
 
     async def _consume(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -175,19 +186,22 @@ class Supervisor:
     def _start(
         self, queue: str, sink: Sink, processor: Processor, settings: QueueSettings, *, hold: bool = False
     ) -> None:
-        breaker = self._breaker(sink.destination, settings.breaker)
-        tally = Tally(metrics=self._metrics, queue=queue)
+        shared = Line(
+            queue=queue,
+            sink=sink,
+            processor=processor,
+            breaker=self._breaker(sink.destination, settings.breaker),
+            flow=self._flow(queue, settings),
+            tally=Tally(metrics=self._metrics, queue=queue),
+            quarantine=self.quarantine,
+            batch_size=settings.batch_size,
+        )
         # Two batches of one ordering key must not be written side by side.
         concurrency = 1 if settings.order == "key" else settings.concurrency
         workers = [
             Worker(
                 self.broker,
-                queue,
-                sink,
-                processor,
-                breaker,
-                tally,
-                batch_size=settings.batch_size,
+                shared,
                 max_wait=settings.max_wait,
                 shutdown_timeout=self._settings.shutdown_timeout,
                 clock=self._clock,
@@ -195,7 +209,7 @@ class Supervisor:
             )
             for _ in range(concurrency)
         ]
-        line = _Line(queue=queue, sink=sink, breaker=breaker, tally=tally, workers=workers, held=hold)
+        line = _Line(shared=shared, workers=workers, held=hold)
         self._lines[queue] = line
         if self._group is not None:
             self._launch(line)
@@ -205,7 +219,7 @@ class Supervisor:
         if line.held:
             return
         for worker in line.workers:
-            task = self._group.create_task(worker.run(self._stop), name=f"consume {line.queue}")
+            task = self._group.create_task(worker.run(self._stop), name=f"consume {line.shared.queue}")
             line.tasks.append(task)
 
     async def _end(self) -> None:
@@ -231,6 +245,25 @@ class Supervisor:
             self._breakers[key] = breaker
         return self._breakers[key]
 
+    def _flow(self, queue: str, settings: QueueSettings) -> Flow:
+        """One for a queue, on whichever broker; an archiver is nobody's to hold back."""
+        if is_dead_letter_queue(queue):
+            return Flow(queue, settings, clock=self._clock, now=self._now)
+        if queue not in self.flows:
+            flow = Flow(queue, settings, clock=self._clock, now=self._now)
+            flow.on_change(lambda: self._metrics.show_flow(queue, flow))
+            flow.budget.on_change(lambda: self._tell_suspicion(queue, flow))
+            self.flows[queue] = flow
+        return self.flows[queue]
+
+    def _tell_suspicion(self, queue: str, flow: Flow) -> None:
+        if flow.budget.reason is not None:
+            log.error(
+                "too many messages are given up: queue paused until someone resumes it",
+                queue=queue,
+                reason=flow.reason,
+            )
+
     def _tell(self, destination: str, breaker: CircuitBreaker) -> None:
         self._metrics.show_breaker(destination, breaker)
         match breaker.state:
@@ -254,17 +287,19 @@ class Supervisor:
                 pass
 
     def _status(self, line: _Line) -> QueueStatus:
-        breaker, tally = line.breaker, line.tally
-        paused = breaker.state is not BreakerState.CLOSED
+        breaker, tally, flow = line.shared.breaker, line.shared.tally, line.shared.flow
+        down = breaker.state is not BreakerState.CLOSED
         return QueueStatus(
-            queue=line.queue,
+            queue=line.shared.queue,
             broker=self.broker.identity,
             draining=self._draining,
-            destination=line.sink.destination,
-            state=self._state(line, paused=paused),
-            pause_reason=breaker.reason,
-            needs_someone=breaker.misconfigured,
-            next_try_in=breaker.retry_after() if paused else None,
+            destination=line.shared.sink.destination,
+            state=self._state(line, paused=down or flow.paused_by is not None),
+            paused_by=flow.paused_by or ("destination" if down else None),
+            pause_reason=flow.reason or breaker.reason,
+            needs_someone=breaker.misconfigured or flow.paused_by in ("operator", "suspicious"),
+            next_try_in=flow.opens_in if flow.paused_by else breaker.retry_after() if down else None,
+            rate=flow.rate,
             busy_for=max(w.busy_for() for w in line.workers),
             stored=tally.stored,
             duplicates=tally.duplicates,
@@ -281,7 +316,7 @@ class Supervisor:
         if line.tasks and all(t.done() for t in line.tasks):
             return "stopped"
         if not any(w.connected for w in line.workers):
-            return "reconnecting" if line.tally.restarts else "starting"
+            return "reconnecting" if line.shared.tally.restarts else "starting"
         return "paused" if paused else "running"
 
 

@@ -6,16 +6,16 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import structlog
 
-from consumers.breaker import BreakerState, CircuitBreaker
-from consumers.metrics import Tally
-from consumers.processor import Processor
+from consumers.breaker import BreakerState
+from consumers.line import Line
+from consumers.writing import Busy, Decided, Writer, utc_now
 from forebay.brokers.api import (
     Broker,
     DeadLetter,
@@ -27,8 +27,7 @@ from forebay.brokers.api import (
     Subscription,
 )
 from forebay.brokers.naming import origin_queue
-from forebay.errors import BrokerUnavailable, QueueNotFound, SinkMisconfigured, SinkUnavailable
-from forebay.sinks import Sink
+from forebay.errors import BrokerUnavailable, QueueNotFound
 
 log = structlog.get_logger()
 
@@ -54,16 +53,6 @@ class Loan:
     ticket: int | None
 
 
-@dataclass(slots=True, kw_only=True)
-class Decided:
-    settlements: list[Settlement]
-    duplicates: int = 0
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Worker:
     """
     Takes batches from one queue, has them written to one sink, settles them.
@@ -72,8 +61,10 @@ class Worker:
     already received and the one before is being settled, so that the sink never
     waits for the broker. At most `IN_HAND` batches are on loan.
 
-    While the breaker is open nothing is received. What was received when it opened
-    is handed back unwritten and uncounted.
+    While the breaker is open, or the flow is stopped, nothing is received. What was
+    received when that began is handed back unwritten and uncounted.
+
+    What may have killed a consumer before is written with nothing else in this process.
 
     It ends only when told to. A broker that goes away, and a bug in here or in the
     sink, end the subscription (which hands back what is on loan, uncounted) and are
@@ -83,33 +74,28 @@ class Worker:
     def __init__(
         self,
         broker: Broker,
-        queue: str,
-        sink: Sink,
-        processor: Processor,
-        breaker: CircuitBreaker,
-        tally: Tally,
+        line: Line,
         *,
-        batch_size: int,
         max_wait: float,
         shutdown_timeout: float,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._broker = broker
-        self._queue = queue
-        self._sink = sink
-        self._processor = processor
-        self._breaker = breaker
-        self._tally = tally
-        self._batch_size = batch_size
+        self._queue = line.queue
+        self._sink = line.sink
+        self._breaker = line.breaker
+        self._flow = line.flow
+        self._tally = line.tally
+        self._batch_size = line.batch_size
         self._max_wait = max_wait
         self._shutdown_timeout = shutdown_timeout
-        self._clock = clock
-        self._now = now
-        self._log = log.bind(queue=queue)
-        self._breaker_changed = asyncio.Event()
-        breaker.on_change(self._breaker_changed.set)
-        self._busy: dict[str, float] = {}
+        self._log = log.bind(queue=line.queue)
+        self._changed = asyncio.Event()
+        line.breaker.on_change(self._changed.set)
+        line.flow.on_change(self._changed.set)
+        self._busy = Busy(clock)
+        self._writer = Writer(line, self._busy, clock=clock, now=now)
         self._restart_delay = 0.0
         self._subscription: Subscription | None = None
 
@@ -124,7 +110,7 @@ class Worker:
 
     def busy_for(self) -> float:
         """How long the slowest step under way has been going on; 0.0 while it waits for work."""
-        return max((self._clock() - since for since in self._busy.values()), default=0.0)
+        return self._busy.longest()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then finish the batch in hand, settle it, hand back the rest."""
@@ -142,7 +128,7 @@ class Worker:
     async def _run_once(self, stop: asyncio.Event) -> None:
         stack = AsyncExitStack()
         try:
-            with self._doing("subscribe"):
+            with self._busy.doing("subscribe"):
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await self._broker.declare(origin_queue(self._queue))
                     subscription = await stack.enter_async_context(
@@ -151,7 +137,7 @@ class Worker:
             self._subscription = subscription
             await self._pipeline(subscription, stop)
         finally:
-            with self._doing("unsubscribe"):
+            with self._busy.doing("unsubscribe"):
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await stack.aclose()
 
@@ -197,16 +183,22 @@ class Worker:
             while True:
                 await slots.acquire()
                 await self._until_allowed()
-                limit = self._breaker.batch_limit(self._batch_size)
-                with self._doing("receive"):
-                    async with asyncio.timeout(CALL_TIMEOUT):
-                        if idle:
-                            # One long wait for the first message rather than many short ones for a batch.
-                            deliveries = await subscription.receive(1, IDLE_WAIT)
-                            if deliveries and limit > 1:
-                                deliveries += await subscription.receive(limit - 1, self._max_wait)
-                        else:
-                            deliveries = await subscription.receive(limit, self._max_wait)
+                limit = self._flow.reserve(self._breaker.batch_limit(self._batch_size))
+                deliveries: list[Delivery] = []
+                try:
+                    with self._busy.doing("receive"):
+                        async with asyncio.timeout(CALL_TIMEOUT):
+                            if idle:
+                                # One long wait for the first message rather than many short ones for a batch.
+                                deliveries = await subscription.receive(1, IDLE_WAIT)
+                                if deliveries and limit > 1:
+                                    deliveries += await subscription.receive(limit - 1, self._max_wait)
+                            else:
+                                deliveries = await subscription.receive(limit, self._max_wait)
+                finally:
+                    self._flow.refund(limit - len(deliveries))
+                if idle and not deliveries:
+                    self._flow.found_empty()
                 idle = not deliveries
                 if deliveries:
                     received.put_nowait(Loan(deliveries=deliveries, ticket=self._breaker.begin()))
@@ -230,7 +222,7 @@ class Worker:
         if (ticket := self._breaker.begin()) is None:
             return
         try:
-            with self._doing("probe"):
+            with self._busy.doing("probe"):
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await self._sink.probe()
         except asyncio.CancelledError:
@@ -242,12 +234,12 @@ class Worker:
             self._breaker.succeeded(ticket, self._batch_size)
 
     async def _until_allowed(self) -> None:
-        """Return when the breaker lets a call begin."""
+        """Return when the breaker lets a call begin, and nothing else holds the queue back."""
         while True:
-            self._breaker_changed.clear()
-            if (pause := self._breaker.retry_after()) == 0.0:
+            self._changed.clear()
+            if (pause := max(self._breaker.retry_after(), self._flow.closed_for())) == 0.0:
                 return
-            await wait_for(self._breaker_changed, pause)
+            await wait_for(self._changed, pause)
 
     async def _write(
         self,
@@ -258,10 +250,10 @@ class Worker:
         try:
             while (loan := await received.get()) is not None:
                 try:
-                    if loan.ticket is None or stop.is_set() or not self._breaker.holds(loan.ticket):
+                    if loan.ticket is None or stop.is_set() or not self._writer.may_write(loan.ticket):
                         decided.put_nowait(Decided(settlements=[Release(d) for d in loan.deliveries]))
                     else:
-                        decided.put_nowait(await self._write_one(loan.deliveries, loan.ticket))
+                        decided.put_nowait(await self._writer.write(loan.deliveries, loan.ticket))
                 finally:
                     self._give_back(loan)
         finally:
@@ -276,40 +268,12 @@ class Worker:
         if loan is not None and loan.ticket is not None:
             self._breaker.abandoned(loan.ticket)
 
-    async def _write_one(self, deliveries: list[Delivery], ticket: int) -> Decided:
-        started_at = self._clock()
-        dead = self._processor.expired(deliveries, self._now())
-        live = _without(deliveries, dead)
-        if not live:
-            return Decided(settlements=dead)
-        duplicates = 0
-        try:
-            with self._doing("write"):
-                results = await self._sink.write(live)
-            seconds = self._clock() - started_at
-            settlements = self._processor.settle(live, results, self._now(), seconds)
-            duplicates = sum(r.duplicate and r.error is None for r in results)
-            self._breaker.succeeded(ticket, self._batch_size)
-        except Exception as error:
-            if not isinstance(error, (SinkUnavailable, SinkMisconfigured)):
-                self._log.error("sink failed in an unforeseen way", exc_info=error)
-            self._breaker.failed(ticket, error)
-            seconds = self._clock() - started_at
-            settlements = self._processor.settle_failed_call(live, error, self._now(), seconds)
-        oldest = min(d.message.accepted_at for d in live)
-        self._tally.wrote(
-            size=len(live),
-            seconds=self._clock() - started_at,
-            latency=(self._now() - oldest).total_seconds(),
-        )
-        return Decided(settlements=dead + settlements, duplicates=duplicates)
-
     async def _settle(
         self, subscription: Subscription, decided: asyncio.Queue[Decided | None], slots: asyncio.Semaphore
     ) -> None:
         while (batch := await decided.get()) is not None:
             try:
-                with self._doing("settle"):
+                with self._busy.doing("settle"):
                     async with asyncio.timeout(CALL_TIMEOUT):
                         stale = await subscription.settle(batch.settlements)
             except (BrokerUnavailable, TimeoutError):
@@ -333,7 +297,7 @@ class Worker:
         """Wait for `stop`, then end the steps from the first to the last."""
         while not await wait_for(stop, SLOW_WRITE):
             if (busy := self.busy_for()) >= SLOW_WRITE:
-                self._log.warning("busy with one batch for long", seconds=round(busy), step=[*self._busy])
+                self._log.warning("busy with one batch for long", seconds=round(busy), step=self._busy.steps)
         receiver.cancel()
         _, late = await asyncio.wait({writer}, timeout=self._shutdown_timeout)
         if late:
@@ -347,14 +311,6 @@ class Worker:
             settler.cancel()
 
     # ---- small parts
-
-    @contextmanager
-    def _doing(self, step: str) -> Iterator[None]:
-        self._busy[step] = self._clock()
-        try:
-            yield
-        finally:
-            self._busy.pop(step, None)
 
     def _tell(self, settlements: Sequence[Settlement]) -> None:
         """One line per kind of failure in a batch, not one per message."""
@@ -376,13 +332,6 @@ class Worker:
                 self._log.warning("messages went to the dead letters", **fields)
             else:
                 self._log.info("messages will be tried again", **fields)
-
-
-def _without(deliveries: list[Delivery], settled: Sequence[Settlement]) -> list[Delivery]:
-    if not settled:
-        return deliveries
-    gone = {id(s.delivery) for s in settled}
-    return [d for d in deliveries if id(d) not in gone]
 
 
 def _innermost(error: Exception) -> Exception:

@@ -148,8 +148,9 @@ def make_fleet(
     """
     from stamina.instrumentation import set_on_retry_hooks
 
+    from consumers.controls import ControlRoom
     from consumers.fleet import Fleet
-    from consumers.reporter import Reporter, Watched
+    from consumers.reporter import Reporter, Watched, process_name
     from consumers.sinks.factory import make_sink
     from consumers.supervisor import Supervisor
 
@@ -169,12 +170,14 @@ def make_fleet(
 
     current = consumers_of(broker)
     url = safe_url(settings.broker)
+    name = process_name()
     return Fleet(
         Watched(current, url),
         old=old_brokers(settings.broker),
         make_old=lambda old: consumers_of(old, beside=current),
         # What is in memory ends with us: nobody need know of it.
-        reporter=Reporter(None if url.startswith("memory:") else database),
+        reporter=Reporter(None if url.startswith("memory:") else database, name),
+        controls=ControlRoom(database, current.flows, current.quarantine, name=name),
     )
 
 

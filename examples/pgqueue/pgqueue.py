@@ -42,6 +42,7 @@ from forebay.brokers.api import (
     Retry,
     Settlement,
     Share,
+    refuse_ordered,
 )
 from forebay.brokers.naming import (
     check_queue_name,
@@ -317,8 +318,11 @@ class PgQueue:
         return sorted(name for name in await self._names() if not is_dead_letter_queue(name))
 
     @asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[PgSubscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[PgSubscription]:
         self._check_open()
+        refuse_ordered(ordered, "pgqueue")
         await self._check_declared(queue)
         subscription = PgSubscription(self._conninfo, queue, prefetch)
         self._subscriptions.add(subscription)

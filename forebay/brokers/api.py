@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
 
-from forebay.errors import PublishError
+from forebay.errors import PublishError, SettingsError
 from forebay.message import Message
 
 Durability = Literal["unsynced", "journaled", "synced", "replicated"]
@@ -150,7 +150,10 @@ class Capabilities:
     durability: Durability
     """The best that a publish can reach as configured."""
     ordering: Literal["none", "one_subscription", "by_key"]
-    """Publish order is kept never, with a single subscription, or per ordering key. Not for retries."""
+    """
+    Publish order is kept never, with a single subscription, or per ordering key. Through retries only
+    per key, and only by an `ordered` subscription.
+    """
     bounded: bool
     """Can refuse a publish with QueueFull."""
     max_body_bytes: int
@@ -295,15 +298,30 @@ class Broker(Publisher, Protocol):
         """The queues that exist, without their dead-letter queues; None where the broker cannot tell."""
         ...
 
-    def subscribe(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
+    def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AbstractAsyncContextManager[Subscription]:
         """
         Lend messages of `queue`, at most `prefetch` unsettled at once.
 
         `queue` may be a dead-letter queue. Leaving the context releases what is
         unsettled, uncounted.
 
+        With `ordered`, where `capabilities.ordering` is "by_key", a failure keeps the order too:
+
+        - the messages of a key are lent in publish order, to one subscription at a time;
+        - `Retry` parks its key: no later message of it is lent to anybody until the failed one is
+          settled for good (Ack, DeadLetter). It comes first when its delay has passed, its `attempt`
+          one higher, also after this process was killed;
+        - `Release` brings a message back before any later one of its key that is not in hand. Who
+          releases or retries one releases what it holds of that key behind it; from the moment on
+          that `settle` is called, `receive` returns the key from the released message on;
+        - other keys, and messages without one, go on meanwhile. How many can be parked is the driver's
+          to say; a delayed message (`not_before`) takes its place when it is due.
+
         Raises:
             QueueNotFound, BrokerUnavailable: on entering the context.
+            SettingsError: `ordered`, and this broker cannot keep it.
         """
         ...
 
@@ -333,3 +351,17 @@ class Broker(Publisher, Protocol):
     async def close(self) -> None:
         """Release connections, within a few seconds whatever the broker does. Idempotent."""
         ...
+
+
+def refuse_ordered(ordered: bool, broker: str) -> None:
+    """
+    For the `subscribe` of drivers whose ordering is not "by_key".
+
+    Raises:
+        SettingsError: order by key was asked for.
+    """
+    if ordered:
+        raise SettingsError(
+            f'{broker} cannot keep the order of a key through failures; write order = "none" for the queue,'
+            " or use a broker that orders by key (see docs/drivers.md)"
+        )

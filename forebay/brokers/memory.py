@@ -11,9 +11,10 @@ import asyncio
 import bisect
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from forebay.brokers.api import (
     Ack,
@@ -58,6 +59,10 @@ class _Queue:
     """Numbers in order of arrival."""
     scheduled: list[tuple[float, int]] = field(default_factory=list)
     """(due, number), the first due one first."""
+    held: dict[str, dict[int, object]] = field(default_factory=dict)
+    """By ordering key: numbers on loan, and who holds them."""
+    failed: dict[str, set[int]] = field(default_factory=dict)
+    """By ordering key: what an ordered subscription retried, until it is settled for good."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ripen(self, now: float) -> None:
@@ -71,6 +76,50 @@ class _Queue:
         else:
             bisect.insort(self.ready, number)
         self.changed.set()
+
+    def lendable(self, holder: object, *, ordered: bool) -> Iterator[int]:
+        """Numbers that are ready and may be lent to `holder`, in order of arrival."""
+        barred: set[str] = set()
+        for number in self.ready:
+            key = self.entries[number].message.key
+            if key is not None:
+                if key in barred:
+                    continue
+                elsewhere = any(h is not holder for h in self.held.get(key, {}).values())
+                behind = ordered and number > min(self.failed.get(key, {number}))
+                if elsewhere or behind:
+                    barred.add(key)
+                    continue
+            yield number
+
+    def lend(self, numbers: Sequence[int], holder: object) -> None:
+        if self.ready[: len(numbers)] == numbers:
+            del self.ready[: len(numbers)]
+        else:
+            lent = set(numbers)
+            self.ready = [n for n in self.ready if n not in lent]
+        for number in numbers:
+            if (key := self.entries[number].message.key) is not None:
+                self.held.setdefault(key, {})[number] = holder
+
+    def take_back(self, number: int) -> None:
+        """It is on loan no more."""
+        if (key := self.entries[number].message.key) is not None:
+            self.held[key].pop(number)
+            if not self.held[key]:
+                del self.held[key]
+
+    def fail(self, number: int) -> None:
+        if (key := self.entries[number].message.key) is not None:
+            self.failed.setdefault(key, set()).add(number)
+
+    def finish(self, number: int) -> None:
+        """It is settled for good, and what is behind it may follow."""
+        key = self.entries.pop(number).message.key
+        if key is not None and key in self.failed:
+            self.failed[key].discard(number)
+            if not self.failed[key]:
+                del self.failed[key]
 
 
 class MemoryServer:
@@ -115,7 +164,7 @@ class MemoryBroker:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             durability="unsynced",
-            ordering="one_subscription",
+            ordering="by_key",
             bounded=True,
             max_body_bytes=self._server.max_body_bytes,
             retry_delays=None,
@@ -160,10 +209,12 @@ class MemoryBroker:
         return sorted(name for name in self._server.queues if not name.endswith(DEAD_SUFFIX))
 
     @contextlib.asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[Subscription]:
         self._check_open()
         self._server.queue(queue)
-        subscription = _MemorySubscription(self._server, queue, prefetch)
+        subscription = _MemorySubscription(self._server, queue, prefetch, ordered=ordered)
         self._subscriptions.add(subscription)
         try:
             yield subscription
@@ -203,11 +254,12 @@ class MemoryBroker:
 
 
 class _MemorySubscription:
-    def __init__(self, server: MemoryServer, queue: str, prefetch: int) -> None:
+    def __init__(self, server: MemoryServer, queue: str, prefetch: int, *, ordered: bool) -> None:
         self._server = server
         self._name = queue
         self._queue = server.queue(queue)
         self._prefetch = prefetch
+        self._ordered = ordered
         self._held: dict[int, Delivery] = {}
         self._closed = False
 
@@ -222,8 +274,9 @@ class _MemorySubscription:
             target = min(max_messages, self._prefetch - len(self._held))
             left = deadline - time.monotonic()
             # Nothing is taken before it is handed out: a cancelled call loses nothing.
-            if len(q.ready) >= target > 0 or left <= 0:
-                return self._lend(max(0, target))
+            ready = list(islice(q.lendable(self, ordered=self._ordered), max(0, target)))
+            if len(ready) >= target > 0 or left <= 0:
+                return self._lend(ready)
             if q.scheduled:
                 left = min(left, max(0.001, q.scheduled[0][0] - now))
             q.changed.clear()
@@ -233,10 +286,11 @@ class _MemorySubscription:
             except TimeoutError:
                 pass
 
-    def _lend(self, count: int) -> list[Delivery]:
+    def _lend(self, numbers: Sequence[int]) -> list[Delivery]:
         q = self._queue
+        q.lend(numbers, self)
         out = []
-        for number in q.ready[:count]:
+        for number in numbers:
             e = q.entries[number]
             d = Delivery(
                 message=e.message,
@@ -249,7 +303,6 @@ class _MemorySubscription:
             )
             self._held[number] = d
             out.append(d)
-        del q.ready[:count]
         return out
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
@@ -265,7 +318,8 @@ class _MemorySubscription:
                 stale.append(s.delivery)
                 continue
             del self._held[number]
-            self._apply(s, number, self._queue.entries.pop(number))
+            self._queue.take_back(number)
+            self._apply(s, number, self._queue.entries[number])
         # Those who wait for room within their prefetch look again.
         self._queue.changed.set()
         return stale
@@ -277,15 +331,18 @@ class _MemorySubscription:
         now = self._server.clock()
         match s:
             case Ack():
-                pass
+                self._queue.finish(number)
             case Retry(delay=delay):
                 entry.attempt += 1
                 entry.history = s.history
+                if self._ordered:
+                    self._queue.fail(number)
                 self._queue.add(number, entry, now + delay if delay > 0 else 0.0)
             case Release():
                 entry.deferrals += 1
                 self._queue.add(number, entry)
             case DeadLetter(failure=failure, new_id=new_id):
+                self._queue.finish(number)
                 m = entry.message
                 death = Death(
                     failure=failure,
@@ -303,8 +360,9 @@ class _MemorySubscription:
         if not self._closed:
             self._closed = True
             for number in self._held:
-                entry = self._queue.entries.pop(number)
+                entry = self._queue.entries[number]
                 entry.deferrals += 1
+                self._queue.take_back(number)
                 self._queue.add(number, entry)
             self._held.clear()
             self._queue.changed.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import duration, emit, emit_json, emit_table
 
 if TYPE_CHECKING:
-    from consumers.settings import QueueSettings
+    from consumers.settings import BudgetSettings, QueueSettings
 
 
 def explain(
@@ -84,6 +85,7 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
         f"When the destination is down: {q.breaker.failure_threshold} failed calls in a row stop the pulling;"
         f" it is tried again after {duration(q.breaker.recovery_time)}, then less and less often, at least"
         f" every {duration(q.breaker.max_recovery_time)}. That costs no attempt.",
+        *_pace(q),
         "A message that is refused for good becomes a dead letter at once."
         + (
             " One that fails for another reason does so at its first failure."
@@ -91,5 +93,28 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
             else f" One that fails for another reason is tried {tries} times, and from its second failure on"
             f" given up when it is older than {duration(q.retry.max_age)}."
         ),
+        *_budget(queue, q.dead_letter_budget),
         f"Dead letters rest in {queue}.dead and are archived in the table `dead_letters`.",
+    ]
+
+
+def _pace(q: QueueSettings) -> list[str]:
+    from consumers.schedule import parse_schedule
+
+    lines = []
+    if q.schedule is not None:
+        schedule = parse_schedule(q.schedule, q.timezone, now=lambda: datetime.now(UTC))
+        lines.append(f"Messages are taken only {schedule.words}; those that come at other times wait.")
+    if q.rate is not None:
+        lines.append(f"Each consumer process takes at most {q.rate:g} messages per second.")
+    return lines
+
+
+def _budget(queue: str, b: BudgetSettings) -> list[str]:
+    if not b.enabled:
+        return ["However many are given up, the queue goes on (dead_letter_budget.enabled = false)."]
+    return [
+        f"The queue pauses as `suspicious failure rate` when {b.max_run} messages in a row are given up,"
+        f" when {b.max_share:.0%} of the last {b.window} are, or when {b.allowance} are beyond one for every"
+        f" {1 / b.earned:.0f} that succeeded; expired ones do not count. Then: forebay resume {queue}."
     ]

@@ -75,6 +75,9 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "dead-letters show": Entry("forebay.cli.dead_letters:show", "Show one given-up message"),
         "dead-letters redrive": Entry("forebay.cli.dead_letters:redrive", "Send given-up messages back"),
         "dead-letters discard": Entry("forebay.cli.dead_letters:discard", "Give them up for good"),
+        "pause": Entry("forebay.cli.controls:pause", "Have all consumers stop taking from a queue"),
+        "resume": Entry("forebay.cli.controls:resume", "Have them go on, whoever paused it"),
+        "throttle": Entry("forebay.cli.controls:throttle", "Limit a queue to so many messages per second"),
         "prune": Entry("forebay.cli.prune:prune", "Delete old rows, in batches"),
     },
     "Configure": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +54,11 @@ class Trend:
     """Seconds since the consumers reported what the broker cannot tell."""
     fresh: bool = False
     """All of it was accepted a moment ago: messages pass through, nothing is behind."""
+
+    @property
+    def name(self) -> str:
+        """The queue alone."""
+        return self.queue.split(" ")[0]
 
     @property
     def drained_in(self) -> float | None:
@@ -108,12 +113,14 @@ def judge(
     unreached: Sequence[str] = (),
     dead_letters: int = 0,
     advice: str = "Then its log says why it waits.",
+    paused: Mapping[str, str] | None = None,
 ) -> Verdict:
     """
     The one sentence. `database` is why it does not answer, if it does not; `unreached`
     says so of each old broker.
 
     `advice` is where to look when nothing moves: why a consumer waits, only it knows.
+    `paused` says why nothing is taken from a queue, where somebody knows.
 
     Standing still is judged by a queue that has work and neither shrinks nor grows:
     with nobody sending, that is what a missing consumer looks like.
@@ -140,6 +147,16 @@ def judge(
                 ok=False, sentence=f"Not known: how much waits on {names} ({blind[0].unknown}){rest}.{dead}"
             )
         return Verdict(ok=True, sentence=f"Fine: nothing is behind{rest}.{dead}")
+    # A report may be some seconds old: what shrinks is not paused any more.
+    resting = {trend.name for trend in behind if trend.change is None or trend.change >= 0}
+    reasons = {queue: why for queue, why in (paused or {}).items() if queue in resting}
+    if reasons:
+        which = "; ".join(f"{queue} is paused: {why}" for queue, why in reasons.items())
+        return Verdict(
+            ok=False,
+            sentence=f"Paused: {_messages(waiting)} wait on {names}. {_sentence(which)}"
+            f" Nothing is lost and no attempt is counted.{dead}",
+        )
     stuck = [trend for trend in behind if trend.change == 0]
     growing = [trend for trend in behind if trend.change is not None and trend.change > 0]
     if stuck:
@@ -162,6 +179,10 @@ def judge(
     known = [end for end in ends if end is not None]
     when = f"drained in about {duration(max(known))}" if known and len(known) == len(ends) else "draining"
     return Verdict(ok=True, sentence=f"Catching up: {_messages(waiting)} on {names}, {when}.{dead}")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _messages(count: int) -> str:
@@ -204,7 +225,7 @@ async def _status(settings: Settings, interval: float, watch: bool, as_json: boo
             while True:
                 await asyncio.sleep(interval)
                 after, now = await _look(brokers, settings), time.monotonic()
-                trouble, dead = await asyncio.to_thread(_ask_database, database)
+                trouble, dead, paused = await asyncio.to_thread(_ask_database, database)
                 found = trends(before, after, now - at)
                 verdict = judge(
                     found,
@@ -212,8 +233,9 @@ async def _status(settings: Settings, interval: float, watch: bool, as_json: boo
                     unreached=brokers.unreached,
                     dead_letters=dead,
                     advice=_advice(settings),
+                    paused=paused,
                 )
-                _show(verdict, found, dead, as_json=as_json)
+                _show(verdict, found, dead, paused, as_json=as_json)
                 if not watch:
                     if trouble:
                         return ExitCode.DATABASE_UNREACHABLE
@@ -250,23 +272,36 @@ def _database(settings: Settings) -> AbstractContextManager[Database | None]:
     return open_database(settings)
 
 
-def _ask_database(database: Database | None) -> tuple[str, int]:
-    """Why it does not answer, and how many dead letters are open in it."""
+def _ask_database(database: Database | None) -> tuple[str, int, dict[str, str]]:
+    """Why it does not answer, how many dead letters are open in it, and which queues are paused and why."""
+    from forebay.storage import controls
     from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
+    from forebay.storage.reports import paused_queues
 
     if database is None:
-        return "", 0
+        return "", 0, {}
     try:
-        return "", DeadLetterStore(database).count(DeadLetterFilter(status="dead"))
+        dead = DeadLetterStore(database).count(DeadLetterFilter(status="dead"))
+        paused = {
+            c.queue: f"{c.reason or 'no reason given'} ({c.changed_by}); to go on: forebay resume {c.queue}"
+            for c in controls.read(database).values()
+            if c.paused
+        }
+        return "", dead, {p.queue: p.reason for p in paused_queues(database)} | paused
     except ForebayError as error:
-        return str(error), 0
+        return str(error), 0, {}
 
 
-def _show(verdict: Verdict, found: Sequence[Trend], dead_letters: int, *, as_json: bool) -> None:
+def _show(
+    verdict: Verdict, found: Sequence[Trend], dead_letters: int, paused: Mapping[str, str], *, as_json: bool
+) -> None:
     if as_json:
-        emit_json(_as_json(verdict, found, dead_letters))
+        emit_json(_as_json(verdict, found, dead_letters, paused))
         return
     emit(verdict.sentence)
+    for queue, why in paused.items():
+        if queue not in verdict.sentence:
+            emit(f"{queue} is paused: {why}")
     rows = [
         (trend.queue, trend.due, trend.scheduled, _rate(trend.change), duration(trend.drained_in), trend.dead)
         for trend in found
@@ -281,7 +316,9 @@ def _rate(change: float | None) -> str | None:
     return None if change is None else f"{change:+,.1f}/s"
 
 
-def _as_json(verdict: Verdict, found: Sequence[Trend], dead_letters: int) -> dict[str, Any]:
+def _as_json(
+    verdict: Verdict, found: Sequence[Trend], dead_letters: int, paused: Mapping[str, str]
+) -> dict[str, Any]:
     return {
         "ok": verdict.ok,
         "sentence": verdict.sentence,
@@ -296,6 +333,7 @@ def _as_json(verdict: Verdict, found: Sequence[Trend], dead_letters: int) -> dic
                 "dead_on_broker": trend.dead,
                 "reported_age": trend.reported_age,
                 "unknown": trend.unknown,
+                "pause_reason": paused.get(trend.name),
             }
             for trend in found
         ],

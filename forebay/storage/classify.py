@@ -39,7 +39,9 @@ class ConnectionLost(SinkUnavailable):
     """
 
 
-_OURS = re.compile(r"\b(?:messages|dead_letters|processed_messages|consumer_reports|broker_depths)\b")
+_OURS = re.compile(
+    r"\b(?:messages|dead_letters|processed_messages|consumer_reports|broker_depths|queue_controls|crash_suspects)\b"
+)
 
 POSTGRESQL: dict[str, type[ForebayError]] = {
     # Two characters stand for the class; a full code goes before its class.

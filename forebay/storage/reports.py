@@ -9,18 +9,18 @@ kept after its consumers are gone: so a swap of the broker that forgot messages 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from forebay.brokers.api import Depth, Share
 from forebay.figures import Figures, Place, Reported, add_up, complete
 from forebay.storage.database import Database
 from forebay.storage.tables import BROKER_LENGTH, UtcTime, broker_depths, consumer_reports
+from forebay.storage.upsert import upsert
 
 FRESH = 15.0
 """Seconds. A process whose report is older does not report any more, or cannot reach the database."""
@@ -42,6 +42,10 @@ class QueueReport:
     """Of all its subscriptions, added up."""
     depth: Depth | None
     """As the broker told it; None when it did not answer."""
+    state: str = ""
+    """How its consumer is doing: "running", "paused", …"""
+    pause_reason: str | None = None
+    """Why nothing is taken, while it is paused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +88,18 @@ def exchange(
     With `tidy`, reports of processes that are gone are removed. Not at the first time
     after an outage of the database: then all reports are old, also of those alive.
     """
-    now = _now(database)
+    now = now_in(database)
     with database.begin() as connection:
         rows = [
             {
                 "process": process, "broker": _name(r.broker), "queue": r.queue, "in_hand": r.share.in_hand,
                 "waiting": r.share.waiting, "scheduled": r.share.scheduled,
-                "oldest_age": r.share.oldest_age, "reported_at": now,
+                "oldest_age": r.share.oldest_age, "state": r.state, "pause_reason": r.pause_reason,
+                "reported_at": now,
             }
             for r in reports
         ]  # fmt: skip
-        _upsert(database, connection, consumer_reports, rows)
+        upsert(connection, consumer_reports, rows)
         if tidy:
             before = _before(database, GONE)
             connection.execute(sa.delete(consumer_reports).where(consumer_reports.c.reported_at < before))
@@ -119,7 +124,7 @@ def exchange(
                     "held": sum(n or 0 for n in known), "exact": None not in known, "seen_at": now,
                 }
             )  # fmt: skip
-        _upsert(database, connection, broker_depths, seen)
+        upsert(connection, broker_depths, seen)
     return figures
 
 
@@ -137,6 +142,43 @@ def read_reports(database: Database, brokers: Collection[str]) -> dict[Place, Re
     return {(names[broker], queue): reported for (broker, queue), reported in found.items()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """A queue from which at least one consumer takes nothing."""
+
+    queue: str
+    reason: str
+    consumers: int
+    """How many say so."""
+
+
+def paused_queues(database: Database) -> list[Paused]:
+    """The queues that consumers alive have reported as paused, with a reason."""
+    c = consumer_reports.c
+    query = (
+        sa.select(c.queue, c.pause_reason, sa.func.count().label("consumers"))
+        .where(c.state == "paused", c.reported_at > _before(database, FRESH))
+        .group_by(c.queue, c.pause_reason)
+        .order_by(c.queue, sa.desc("consumers"))
+    )
+    found: dict[str, Paused] = {}
+    with database.read() as connection:
+        for row in connection.execute(query):
+            found.setdefault(
+                row.queue, Paused(queue=row.queue, reason=row.pause_reason or "", consumers=row.consumers)
+            )
+    return list(found.values())
+
+
+def reported_queues(database: Database) -> set[str]:
+    """Queues that a consumer has reported, on any broker, without their dead-letter queues."""
+    found: set[str] = set()
+    with database.read() as connection:
+        for table in (consumer_reports, broker_depths):
+            found |= set(connection.execute(sa.select(table.c.queue).distinct()).scalars())
+    return {queue for queue in found if not queue.endswith(".dead")}
+
+
 def left_behind(database: Database, *, known: Collection[str], urls: Collection[str]) -> list[LeftBehind]:
     """
     Brokers, other than those in use, that may still hold messages and that no consumer looks after.
@@ -146,7 +188,7 @@ def left_behind(database: Database, *, known: Collection[str], urls: Collection[
     d, c = broker_depths.c, consumer_reports.c
     served = sa.select(c.broker).where(c.reported_at > _before(database, FRESH))
     query = (
-        sa.select(*broker_depths.columns, _now(database).label("now"))
+        sa.select(*broker_depths.columns, now_in(database).label("now"))
         .where(d.broker.not_in([_name(k) for k in known]), d.url.not_in(list(urls)))
         .where(d.broker.not_in(served))
         .where(sa.or_(d.held > 0, sa.not_(d.exact)))
@@ -171,7 +213,7 @@ def left_behind(database: Database, *, known: Collection[str], urls: Collection[
 
 def _read(database: Database, connection: sa.Connection, brokers: Collection[str]) -> dict[Place, Reported]:
     c = consumer_reports.c
-    query = sa.select(consumer_reports, _now(database).label("now")).where(
+    query = sa.select(consumer_reports, now_in(database).label("now")).where(
         c.broker.in_([_name(broker) for broker in brokers])
     )
     rows: dict[Place, list[Any]] = {}
@@ -194,23 +236,7 @@ def _read(database: Database, connection: sa.Connection, brokers: Collection[str
     return found
 
 
-def _upsert(
-    database: Database, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]
-) -> None:
-    if not rows:
-        return
-    key = [column.name for column in table.primary_key.columns]
-    # In one order for all processes: two that lock the same rows must not wait for each other.
-    values = sorted(rows, key=lambda row: [str(row[name]) for name in key])
-    insert = postgresql.insert if database.dialect == "postgresql" else sqlite.insert
-    statement = insert(table).values(values)
-    others = {
-        column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
-    }
-    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=others))
-
-
-def _now(database: Database) -> sa.ColumnElement[datetime]:
+def now_in(database: Database) -> sa.ColumnElement[datetime]:
     """The database's clock: those of the consumers' hosts may differ. A SQLite file has none but ours."""
     if database.dialect == "postgresql":
         return sa.cast(sa.func.clock_timestamp(), UtcTime)

@@ -145,6 +145,8 @@ consumer_reports = sa.Table(
     sa.Column("waiting", sa.BigInteger),
     sa.Column("scheduled", sa.BigInteger),
     sa.Column("oldest_age", sa.Double),
+    sa.Column("state", sa.String(16), nullable=False, server_default=""),
+    sa.Column("pause_reason", sa.Text),
     sa.Column("reported_at", UtcTime, nullable=False),
 )
 
@@ -156,5 +158,29 @@ broker_depths = sa.Table(
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("held", sa.BigInteger, nullable=False),
     sa.Column("exact", sa.Boolean, nullable=False),
+    sa.Column("seen_at", UtcTime, nullable=False),
+)
+
+queue_controls = sa.Table(
+    "queue_controls",
+    metadata,
+    sa.Column("queue", sa.String(80), primary_key=True),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("paused_by", sa.String(16)),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("rate", sa.Double),
+    sa.Column("resumes", sa.Integer, nullable=False),
+    sa.Column("allowance", sa.Integer),
+    sa.Column("changed_at", UtcTime, nullable=False),
+    sa.Column("changed_by", sa.String(200), nullable=False),
+)
+
+crash_suspects = sa.Table(
+    "crash_suspects",
+    metadata,
+    sa.Column("queue", sa.String(80), primary_key=True),
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("crashes", sa.Integer, nullable=False),
+    sa.Column("alone", sa.Integer, nullable=False),
     sa.Column("seen_at", UtcTime, nullable=False),
 )

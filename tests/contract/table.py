@@ -22,6 +22,7 @@ import apsw
 from forebay.testing.broker_contract.consuming import ConsumingContract
 from forebay.testing.broker_contract.dying import DeadLetterContract
 from forebay.testing.broker_contract.model import ModelContract
+from forebay.testing.broker_contract.ordering import OrderContract
 from forebay.testing.broker_contract.outages import OutageContract
 from forebay.testing.broker_contract.publishing import PublishingContract
 from tests.servers import kafka
@@ -40,6 +41,7 @@ COLUMNS = {
 PARTS = {
     "publishing": PublishingContract,
     "receiving and settling": ConsumingContract,
+    "order through failures": OrderContract,
     "dead letters": DeadLetterContract,
     "outages and restarts": OutageContract,
     "random histories": ModelContract,

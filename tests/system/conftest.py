@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract import rabbitmq as rabbitmq_servers
+from tests.needs import missing_server
+from tests.servers.kafka import Kafka, KafkaCluster, KafkaNotInstalled, find_jars, find_java, shared
+from tests.servers.rabbitmq import RabbitMQCluster
 from tests.system.harness import Site
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +25,51 @@ def site(tmp_path: Path, postgres_url: str) -> Iterator[Site]:
     site.migrate()
     yield site
     site.close()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
+    with rabbitmq_servers.running(tmp_path_factory, 1) as cluster, cluster.shared_with_others():
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    try:
+        find_java(), find_jars()
+    except KafkaNotInstalled as missing:
+        missing_server(str(missing))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        cluster = shared(tmp_path_factory.getbasetemp().parent, os.getppid(), 1)
+        with cluster.shared_with_others():
+            yield cluster
+    else:
+        with Kafka() as server:
+            yield server
+
+
+@pytest.fixture(params=["sqlite", "rabbitmq", "kafka"])
+def broker(request: pytest.FixtureRequest, site: Site) -> str:
+    """
+    Runs a test on each broker; the name of that.
+
+    The site gets the broker's URL and a queue of a name that nobody else uses.
+    """
+    name: str = request.param
+    site.queues = queue = f"q-{secrets.token_hex(4)}"
+    if name == "rabbitmq":
+        server: RabbitMQCluster = request.getfixturevalue("rabbitmq")
+        # Its own delay queues: what other tests let wait there is not ours.
+        site.settings |= {"BROKER__URL": server.url, "BROKER__RABBITMQ__PREFIX": f"{queue}."}
+    elif name == "kafka":
+        cluster: KafkaCluster = request.getfixturevalue("kafka")
+        site.settings |= {
+            "BROKER__URL": cluster.url,
+            "BROKER__KAFKA__PARTITIONS": "3",
+            "BROKER__KAFKA__RETRY_DELAYS": "1",
+            "BROKER__KAFKA__SESSION_TIMEOUT": "6s",  # the least that a server takes unless told
+        }
+    return name
 
 
 @pytest.fixture

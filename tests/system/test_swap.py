@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import secrets
 import signal
 import threading
@@ -15,11 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from tests.contract import rabbitmq as rabbitmq_servers
-from tests.needs import missing_server
-from tests.servers.kafka import Kafka, KafkaCluster, KafkaNotInstalled, find_jars, find_java, shared
+from tests.servers.kafka import KafkaCluster
 from tests.servers.postgres import free_port
 from tests.servers.rabbitmq import RabbitMQCluster
 from tests.system.harness import Process, Site, until
@@ -37,27 +32,6 @@ def handle(message, db):
     db.execute(text("insert into effects (id) values (:id)"), {"id": message.id})
 """
 """One message of sixteen waits for a retry: so some wait on the old broker while it is swapped."""
-
-
-@pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
-    with rabbitmq_servers.running(tmp_path_factory, 1) as cluster, cluster.shared_with_others():
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    try:
-        find_java(), find_jars()
-    except KafkaNotInstalled as missing:
-        missing_server(str(missing))
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        cluster = shared(tmp_path_factory.getbasetemp().parent, os.getppid(), 1)
-        with cluster.shared_with_others():
-            yield cluster
-    else:
-        with Kafka() as server:
-            yield server
 
 
 class Load:

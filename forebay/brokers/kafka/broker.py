@@ -162,10 +162,12 @@ class KafkaBroker:
         return await self._admin.queues(ANSWER)
 
     @contextlib.asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[Subscription]:
         self._check_open()
         await self._admin.topic(queue, ANSWER)
-        subscription = KafkaSubscription(self, queue, prefetch)
+        subscription = KafkaSubscription(self, queue, prefetch, ordered=ordered)
         self._subscriptions.add(subscription)
         try:
             await subscription.start()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from forebay.brokers.api import Delivery
+from forebay.brokers.kafka.parking import Entry, Failed, Parking
 from forebay.brokers.kafka.records import Incoming
 from forebay.brokers.kafka.tracker import CommitTracker
 
@@ -22,8 +24,9 @@ class Epoch:
     topic: str
     number: int
     tracker: CommitTracker
-    ready: list[tuple[int, Incoming]] = field(default_factory=list)
-    """Read and not on loan, by offset."""
+    parking: Parking
+    ready: list[Entry] = field(default_factory=list)
+    """Read, not on loan and behind no failed message, by offset."""
     lent: dict[int, tuple[Delivery, Incoming]] = field(default_factory=dict)
     stuck: list[tuple[float, int, Incoming]] = field(default_factory=list)
     """Records whose copies no topic takes, and when to try again, by the monotonic clock."""
@@ -39,14 +42,76 @@ class Epoch:
     @property
     def progress(self) -> tuple[int, str]:
         """What a commit of it would say now."""
-        return self.tracker.position, self.tracker.metadata()
+        return self.tracker.position, self.tracker.metadata(self.parking.failed)
 
     @property
     def in_hand(self) -> bool:
         return bool(self.lent) or self.busy > 0
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is anything that could be lent, now or later."""
+        return bool(self.ready or self.parking.heads)
+
+    @property
+    def oldest(self) -> datetime:
+        """When the first of what waits was accepted; ask only where something does."""
+        first = [incoming for _, incoming in self.ready[:1]]
+        first += [head.incoming for head in self.parking.heads.values()]
+        return min(incoming.decoded.message.accepted_at for incoming in first)
+
+    def received(self, offset: int, incoming: Incoming) -> None:
+        if self.tracker.receive(offset):
+            ready = self.parking.received(offset, incoming)
+            if ready is not None:
+                self.ready.append((offset, ready))
+
+    def lendable(self, count: int, now: int) -> list[Entry]:
+        """
+        Up to `count` of what may be lent now, the failed ones that are due first.
+
+        What has to wait behind a failed one is set aside on the way.
+        """
+        found = [(h.offset, h.incoming) for h in self.parking.due(now)[:count]]
+        if self.parking.full:
+            return found
+        looked_at = 0
+        passed: list[Entry] = []
+        for offset, incoming in self.ready:
+            # The head of a partition is waited for: what follows is due later, or keeps its order.
+            if len(found) >= count or incoming.due > now or incoming.foreign:
+                break
+            looked_at += 1
+            if not self.parking.bars(offset, incoming):
+                found.append((offset, incoming))
+                passed.append((offset, incoming))
+        if len(passed) < looked_at:
+            self.ready[:looked_at] = passed
+        return found
+
+    def lend(self, offset: int, incoming: Incoming, delivery: Delivery) -> None:
+        self.lent[offset] = (delivery, incoming)
+        self.parking.lent(offset, incoming)
+
+    def drop_lent(self) -> None:
+        """Forget among the ready ones what was lent since."""
+        self.ready = [entry for entry in self.ready if entry[0] not in self.lent]
+
     def put(self, offset: int, incoming: Incoming) -> None:
-        bisect.insort(self.ready, (offset, incoming), key=lambda entry: entry[0])
+        """It is in nobody's hand again."""
+        if not self.parking.handed_back(offset, incoming):
+            bisect.insort(self.ready, (offset, incoming), key=lambda entry: entry[0])
+
+    def fail(self, offset: int, incoming: Incoming, due: int) -> None:
+        """To be tried again when it is due, before anything else of its key."""
+        self.parking.fail(offset, incoming, Failed(incoming.decoded.attempt + 1, due))
+
+    def finish(self, offset: int, incoming: Incoming) -> None:
+        """Settled for good."""
+        self.tracker.finish(offset)
+        free = self.parking.end(offset, incoming)
+        if free:
+            self.ready = sorted([*self.ready, *free], key=lambda entry: entry[0])
 
     def free_stuck(self, now: float) -> None:
         """Those whose time has come are ready again."""
@@ -55,9 +120,9 @@ class Epoch:
             self.put(*entry[1:])
 
     def release_all(self) -> None:
-        for offset, (_, incoming) in self.lent.items():
+        lent, self.lent = self.lent, {}
+        for offset, (_, incoming) in lent.items():
             self.put(offset, incoming)
-        self.lent.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,11 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from forebay.brokers.api import Ack, DeadLetter, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.kafka import copies
 from forebay.brokers.kafka.assignor import Claims, make_assignor
+from forebay.brokers.kafka.parking import Parking
 from forebay.brokers.kafka.partition import Epoch, Receipt
 from forebay.brokers.kafka.records import Incoming, Outgoing, read
 from forebay.brokers.kafka.topics import group_of, topics_to_read
-from forebay.brokers.kafka.tracker import CommitTracker
+from forebay.brokers.kafka.tracker import CommitTracker, failed_above
 from forebay.brokers.naming import is_dead_letter_queue
 from forebay.errors import BrokerClosed, BrokerUnavailable, MessageTooLarge
 
@@ -41,6 +43,8 @@ COUNT_EVERY = 2.0
 """Seconds between two questions how far our partitions reach."""
 STUCK = 60.0
 """Seconds until a message is delivered again whose copy was too large for its topic."""
+LONGEST_DELAY = 100 * 366 * 86_400.0
+"""A handler may ask for an infinite delay; it must not spoil the settlements beside it."""
 SILENCE = 30.0
 """Seconds without a record after which a consumer is asked whether there is none."""
 
@@ -48,11 +52,12 @@ SILENCE = 30.0
 class KafkaSubscription:
     """One member of the queue's group."""
 
-    def __init__(self, broker: KafkaBroker, queue: str, prefetch: int) -> None:
+    def __init__(self, broker: KafkaBroker, queue: str, prefetch: int, *, ordered: bool = False) -> None:
         self._broker = broker
         self._settings = broker.settings
         self._queue = queue
         self._prefetch = prefetch
+        self._ordered = ordered
         self._topics = topics_to_read(queue, broker.settings)
         self._limit = max(2 * prefetch, 500)
         self._consumer: AIOKafkaConsumer | None = None
@@ -110,6 +115,8 @@ class KafkaSubscription:
                 if left <= 0 or (target > 0 and self._available(target) >= target):
                     return self._lend(max(0, target))
                 self._changed.clear()
+                if (due := self._next_due()) is not None:
+                    left = min(left, due)
                 try:
                     async with asyncio.timeout(left):
                         await self._changed.wait()
@@ -128,7 +135,11 @@ class KafkaSubscription:
             in_hand += len(epoch.lent) + epoch.busy
             later = sum(incoming.due > now for _, incoming in epoch.ready)
             scheduled += later
-            waiting += len(epoch.ready) - later + len(epoch.stuck)
+            parked = [head for head in epoch.parking.heads.values() if not head.lent]
+            not_due = sum(head.due > now for head in parked)
+            scheduled += not_due
+            waiting += len(epoch.ready) - later + len(parked) - not_due + epoch.parking.set_aside
+            waiting += len(epoch.stuck)
             unread = max(0, self._ends.get(tp, 0) - epoch.tracker.next - epoch.tracker.to_skip)
             if tp.topic == self._queue:
                 waiting += unread
@@ -136,6 +147,7 @@ class KafkaSubscription:
                 scheduled += unread
             messages = [d.message for d, _ in epoch.lent.values()]
             messages += [incoming.decoded.message for _, incoming in epoch.ready[:1]]
+            messages += [head.incoming.decoded.message for head in parked]
             oldest += [m.accepted_at for m in messages]
         return Share(
             in_hand=in_hand,
@@ -151,6 +163,7 @@ class KafkaSubscription:
             raise ValueError("what comes from a dead-letter queue cannot be dead-lettered again")
         stale: list[Delivery] = []
         copied: list[tuple[Epoch, int, Incoming, Outgoing]] = []
+        parked = False
         for s in settlements:
             receipt = s.delivery.receipt
             assert isinstance(receipt, Receipt)
@@ -162,10 +175,17 @@ class KafkaSubscription:
             del epoch.lent[offset]
             match s:
                 case Ack():
-                    epoch.tracker.finish(offset)
+                    epoch.finish(offset, lent[1])
                 case Release():
                     epoch.put(offset, lent[1])
                     self._released_at = time.monotonic()
+                case Retry(delay=delay, history=history) if (
+                    self._ordered and s.delivery.message.key is not None
+                ):
+                    # The count travels in the commit, the history stays with this process.
+                    tried = replace(lent[1], decoded=replace(lent[1].decoded, history=history))
+                    epoch.fail(offset, tried, _now() + int(min(delay, LONGEST_DELAY) * 1e6) + 1)
+                    parked = True
                 case Retry() | DeadLetter():
                     epoch.busy += 1
                     out = copies.copy_of(s, self._queue, lent[1], self._settings.retry_delays)
@@ -175,6 +195,9 @@ class KafkaSubscription:
         if copied:
             # Shielded: a copy that was written and not noted would be a duplicate for nothing.
             await asyncio.shield(self._copy(copied))
+        if parked and (consumer := self._consumer) is not None:
+            # So that the attempt counts also if this process is killed now.
+            await self._commit(consumer)
         return stale
 
     async def _copy(self, copied: list[tuple[Epoch, int, Incoming, Outgoing]]) -> None:
@@ -192,7 +215,7 @@ class KafkaSubscription:
         for (epoch, offset, incoming, _), outcome in zip(copied, errors, strict=True):
             epoch.busy -= 1
             if outcome is None:
-                epoch.tracker.finish(offset)
+                epoch.finish(offset, incoming)
             elif isinstance(outcome, MessageTooLarge):
                 epoch.stuck.append((time.monotonic() + STUCK, offset, incoming))
                 log.error(
@@ -219,35 +242,35 @@ class KafkaSubscription:
 
     def _lendable(self) -> Iterator[Epoch]:
         for epoch in self._epochs.values():
-            if not (epoch.over or epoch.surplus or epoch.claimed_free) and epoch.ready:
+            if not (epoch.over or epoch.surplus or epoch.claimed_free) and epoch.waits:
                 yield epoch
+
+    def _next_due(self) -> float | None:
+        """Seconds until the next of the failed messages is to be tried again."""
+        now = _now()
+        due = (epoch.parking.next_due(now) for epoch in self._lendable())
+        return min(((at - now) / 1e6 for at in due if at is not None), default=None)
 
     def _available(self, target: int) -> int:
         now = _now()
         found = 0
         for epoch in self._lendable():
-            for _, incoming in epoch.ready:
-                if incoming.due > now or incoming.foreign:
-                    break
-                found += 1
-                if found >= target:
-                    return found
+            found += len(epoch.lendable(target - found, now))
+            if found >= target:
+                break
         return found
 
     def _lend(self, count: int) -> list[Delivery]:
         now = _now()
         out: list[Delivery] = []
-        for epoch in sorted(self._lendable(), key=lambda e: e.ready[0][1].decoded.message.accepted_at):
-            taken = 0
-            for offset, incoming in epoch.ready:
-                # The head of a partition is waited for: what follows is due later, or keeps its order.
-                if len(out) >= count or incoming.due > now or incoming.foreign:
-                    break
+        for epoch in sorted(self._lendable(), key=lambda e: e.oldest):
+            entries = epoch.lendable(count - len(out), now)
+            for offset, incoming in entries:
                 delivery = copies.delivery_of(incoming, self._queue, Receipt(epoch, offset))
-                epoch.lent[offset] = (delivery, incoming)
+                epoch.lend(offset, incoming, delivery)
                 out.append(delivery)
-                taken += 1
-            del epoch.ready[:taken]
+            if entries:
+                epoch.drop_lent()
         if out:
             self._wake.set()
         return out
@@ -350,9 +373,8 @@ class KafkaSubscription:
             if epoch is None:
                 continue  # read before we knew from where; the seek that follows reads it again
             for record in batch:
-                if epoch.tracker.receive(record.offset):
-                    epoch.ready.append((record.offset, read(record)))
-        if records or any(e.ready for e in self._epochs.values()):
+                epoch.received(record.offset, read(record))
+        if records or any(e.waits for e in self._epochs.values()):
             self._changed.set()
         if self._counting is None and time.monotonic() - self._counted_at > COUNT_EVERY:
             # Beside the reading: a node that does not answer must not stop it.
@@ -381,7 +403,8 @@ class KafkaSubscription:
         wait: set[TopicPartition] = set()
         for tp, e in self._epochs.items():
             held = bool(e.ready) and e.ready[0][1].due > now
-            if tp in assigned and (full or held or e.surplus or e.tracker.crowded):
+            crowded = e.tracker.crowded or e.parking.crowded
+            if tp in assigned and (full or held or e.surplus or crowded):
                 wait.add(tp)
         paused = consumer.paused()
         try:
@@ -428,7 +451,7 @@ class KafkaSubscription:
                 epoch = self._epochs.get(tp)
                 if epoch is not None:
                     epoch.over = True
-                    self._epochs[tp] = Epoch(tp.topic, tp.partition, CommitTracker(begin[tp]))
+                    self._epochs[tp] = self._new_epoch(tp, begin[tp], "")
                 consumer.seek(tp, begin[tp])
         # Without a committed offset: the listener is about to seek.
 
@@ -550,12 +573,15 @@ class KafkaSubscription:
                     self._report_loss(tp, 0, begin[tp])
             for tp in new:
                 at = begin[tp] if tp in begin else found[tp].offset
-                tracker = CommitTracker(at, "" if tp in begin else found[tp].metadata)
-                self._epochs[tp] = epoch = Epoch(tp.topic, tp.partition, tracker)
+                self._epochs[tp] = epoch = self._new_epoch(tp, at, "" if tp in begin else found[tp].metadata)
                 epoch.committed = None if tp in begin else (at, found[tp].metadata)
                 consumer.seek(tp, at)
         self._assigned.set()
         self._changed.set()
+
+    def _new_epoch(self, tp: TopicPartition, position: int, metadata: str) -> Epoch:
+        parking = Parking(ordered=self._ordered, failed=failed_above(position, metadata))
+        return Epoch(tp.topic, tp.partition, CommitTracker(position, metadata), parking)
 
     # ---- the end
 

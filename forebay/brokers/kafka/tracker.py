@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+
+from forebay.brokers.kafka.parking import Failed
 
 MAX_METADATA = 3_000
 """Characters; a broker takes 4096 bytes by default (`offset.metadata.max.bytes`)."""
+MAX_FAILED = 1_050
+"""Characters, beside those."""
 
 MAX_DONE = 1_000_000
 """Offsets above an unfinished one, after which a partition is not read on."""
 
 _PREFIX = "f1:"
+_PREFIX_FAILED = "f2:"
+"""Of a text that also tells of failed messages; releases that do not know it see nothing finished."""
 
 
 class CommitTracker:
@@ -25,6 +32,9 @@ class CommitTracker:
     What is finished above the position travels in the commit's metadata text, so
     that the next owner skips it. It may be cut short there: then a message comes
     twice, which consumers must expect anyway.
+
+    So do the attempts of failed messages of ordered queues, and when each is due (in whole seconds,
+    never early): `f2:finished;offset.attempt.due,…`, numbers of the second part in hexadecimal.
     """
 
     def __init__(self, position: int, metadata: str = "") -> None:
@@ -71,8 +81,23 @@ class CommitTracker:
             return True
         return len(self._done) > 200 and len(self.metadata()) > MAX_METADATA * 3 // 4
 
-    def metadata(self) -> str:
+    def metadata(self, failed: Mapping[int, Failed] | None = None) -> str:
         """The finished offsets above the position, as ranges relative to it; the lowest ones if too many."""
+        finished = self._finished()
+        if not failed:
+            return _PREFIX + finished if finished else ""
+        notes: list[str] = []
+        size = 0
+        for offset in sorted(o for o in failed if o >= self.position):
+            attempt, due = failed[offset]
+            note = f"{offset - self.position:x}.{attempt:x}.{-(-due // 1_000_000):x}"
+            size += len(note) + 1
+            if size > MAX_FAILED:
+                break
+            notes.append(note)
+        return f"{_PREFIX_FAILED}{finished};{','.join(notes)}"
+
+    def _finished(self) -> str:
         position = self.position
         finished = sorted(o for o in self._done | self._restored if o > position)
         if not finished:
@@ -90,7 +115,7 @@ class CommitTracker:
                 break
             parts.append(part)
             start = end = offset
-        return _PREFIX + ",".join(parts)
+        return ",".join(parts)
 
 
 def finished_above(position: int, metadata: str, begin: int = 0) -> int:
@@ -98,13 +123,28 @@ def finished_above(position: int, metadata: str, begin: int = 0) -> int:
     return sum(offset >= begin for offset in _decode(position, metadata))
 
 
+def failed_above(position: int, metadata: str) -> dict[int, Failed]:
+    """The failed messages that a commit tells of, by offset; none if it is not of our making."""
+    if not metadata.startswith(_PREFIX_FAILED):
+        return {}
+    out: dict[int, Failed] = {}
+    try:
+        for note in metadata.partition(";")[2].split(","):
+            offset, attempt, due = (int(part, 16) for part in note.split("."))
+            out[position + offset] = Failed(attempt, due * 1_000_000)
+    except ValueError:
+        return {}
+    return out
+
+
 def _decode(position: int, metadata: str) -> set[int]:
     """What `metadata` said; nothing if it is not of our making."""
-    if not metadata.startswith(_PREFIX):
+    if not metadata.startswith((_PREFIX, _PREFIX_FAILED)):
         return set()
     out: set[int] = set()
+    finished = metadata[len(_PREFIX) :].partition(";")[0]
     try:
-        for part in metadata[len(_PREFIX) :].split(","):
+        for part in finished.split(",") if finished else ():
             start, _, more = part.partition("+")
             first = position + int(start)
             out.update(range(first, first + int(more or "0") + 1))

@@ -11,7 +11,15 @@ from dataclasses import replace
 
 import pika
 
-from forebay.brokers.api import Capabilities, Depth, Durability, Finding, PublishResult, Subscription
+from forebay.brokers.api import (
+    Capabilities,
+    Depth,
+    Durability,
+    Finding,
+    PublishResult,
+    Subscription,
+    refuse_ordered,
+)
 from forebay.brokers.naming import check_queue_name, dead_letter_queue
 from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.examine import Facts, findings
@@ -215,8 +223,11 @@ class RabbitMQBroker:
     # ---- consume
 
     @contextlib.asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[Subscription]:
         self._check_open()
+        refuse_ordered(ordered, "RabbitMQ")
         subscription = RabbitMQSubscription(
             link=self._consumer,
             publisher=self._publisher,

@@ -154,7 +154,9 @@ class SQLiteBroker:
     # ---- consume
 
     @contextlib.asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[Subscription]:
         self._check_open()
         queue_id = await self._queue_id(queue)
         dead = None if is_dead_letter_queue(queue) else await self._queue_id(dead_letter_queue(queue))
@@ -169,6 +171,7 @@ class SQLiteBroker:
             dead_queue_id=dead,
             owner=owner,
             prefetch=prefetch,
+            ordered=ordered,
             process=self._files.process,
             lease=lease,
             now=self._now,

@@ -19,6 +19,7 @@ import apsw
 import orjson
 
 from forebay.brokers.api import Ack, Attempt, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.sqlite import parking
 from forebay.brokers.sqlite.publishing import FutureJob
 from forebay.brokers.sqlite.writer import Transaction
 from forebay.brokers.wire import (
@@ -41,7 +42,7 @@ KEY = 6
 """The column of a message's ordering key in these."""
 TAKE_FRESH = _SELECT + "where s.queue = ? and s.due = 0 and s.seq > ? order by s.seq limit ?"
 TAKE_SCHEDULED = _SELECT + "where s.queue = ? and s.due > 0 and s.due <= ? order by s.due, s.seq limit ?"
-ANY_READY = "select 1 from slot where queue = ? and due <= ? limit 1"
+ANY_READY = "select 1 from slot where queue = ? and due between 0 and ? limit 1"
 _OTHERS = "select 1 from owner where queue = ? and id != ? limit 1"
 _KEYS_ELSEWHERE = (
     # "cross join" keeps SQLite from turning it round and reading all leases of all queues.
@@ -129,12 +130,36 @@ class Lent:
     """When the first of the scheduled messages is due, in microseconds; asked when too few were ready."""
 
 
+class _Gate:
+    """What of some rows may be lent to one owner now."""
+
+    def __init__(self, elsewhere: frozenset[str], heads: parking.Heads | None) -> None:
+        self._elsewhere = elsewhere
+        self._heads = heads
+        self._held_up = False
+
+    def free(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        if self._elsewhere:
+            found = [row for row in rows if row[KEY] not in self._elsewhere]
+            self._held_up |= len(found) < len(rows)
+            rows = found
+        if self._heads is not None:
+            rows = [row for row in rows if not self._heads.bars(row[0], row[1], row[KEY])]
+        return rows
+
+    @property
+    def look_again(self) -> bool:
+        """Whoever holds a key rings no bell when it lets go; and what was set aside made room for more."""
+        return self._held_up or (self._heads is not None and self._heads.set_aside > 0)
+
+
 class Lease:
     """
     Lend up to `want` messages of one queue to an owner.
 
     Of an ordering key that another owner holds messages of, nothing is lent: so the
-    messages of a key are in one hand at a time, and in their order there.
+    messages of a key are in one hand at a time, and in their order there. For an ordered
+    subscription nothing is lent that is behind a failed message of its key either.
     """
 
     weight = 0
@@ -148,6 +173,7 @@ class Lease:
         want: int,
         scheduled_share: int,
         look_first: bool,
+        ordered: bool,
         process: str,
         lease: float,
         take: Callable[[object], None],
@@ -159,6 +185,7 @@ class Lease:
         self.scheduled_share = scheduled_share
         """How many of them may be scheduled ones while fresh ones wait: neither may starve the other."""
         self.look_first = look_first
+        self.ordered = ordered
         self.process = process
         self.lease = lease
         self.deliver = take
@@ -171,17 +198,19 @@ class Lease:
         """The answer if there is nothing to take, without the turn to write; else None."""
         if not self.look_first or db.execute(ANY_READY, (self.queue_id, now)).get is not None:
             return None
+        if not self.ordered and parking.any_parked(db, self.queue_id):
+            return None
         return Lent(self.owner, [], db.execute(NEXT_DUE, (self.queue_id, now)).get)
 
     def apply(self, tx: Transaction) -> Lent:
         if not has_owner(tx, self.owner):
             self.owner = add_owner(tx, self.queue_id, self.process, self.lease)
         db = tx.db
-        taken = self._keys_elsewhere(db)
+        gate = self._gate(tx)
         due = db.execute(TAKE_SCHEDULED, (self.queue_id, tx.now, self.want)).fetchall()
-        scheduled = [row for row in due if row[KEY] not in taken]
+        scheduled = gate.free(due)
         kept_for_fresh = max(self.want - len(scheduled), self.want - self.scheduled_share)
-        fresh, passed_over = self._fresh(db, kept_for_fresh, taken)
+        fresh, passed_over = self._fresh(db, kept_for_fresh, gate)
         del scheduled[self.want - len(fresh) :]
         if scheduled:
             self._lend_each(db, scheduled)
@@ -196,10 +225,18 @@ class Lease:
         next_due = None
         if len(deliveries) < self.want:
             next_due = db.execute(NEXT_DUE, (self.queue_id, tx.now)).get
-            if passed_over or len(scheduled) < len(due):
-                # Whoever holds the key rings no bell when it lets go.
+            if gate.look_again:
                 next_due = min(next_due or sys.maxsize, tx.now + KEY_PAUSE)
         return Lent(self.owner, deliveries, next_due)
+
+    def _gate(self, tx: Transaction) -> _Gate:
+        heads = None
+        if parking.any_parked(tx.db, self.queue_id):
+            if self.ordered:
+                heads = parking.Heads(tx, self.queue_id)
+            else:
+                parking.forget(tx, self.queue_id)
+        return _Gate(self._keys_elsewhere(tx.db), heads)
 
     def _keys_elsewhere(self, db: apsw.Connection) -> frozenset[str]:
         """The ordering keys of messages that other owners hold."""
@@ -209,7 +246,10 @@ class Lease:
         return frozenset(str(row[0]) for row in db.execute(_KEYS_ELSEWHERE, others))
 
     def _fresh(
-        self, db: apsw.Connection, want: int, taken: frozenset[str]
+        self,
+        db: apsw.Connection,
+        want: int,
+        gate: _Gate,
     ) -> tuple[list[tuple[Any, ...]], bool]:
         """Up to `want` in order of arrival; and whether some were passed over for their key."""
         found: list[tuple[Any, ...]] = []
@@ -218,7 +258,7 @@ class Lease:
             size = want - len(found) if not looked_at else max(200, want)
             rows: list[tuple[Any, ...]] = db.execute(TAKE_FRESH, (self.queue_id, after, size)).fetchall()
             looked_at += len(rows)
-            found += [row for row in rows if row[KEY] not in taken]
+            found += gate.free(rows)
             if len(rows) < size:
                 break
             after = rows[-1][1]
@@ -276,7 +316,7 @@ class Settle(FutureJob):
     leases end with their owner, all of them or none.
     """
 
-    __slots__ = ("dead_queue_id", "on_failure", "owner", "queue", "queue_id", "settlements")
+    __slots__ = ("dead_queue_id", "on_failure", "ordered", "owner", "queue", "queue_id", "settlements")
 
     def __init__(
         self,
@@ -286,6 +326,7 @@ class Settle(FutureJob):
         dead_queue_id: int | None,
         owner: int,
         settlements: Sequence[Settlement],
+        ordered: bool,
         on_failure: Callable[[int, list[int]], None],
     ) -> None:
         super().__init__()
@@ -294,6 +335,7 @@ class Settle(FutureJob):
         self.dead_queue_id = dead_queue_id
         self.owner = owner
         self.settlements = settlements
+        self.ordered = ordered
         self.on_failure = on_failure
 
     def deliver(self, result: object) -> None:
@@ -308,11 +350,19 @@ class Settle(FutureJob):
         back: list[tuple[object, ...]] = []
         ended: list[tuple[int, int]] = []
         renamed: list[tuple[str, int]] = []
+        failed: list[tuple[str, int]] = []
+        heads: list[tuple[str, int]] = []
         buried = buried_bytes = 0
         for s in self.settlements:
             d = s.delivery
             seq = d.receipt
             assert isinstance(seq, int)
+            key = d.message.key
+            if key is not None:
+                if isinstance(s, Retry):
+                    failed.append((key, seq))
+                elif d.attempt > 1 and not isinstance(s, Release):
+                    heads.append((key, seq))
             match s:
                 case Ack():
                     gone.append(d)
@@ -345,6 +395,10 @@ class Settle(FutureJob):
             tx.db.executemany("insert into slot values (?, ?, ?, ?, ?, ?)", back)
             tx.db.executemany("delete from lease where owner = ? and seq = ?", ended)
             tx.ring.update({row[0] for row in back})  # type: ignore[misc]  # queue ids, the first column
+        if self.ordered and failed:
+            parking.park(tx, self.queue_id, failed)
+        if heads:
+            parking.end(tx, self.queue_id, heads)
         if renamed:
             tx.db.executemany("update message set id = ? where seq = ?", renamed)
         if buried:

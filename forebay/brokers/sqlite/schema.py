@@ -5,13 +5,15 @@ message  what was published, never changed; `seq` is the order of arrival
 slot     what can be taken, and when: `due` is 0 for "now", else microseconds since
          the epoch. So messages without a delay are taken in order of arrival
          whatever the clock does, and finding the next one is one index look-up,
-         however many wait. Its `death` is JSON of what travels with a message: why it
-         was given up, in a dead-letter queue, and what failed before, everywhere
+         however many wait; below 0 for what is set aside behind a failed message. Its
+         `death` is JSON of what travels with a message: why it was given up, in a
+         dead-letter queue, and what failed before, everywhere
 lease    what is on loan, by the subscription that holds it; a message is in
          exactly one of slot and lease
 owner    one row per subscription. A lease ends with its owner, so renewing is one
          row however many messages are held, and a late settlement is recognised
          by its missing owner (ids are never used twice)
+parked   failed messages of ordered subscriptions, which hold their ordering key back
 queue    name and counters, kept in the transaction that changes them
 """
 
@@ -28,7 +30,7 @@ import apsw
 from forebay.errors import BrokerUnavailable, SettingsError
 
 APPLICATION_ID = 0x46627931  # "Fby1"
-VERSION = 1
+VERSION = 2
 
 _MINIMUM_LIBRARY = (3, 51, 3)
 """Older ones can corrupt a WAL file that two connections write ("WAL-reset bug", fixed in 3.51.3)."""
@@ -81,6 +83,17 @@ create table lease (
   primary key (owner, seq)
 ) without rowid;
 """
+
+PARKED = """
+create table parked (
+  queue integer not null,
+  key text not null,
+  seq integer not null,
+  followers integer not null,
+  primary key (queue, key, seq)
+) without rowid;
+"""
+"""Since version 2."""
 
 
 def check_library() -> None:
@@ -207,12 +220,15 @@ def damaged(path: Path, finding: str) -> str:
 
 
 def create(db: apsw.Connection) -> None:
-    """Make the tables, unless they are there."""
+    """Make the tables, or those that an older release did not know."""
     # Changing the journal mode is no part of a transaction; doing it again changes nothing.
     db.execute("pragma journal_mode = wal")
     db.execute("begin immediate")
-    if db.pragma("user_version") == 0:
+    found = db.pragma("user_version")
+    if found == 0:
         db.execute(TABLES)
         db.execute(f"pragma application_id = {APPLICATION_ID}")
+    if found < VERSION:
+        db.execute(PARKED)
         db.execute(f"pragma user_version = {VERSION}")
     db.execute("commit")

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from forebay.brokers.api import DeadLetter, Delivery, Settlement, Share
+from forebay.brokers.api import DeadLetter, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.naming import is_dead_letter_queue
 from forebay.brokers.sqlite.consuming import HandBack, Lease, Leave, Lent, Settle
 from forebay.brokers.sqlite.files import Doorbell
@@ -45,6 +45,7 @@ class SQLiteSubscription:
         dead_queue_id: int | None,
         owner: int,
         prefetch: int,
+        ordered: bool,
         process: str,
         lease: float,
         now: Callable[[], int],
@@ -56,6 +57,7 @@ class SQLiteSubscription:
         self._queue_id = queue_id
         self._dead_queue_id = dead_queue_id
         self._prefetch = prefetch
+        self._ordered = ordered
         self._process = process
         self._lease = lease
         self._now = now
@@ -65,6 +67,8 @@ class SQLiteSubscription:
         self._unapplied: list[tuple[int, list[int]]] = []
         """What failed settlements left on loan, by the owner they were for."""
         self._news = asyncio.Event()
+        self._sent_back: set[str] = set()
+        """Keys handed back while a look was under way: what it brings of them is behind that."""
         self._leasing = False
         self._wanted = 0
         self._look_began = 0.0
@@ -141,6 +145,7 @@ class SQLiteSubscription:
                 want=want,
                 scheduled_share=(want + self._odd) // 2,
                 look_first=look_first,
+                ordered=self._ordered,
                 process=self._process,
                 lease=self._lease,
                 take=self._take,
@@ -162,7 +167,7 @@ class SQLiteSubscription:
         if self._closed:
             # Handed back with the owner, which leaves after this.
             return
-        self._ready.extend(result.deliveries)
+        self._ready.extend(self._keep(result.deliveries))
         if len(result.deliveries) >= self._wanted:
             self._look_at = 0.0
             return
@@ -174,6 +179,16 @@ class SQLiteSubscription:
             # While we looked, and perhaps too late to be seen.
             pause = min(pause, self._gathering())
         self._look_at = time.monotonic() + pause
+
+    def _keep(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Of what a look brought, what was not overtaken by a failure; the rest is handed back."""
+        sent_back, self._sent_back = self._sent_back, set()
+        behind = [d for d in deliveries if d.message.key in sent_back] if sent_back else []
+        if not behind:
+            return deliveries
+        seqs = [int(d.receipt) for d in behind]  # type: ignore[call-overload]  # ours are numbers
+        self._writer.put(HandBack(self._queue_id, self.owner, seqs, self._keep_unapplied))
+        return [d for d in deliveries if d.message.key not in sent_back]
 
     def _listen(self) -> None:
         if not self._listening and not self._heard:
@@ -218,13 +233,15 @@ class SQLiteSubscription:
                 stale.append(d)
         if not ours:
             return stale
+        behind = self._take_back(ours) if self._ordered else []
         self._news.set()
         job = Settle(
             queue_id=self._queue_id,
             queue=self._queue,
             dead_queue_id=self._dead_queue_id,
             owner=self.owner,
-            settlements=ours,
+            settlements=[*ours, *behind],
+            ordered=self._ordered,
             on_failure=self._keep_unapplied,
         )
         self._writer.put(job)
@@ -239,6 +256,19 @@ class SQLiteSubscription:
         if not applied:
             stale += [s.delivery for s in ours]
         return stale
+
+    def _take_back(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """Releases of what was lent to us behind messages that go back, and was not received yet."""
+        keys = {s.delivery.message.key for s in settlements if isinstance(s, (Retry, Release))}
+        keys.discard(None)
+        if not keys:
+            return []
+        if self._leasing:
+            self._sent_back |= keys  # type: ignore[arg-type]  # None was discarded
+        behind = [d for d in self._ready if d.message.key in keys]
+        if behind:
+            self._ready = deque([d for d in self._ready if d.message.key not in keys])
+        return [Release(d) for d in behind]
 
     def _keep_unapplied(self, owner: int, seqs: list[int]) -> None:
         self._unapplied.append((owner, seqs))

@@ -26,12 +26,13 @@ from forebay.testing.broker_contract.consuming import ConsumingContract
 from forebay.testing.broker_contract.dying import DeadLetterContract
 from forebay.testing.broker_contract.harness import BrokerHarness
 from forebay.testing.broker_contract.model import ModelContract
+from forebay.testing.broker_contract.ordering import OrderContract
 from forebay.testing.broker_contract.outages import OutageContract
 from forebay.testing.broker_contract.publishing import PublishingContract
 
 
 class BrokerContract(
-    PublishingContract, ConsumingContract, DeadLetterContract, OutageContract, ModelContract
+    PublishingContract, ConsumingContract, OrderContract, DeadLetterContract, OutageContract, ModelContract
 ):
     """All of it. Subclass it, and give it a `harness` fixture."""
 

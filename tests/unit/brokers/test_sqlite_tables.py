@@ -13,7 +13,7 @@ import pytest
 
 from forebay.brokers.api import Ack, DeadLetter, Delivery, Release, Retry
 from forebay.brokers.sqlite import broker as reads
-from forebay.brokers.sqlite import consuming, publishing, schema
+from forebay.brokers.sqlite import consuming, parking, publishing, schema
 from forebay.brokers.sqlite.broker import SQLiteBroker
 from forebay.brokers.sqlite.files import Turn
 from forebay.brokers.sqlite.settings import SQLiteSettings
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 STATEMENTS = [
     text
-    for module in (consuming, publishing, reads)
+    for module in (consuming, parking, publishing, reads)
     for name, text in vars(module).items()
     if isinstance(text, str) and name != "_SELECT" and re.match(r"(select|insert|delete|update) ", text)
 ]

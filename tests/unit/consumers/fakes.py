@@ -7,12 +7,24 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from prometheus_client import CollectorRegistry
+
+from consumers.breaker import CircuitBreaker
+from consumers.flow import Flow
+from consumers.line import Line
+from consumers.metrics import ConsumerMetrics, Tally
+from consumers.processor import Processor
+from consumers.quarantine import Quarantine
+from consumers.recorder import Recorder
+from consumers.retry import ExponentialBackoff, RetryPolicy
+from consumers.settings import QueueSettings
+from consumers.writing import utc_now
 from forebay.brokers.api import Delivery, Settlement, Share, Subscription
 from forebay.brokers.memory import MemoryBroker, MemoryServer
 from forebay.errors import BrokerUnavailable
 from forebay.ids import new_id
 from forebay.message import Message
-from forebay.sinks import WriteResult
+from forebay.sinks import Sink, WriteResult
 
 
 class MemorySink:
@@ -66,9 +78,11 @@ class FlakyBroker(MemoryBroker):
         self.lent = 0
 
     @asynccontextmanager
-    async def subscribe(self, queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, queue: str, *, prefetch: int, ordered: bool = False
+    ) -> AsyncIterator[Subscription]:
         self.fail("subscribe")
-        async with super().subscribe(queue, prefetch=prefetch) as subscription:
+        async with super().subscribe(queue, prefetch=prefetch, ordered=ordered) as subscription:
             yield FlakySubscription(self, subscription)
 
     def fail(self, verb: str) -> None:
@@ -96,6 +110,35 @@ class FlakySubscription:
 
     def share(self) -> Share:
         return self._subscription.share()
+
+
+def no_quarantine() -> Quarantine:
+    """Finds nobody: nothing is noted anywhere."""
+    return Quarantine(Recorder(None), limit=2)
+
+
+def line(
+    sink: Sink,
+    breaker: CircuitBreaker,
+    *,
+    queue: str = "orders",
+    settings: QueueSettings | None = None,
+    retry: RetryPolicy | None = None,
+    quarantine: Quarantine | None = None,
+    tally: Tally | None = None,
+    batch_size: int = 10,
+) -> Line:
+    """All that a worker of `queue` shares with others."""
+    return Line(
+        queue=queue,
+        sink=sink,
+        processor=Processor(retry=retry or ExponentialBackoff(), destination=sink.destination),
+        breaker=breaker,
+        flow=Flow(queue, settings or QueueSettings(), now=utc_now),
+        tally=tally or Tally(metrics=ConsumerMetrics(CollectorRegistry()), queue=queue),
+        quarantine=quarantine or no_quarantine(),
+        batch_size=batch_size,
+    )
 
 
 def messages(count: int, *, body: bytes = b"{}") -> list[Message]:

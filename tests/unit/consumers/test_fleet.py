@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from consumers import fleet as fleet_module
 from consumers import worker as worker_module
+from consumers.controls import ControlRoom
 from consumers.fleet import Fleet, OldBroker
 from consumers.reporter import Reporter, Watched
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings, RetrySettings
@@ -56,16 +57,12 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.dispose()
 
 
-class Ordered(MemoryBroker):
-    """Says that it keeps the order of keys; a single subscription does."""
+class Unordered(MemoryBroker):
+    """Keeps the order of a single subscription, and says so."""
 
     @property
     def capabilities(self) -> Capabilities:
-        best = super().capabilities
-        return Capabilities(
-            durability=best.durability, ordering="by_key", bounded=best.bounded,
-            max_body_bytes=best.max_body_bytes, retry_delays=None,
-        )  # fmt: skip
+        return replace(super().capabilities, ordering="one_subscription")
 
 
 class Silent(MemoryBroker):
@@ -94,10 +91,10 @@ class Process:
     def __init__(
         self, old: MemoryBroker | None = None, database: Database | None = None, drain: bool = True
     ) -> None:
-        self.new, self.old = Ordered(MemoryServer()), old or MemoryBroker(MemoryServer())
+        self.new, self.old = MemoryBroker(MemoryServer()), old or Unordered(MemoryServer())
         self.sink = MemorySink()
         self.registry = CollectorRegistry()
-        self.reporter = CountingReporter(database)
+        self.reporter = CountingReporter(database, "a:1")
         self.away = False
         current = self.supervisor(self.new)
         self.fleet = Fleet(
@@ -105,6 +102,7 @@ class Process:
             old=[OldBroker(url="amqp://old", open=self.open_old)] if drain else [],
             make_old=lambda broker: self.supervisor(broker, beside=current),
             reporter=self.reporter,
+            controls=ControlRoom(database, current.flows, current.quarantine, name="a:1"),
         )
         self.stop = asyncio.Event()
 

@@ -131,9 +131,11 @@ async def test_a_sink_that_cannot_be_made_is_the_callers_to_hear() -> None:
     assert process.supervisor.snapshot() == []
 
 
-async def test_an_order_that_the_broker_cannot_keep_is_refused() -> None:
+async def test_an_order_that_the_broker_cannot_keep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ordering by key is never quietly turned into something weaker."""
     process = Process()
+    weaker = replace(process.broker.capabilities, ordering="one_subscription")
+    monkeypatch.setattr(MemoryBroker, "capabilities", weaker)
 
     with pytest.raises(SettingsError, match=r'queues.orders.order is "key", which this broker cannot keep'):
         process.supervisor.add("orders", QUICK.model_copy(update={"order": "key"}))
@@ -141,12 +143,8 @@ async def test_an_order_that_the_broker_cannot_keep_is_refused() -> None:
     assert process.supervisor.snapshot() == []
 
 
-async def test_concurrency_means_that_many_batches_at_once_and_order_by_key_means_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_concurrency_means_that_many_batches_at_once_and_order_by_key_means_one() -> None:
     process = Process()
-    by_key = replace(process.broker.capabilities, ordering="by_key")
-    monkeypatch.setattr(MemoryBroker, "capabilities", by_key)
     process.supervisor.add("orders", QUICK.model_copy(update={"concurrency": 3}))
     process.supervisor.add("ledger", QUICK.model_copy(update={"concurrency": 3, "order": "key"}))
     for sink in process.sinks.values():

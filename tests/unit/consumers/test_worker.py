@@ -6,49 +6,55 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import orjson
 import pytest
 import structlog
 import structlog.testing
-from prometheus_client import CollectorRegistry
 
 from consumers import worker as worker_module
 from consumers.breaker import BreakerState, CircuitBreaker
-from consumers.metrics import ConsumerMetrics, Tally
 from consumers.processor import Processor
+from consumers.quarantine import Quarantine
+from consumers.recorder import Recorder
 from consumers.retry import ExponentialBackoff
-from consumers.settings import BreakerSettings
+from consumers.settings import BreakerSettings, BudgetSettings, QueueSettings
 from consumers.worker import IN_HAND, Worker
 from forebay.brokers.api import Delivery, Settlement, Subscription
 from forebay.errors import Reject, RetryLater, SinkUnavailable
 from forebay.sinks import WriteResult
-from tests.unit.consumers.fakes import FlakyBroker, MemorySink, messages
+from forebay.storage.controls import Control
+from forebay.storage.suspects import Suspect
+from tests.unit.consumers.fakes import FlakyBroker, MemorySink, line, messages
 from tests.waiting import until
 
 
 class Bench:
     """One worker with everything around it."""
 
-    def __init__(self, *, batch_size: int = 10, max_attempts: int = 3, shutdown_timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int = 10,
+        max_attempts: int = 3,
+        shutdown_timeout: float = 5.0,
+        settings: QueueSettings | None = None,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self.broker = FlakyBroker()
         self.sink = MemorySink()
         self.breaker = CircuitBreaker(
             BreakerSettings(failure_threshold=1, recovery_time=0.05, max_recovery_time=0.1),
             rng=random.Random(0),
         )
-        self.tally = Tally(metrics=ConsumerMetrics(CollectorRegistry()), queue="orders")
         retry = ExponentialBackoff(max_attempts=max_attempts, base=0.01, cap=0.02)
-        self.worker = Worker(
-            self.broker,
-            "orders",
-            self.sink,
-            Processor(retry=retry, destination="memory"),
-            self.breaker,
-            self.tally,
-            batch_size=batch_size,
-            max_wait=0.0,
-            shutdown_timeout=shutdown_timeout,
-        )
+        self.line = line(
+            self.sink, self.breaker, retry=retry, batch_size=batch_size, settings=settings,
+            quarantine=quarantine,
+        )  # fmt: skip
+        self.tally, self.flow = self.line.tally, self.line.flow
+        self.worker = Worker(self.broker, self.line, max_wait=0.0, shutdown_timeout=shutdown_timeout)
         self.stop = asyncio.Event()
 
     async def publish(self, count: int) -> list[str]:
@@ -327,16 +333,9 @@ async def test_several_workers_share_a_queue_and_nothing_is_stored_twice() -> No
     ids = await bench.publish(200)
     other = Bench(batch_size=5)
     second = Worker(
-        bench.broker,
-        "orders",
-        bench.sink,
-        Processor(retry=ExponentialBackoff(), destination="memory"),
-        bench.breaker,
-        other.tally,
-        batch_size=5,
-        max_wait=0.0,
-        shutdown_timeout=5.0,
-    )
+        bench.broker, line(bench.sink, bench.breaker, tally=other.tally, batch_size=5),
+        max_wait=0.0, shutdown_timeout=5.0,
+    )  # fmt: skip
     task = asyncio.create_task(second.run(bench.stop))
     async with bench.running():
         await until(lambda: bench.tally.stored + other.tally.stored == 200)
@@ -393,8 +392,8 @@ async def test_a_failed_step_leaves_no_cancellation_behind_for_the_unsubscribing
     subscribe = bench.broker.subscribe
 
     @asynccontextmanager
-    async def observed(queue: str, *, prefetch: int) -> AsyncIterator[Subscription]:
-        async with subscribe(queue, prefetch=prefetch) as subscription:
+    async def observed(queue: str, *, prefetch: int, ordered: bool = False) -> AsyncIterator[Subscription]:
+        async with subscribe(queue, prefetch=prefetch, ordered=ordered) as subscription:
             try:
                 yield subscription
             finally:
@@ -410,3 +409,106 @@ async def test_a_failed_step_leaves_no_cancellation_behind_for_the_unsubscribing
         await until(lambda: bench.depth() == 0)
 
     assert leftovers[0] == 0
+
+
+async def test_a_paused_queue_is_left_alone_until_it_is_resumed() -> None:
+    bench = Bench()
+    bench.flow.obey(Control(queue="orders", paused=True, paused_by="operator", changed_by="ann@host"))
+    async with bench.running():
+        await bench.publish(20)
+        await asyncio.sleep(0.1)  # Time in which a mistaken worker would take them.
+        assert bench.sink.calls == []
+        bench.flow.obey(Control(queue="orders", resumes=1))
+        await until(lambda: bench.tally.stored == 20)
+
+
+async def test_what_is_in_hand_when_a_queue_is_paused_is_handed_back_uncounted() -> None:
+    bench = Bench(batch_size=5)
+    await bench.publish(15)
+    bench.sink.gate.clear()
+    async with bench.running():
+        await bench.sink.called.wait()
+        await until(lambda: bench.broker.lent == 15)
+        bench.flow.obey(Control(queue="orders", paused=True))
+        bench.sink.gate.set()
+        await until(lambda: bench.tally.released == 10)
+        assert bench.tally.stored == 5
+        bench.flow.obey(Control(queue="orders"))
+        await until(lambda: bench.tally.stored == 15)
+
+    assert {d.attempt for d in bench.sink.stored.values()} == {1}
+
+
+async def test_a_queue_whose_messages_are_all_refused_pauses_and_loses_none() -> None:
+    bench = Bench(settings=QueueSettings(dead_letter_budget=BudgetSettings(max_run=7)))
+    await bench.publish(40)
+    bench.sink.errors = lambda _: Reject("column 'price' does not exist any more")
+    async with bench.running():
+        await until(lambda: bench.flow.paused_by == "suspicious")
+        await until(lambda: bench.broker.lent == 0)
+        assert bench.tally.dead == 7
+        assert bench.depth() == 33
+        assert "7 messages in a row" in str(bench.flow.reason)
+
+        bench.sink.errors = lambda _: None
+        bench.flow.obey(Control(queue="orders", resumes=1))
+        await until(lambda: bench.tally.stored == 33)
+
+    assert {d.attempt for d in bench.sink.stored.values()} == {1}
+
+
+async def test_a_rate_is_kept() -> None:
+    bench = Bench(settings=QueueSettings(rate=100.0))
+    await bench.publish(60)
+    started_at = time.monotonic()
+    async with bench.running():
+        await until(lambda: bench.tally.stored == 60)
+
+    # The first ten may go at once.
+    assert time.monotonic() - started_at >= 0.5 - 0.02
+
+
+async def test_a_suspect_is_written_alone_and_its_neighbours_together(tmp_path: Path) -> None:
+    bench = Bench(batch_size=20, quarantine=Quarantine(Recorder(tmp_path), limit=2))
+    ids = await bench.publish(20)
+    bench.line.quarantine.learn(
+        {("orders", ids[3]): Suspect(crashes=1), ("orders", ids[7]): Suspect(crashes=1)}
+    )
+    async with bench.running():
+        await until(lambda: bench.tally.stored == 20)
+
+    assert sorted(len(call) for call in bench.sink.calls) == [1, 1, 18]
+    assert bench.line.quarantine.suspects == []
+    assert bench.line.quarantine.take_acquitted() == {("orders", ids[3]), ("orders", ids[7])}
+
+
+async def test_what_killed_two_consumers_alone_is_given_up_without_being_shown_to_the_sink(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(quarantine=Quarantine(Recorder(tmp_path), limit=2))
+    (id,) = await bench.publish(1)
+    bench.line.quarantine.learn({("orders", id): Suspect(crashes=3, alone=2)})
+    async with bench.running():
+        await until(lambda: bench.tally.dead == 1)
+
+    assert bench.sink.calls == []
+    assert bench.tally.last_error == "killed 2 consumers that handled nothing beside it"
+
+
+async def test_what_the_sink_has_in_hand_is_on_record_and_nothing_else(tmp_path: Path) -> None:
+    bench = Bench(batch_size=5, quarantine=Quarantine(Recorder(tmp_path), limit=2))
+    ids = await bench.publish(15)
+    bench.sink.gate.clear()
+    async with bench.running():
+        await bench.sink.called.wait()
+        held = orjson.loads(_only_file(tmp_path)[8:])
+        assert (held["queue"], held["alone"]) == ("orders", False)
+        assert held["ids"] == ids[:5]
+        bench.sink.gate.set()
+        await until(lambda: bench.tally.stored == 15)
+    assert _only_file(tmp_path)[:8] == bytes(8)
+
+
+def _only_file(folder: Path) -> bytes:
+    (file,) = folder.iterdir()
+    return file.read_bytes()

@@ -83,7 +83,7 @@ class ScriptedBroker:
         self.queues[queue] += messages
         return [PublishResult(message_id=m.id, durability=self.capabilities.durability) for m in messages]
 
-    def subscribe(self, queue: str, *, prefetch: int) -> Any:
+    def subscribe(self, queue: str, *, prefetch: int, ordered: bool = False) -> Any:
         raise NotImplementedError("the gateway never subscribes")
 
     async def depth(self, queue: str) -> Depth:
