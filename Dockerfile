@@ -7,7 +7,7 @@ WORKDIR /src
 # again. pip reads it from the project, hence the project with nothing in it but its version.
 COPY pyproject.toml README.md ./
 COPY forebay/__init__.py forebay/
-RUN pip --python /opt/forebay install --no-cache-dir --disable-pip-version-check '.[postgresql]'
+RUN pip --python /opt/forebay install --no-cache-dir --disable-pip-version-check '.[postgresql,mysql]'
 COPY forebay forebay
 COPY gateway gateway
 COPY consumers consumers

@@ -32,7 +32,7 @@ soak: .venv/.installed-dev ## the long tests: real input, power cuts, faults und
 
 bench: .venv/.installed-dev ## the benchmarks behind the README's figures (ONLY=ingest, publish, drain ...)
 	@scripts/install-servers wrk
-	@$(BIN)/python -c 'import faststream' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -c 'import celery, faststream' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@exec $(BIN)/python -m bench $(ONLY)
 
 compose-test: .venv/.installed-dev ## docker-compose.yml on a real engine, on both brokers (ONLY=rabbitmq, kafka)

@@ -35,6 +35,8 @@ class CircuitBreaker:
 
     A destination that refuses us as such (SinkMisconfigured) opens it at the first
     failure, for `max_recovery_time`: someone must act, and knocking often helps nobody.
+    One that says when to come again (Retry-After) opens it at the first failure too, for
+    as long.
 
     One breaker is shared by all who write to a destination. Every call begins with
     `begin()` and ends with one of `succeeded`, `failed` and `abandoned`.
@@ -140,7 +142,8 @@ class CircuitBreaker:
         self._failures += 1
         misconfigured = isinstance(error, SinkMisconfigured)
         probing = self._open_until is not None or self._ramp is not None
-        if not (misconfigured or probing or self._failures >= self._threshold):
+        asks_for_time = isinstance(error, SinkUnavailable) and error.retry_after is not None
+        if not (misconfigured or probing or asks_for_time or self._failures >= self._threshold):
             return
         wait = self._cap if misconfigured else self._recovery
         wait *= 1.0 - self._rng.random() / 4

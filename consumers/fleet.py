@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from consumers.controls import ControlRoom
+from consumers.housekeeping import Housekeeper
 from consumers.reporter import Reporter, Watched
 from consumers.settings import QueueSettings
 from consumers.status import QueueStatus
@@ -94,6 +95,7 @@ class Fleet:
         make_old: Callable[[Broker], Supervisor],
         reporter: Reporter,
         controls: ControlRoom,
+        housekeeper: Housekeeper,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class Fleet:
         self._make_old = make_old
         self._reporter = reporter
         self._controls = controls
+        self._housekeeper = housekeeper
         self._clock = clock
         self._rng = rng or random.Random()
         self._queues: dict[str, QueueSettings] = {}
@@ -130,11 +133,15 @@ class Fleet:
         await self._controls.first_look()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
-            obeying = group.create_task(self._controls.run())
+            beside = [
+                watching,
+                group.create_task(self._controls.run()),
+                group.create_task(self._housekeeper.run()),
+            ]
             draining = [group.create_task(self._drain(old, stop)) for old in self._old]
             await current.supervisor.run(stop)
-            watching.cancel()
-            obeying.cancel()
+            for task in beside:
+                task.cancel()
             for old, task in zip(self._old, draining, strict=True):
                 if old.supervisor is None:
                     task.cancel()  # It is not there, or not yet.

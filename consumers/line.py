@@ -27,3 +27,5 @@ class Line:
     """Of the process."""
     batch_size: int
     """The most messages in one call of the sink."""
+    ordered: bool = False
+    """Keep the order of each key, also when a message of it fails."""

@@ -44,6 +44,7 @@ class Processor:
     success                      → Ack
     MessageRejected              → DeadLetter at once (IdempotencyConflict: under its new id)
     RetryLater                   → Retry after its own delay, until the attempts are used up
+    SinkUnavailable, NotTried    → Release, as below: others of the batch had better luck
     anything else in a result    → Retry by policy, DeadLetter after the last attempt
     SinkUnavailable for all,
     SinkMisconfigured for all    → Release all: not the messages' fault, nothing is counted
@@ -108,8 +109,15 @@ class Processor:
             return [Release(d) for d in batch]
         return [self._failed(d, error, now, seconds) for d in batch]
 
+    @staticmethod
+    def outage(results: Sequence[WriteResult]) -> Exception | None:
+        """What the breaker must hear of a call that did a part of its batch before the destination failed."""
+        return next(
+            (r.error for r in results if isinstance(r.error, (SinkUnavailable, SinkMisconfigured))), None
+        )
+
     def _failed(self, delivery: Delivery, error: Exception, now: datetime, seconds: float) -> Settlement:
-        if isinstance(error, NotTried):
+        if isinstance(error, (NotTried, SinkUnavailable, SinkMisconfigured)):
             return Release(delivery)
         failure = failure_of(error, self.destination)
         attempt = Attempt(

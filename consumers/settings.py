@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from consumers.mapping_settings import TableSettings
+from consumers.sinks.settings import ForwardSettings, HttpSettings
 from forebay.section import PositiveSeconds, Seconds, Section
+
+ONE_BY_ONE = 10
+"""
+Messages taken together for a handler that gets one at a time, unless the settings say another number.
+
+It may be slow, and for what one replica has taken the others wait in vain.
+"""
 
 
 class RetrySettings(Section):
@@ -61,17 +70,25 @@ class QueueSettings(Section):
     """One queue. `[queue_defaults]` has the same fields and applies to all."""
 
     sink: str = "database"
-    """Where messages end up: "database", "python" (your handler), or the name of an installed sink."""
+    """Where messages end up: "database", "table" (yours), "python" (your handler), "http", "broker", or
+    the name of an installed sink. docs/sinks.md compares them."""
     handler: str | None = None
     """Your function, as "package.module:function"; implies sink = "python"."""
+    http: HttpSettings = HttpSettings()
+    """An HTTP service that takes each message; implies sink = "http"."""
+    forward: ForwardSettings = ForwardSettings()
+    """Another queue, here or on another broker, that takes each message; implies sink = "broker"."""
     batch_size: Annotated[int, Field(ge=1)] = 500
-    """The most messages written in one transaction."""
+    """The most messages written in one transaction; unless set, 10 for a handler that takes one at a time."""
     max_wait: Seconds = 0.02
     """How long to wait for a batch to fill; a lone message waits at most this long."""
     concurrency: Annotated[int, Field(ge=1)] = 1
     """Batches in work at once in one process."""
     order: Literal["none", "key"] = "none"
-    """"key": messages with the same ordering key are handled in order, where the broker can."""
+    """
+    "key": messages with the same ordering key are handled in order, where the broker can. A failing one
+    holds back its own key, and no other, until it is done or dead.
+    """
     rate: Annotated[float, Field(gt=0)] | None = None
     """Messages per second that one process takes at most; `forebay throttle` changes it while it runs."""
     schedule: str | None = None
@@ -84,6 +101,8 @@ class QueueSettings(Section):
     """What happens when the destination is down."""
     dead_letter_budget: BudgetSettings = BudgetSettings()
     """When so many messages are given up that it is rather our fault."""
+    table: TableSettings | None = None
+    """A table of your own, and where its columns come from."""
 
     @model_validator(mode="after")
     def _schedule_is_one(self) -> QueueSettings:

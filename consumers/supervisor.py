@@ -186,6 +186,9 @@ class Supervisor:
     def _start(
         self, queue: str, sink: Sink, processor: Processor, settings: QueueSettings, *, hold: bool = False
     ) -> None:
+        batch_size = settings.batch_size
+        if "batch_size" not in settings.model_fields_set:
+            batch_size = getattr(sink, "batch_size", None) or batch_size
         shared = Line(
             queue=queue,
             sink=sink,
@@ -194,7 +197,9 @@ class Supervisor:
             flow=self._flow(queue, settings),
             tally=Tally(metrics=self._metrics, queue=queue),
             quarantine=self.quarantine,
-            batch_size=settings.batch_size,
+            batch_size=batch_size,
+            # Not on a broker that is drained and cannot keep it.
+            ordered=settings.order == "key" and self.broker.capabilities.ordering == "by_key",
         )
         # Two batches of one ordering key must not be written side by side.
         concurrency = 1 if settings.order == "key" else settings.concurrency

@@ -15,6 +15,7 @@ import structlog
 
 from consumers.breaker import BreakerState
 from consumers.line import Line
+from consumers.waves import Holds
 from consumers.writing import Busy, Decided, Writer, utc_now
 from forebay.brokers.api import (
     Broker,
@@ -51,6 +52,8 @@ class Loan:
 
     deliveries: list[Delivery]
     ticket: int | None
+    calls: list[int]
+    """Which call of `receive` brought each of them, as `Holds` counts them."""
 
 
 class Worker:
@@ -90,6 +93,8 @@ class Worker:
         self._batch_size = line.batch_size
         self._max_wait = max_wait
         self._shutdown_timeout = shutdown_timeout
+        self._ordered = line.ordered
+        self._holds = Holds()
         self._log = log.bind(queue=line.queue)
         self._changed = asyncio.Event()
         line.breaker.on_change(self._changed.set)
@@ -132,9 +137,12 @@ class Worker:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await self._broker.declare(origin_queue(self._queue))
                     subscription = await stack.enter_async_context(
-                        self._broker.subscribe(self._queue, prefetch=IN_HAND * self._batch_size)
+                        self._broker.subscribe(
+                            self._queue, prefetch=IN_HAND * self._batch_size, ordered=self._ordered
+                        )
                     )
             self._subscription = subscription
+            self._holds = Holds()
             await self._pipeline(subscription, stop)
         finally:
             with self._busy.doing("unsubscribe"):
@@ -185,23 +193,27 @@ class Worker:
                 await self._until_allowed()
                 limit = self._flow.reserve(self._breaker.batch_limit(self._batch_size))
                 deliveries: list[Delivery] = []
+                calls: list[int] = []
                 try:
                     with self._busy.doing("receive"):
                         async with asyncio.timeout(CALL_TIMEOUT):
                             if idle:
                                 # One long wait for the first message rather than many short ones for a batch.
                                 deliveries = await subscription.receive(1, IDLE_WAIT)
+                                calls = [self._holds.returned()] * len(deliveries)
                                 if deliveries and limit > 1:
                                     deliveries += await subscription.receive(limit - 1, self._max_wait)
                             else:
                                 deliveries = await subscription.receive(limit, self._max_wait)
+                            calls += [self._holds.returned()] * (len(deliveries) - len(calls))
                 finally:
                     self._flow.refund(limit - len(deliveries))
                 if idle and not deliveries:
                     self._flow.found_empty()
                 idle = not deliveries
                 if deliveries:
-                    received.put_nowait(Loan(deliveries=deliveries, ticket=self._breaker.begin()))
+                    ticket = self._breaker.begin()
+                    received.put_nowait(Loan(deliveries=deliveries, ticket=ticket, calls=calls))
                 else:
                     self._restart_delay = 0.0
                     slots.release()
@@ -251,9 +263,16 @@ class Worker:
             while (loan := await received.get()) is not None:
                 try:
                     if loan.ticket is None or stop.is_set() or not self._writer.may_write(loan.ticket):
-                        decided.put_nowait(Decided(settlements=[Release(d) for d in loan.deliveries]))
+                        outcome = Decided(settlements=[Release(d) for d in loan.deliveries])
+                    elif self._ordered:
+                        live, back = self._holds.split(loan.deliveries, loan.calls)
+                        outcome = await self._writer.write_in_order(live, loan.ticket, stop)
+                        outcome.settlements += back
                     else:
-                        decided.put_nowait(await self._writer.write(loan.deliveries, loan.ticket))
+                        outcome = await self._writer.write(loan.deliveries, loan.ticket)
+                    if self._ordered:
+                        self._holds.decided(outcome.settlements)
+                    decided.put_nowait(outcome)
                 finally:
                     self._give_back(loan)
         finally:
@@ -273,6 +292,8 @@ class Worker:
     ) -> None:
         while (batch := await decided.get()) is not None:
             try:
+                if self._ordered:
+                    self._holds.settling(batch.settlements)
                 with self._busy.doing("settle"):
                     async with asyncio.timeout(CALL_TIMEOUT):
                         stale = await subscription.settle(batch.settlements)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 import structlog
 
 from consumers.line import Line
+from consumers.waves import Waves
 from forebay.brokers.api import DeadLetter, Delivery, Release, Settlement
 from forebay.errors import SinkMisconfigured, SinkUnavailable
 
@@ -93,6 +95,21 @@ class Writer:
             await self._write_suspect(delivery, ticket, decided)
         return decided
 
+    async def write_in_order(self, live: Sequence[Delivery], ticket: int, stop: asyncio.Event) -> Decided:
+        """As `write`, in waves: no message is written while one before it of its key could still fail."""
+        waves = Waves(live)
+        outcome = Decided(settlements=[])
+        while wave := waves.next():
+            one = await self.write(wave, ticket)
+            waves.decided(one.settlements)
+            outcome.settlements += one.settlements
+            outcome.duplicates += one.duplicates
+            away = all(isinstance(s, Release) for s in one.settlements)
+            if away or stop.is_set() or not self.may_write(ticket):
+                break
+        outcome.settlements += waves.rest()
+        return outcome
+
     async def _write_suspect(self, delivery: Delivery, ticket: int, decided: Decided) -> None:
         failure = self._line.quarantine.failure(delivery, self._line.processor.destination)
         if failure is not None and self._line.processor.gives_up:
@@ -119,7 +136,10 @@ class Writer:
             seconds = self._clock() - started_at
             settlements = self._line.processor.settle(batch, results, self._now(), seconds)
             decided.duplicates += sum(r.duplicate and r.error is None for r in results)
-            self._line.breaker.succeeded(ticket, self._line.batch_size)
+            if (outage := self._line.processor.outage(results)) is None:
+                self._line.breaker.succeeded(ticket, self._line.batch_size)
+            else:
+                self._line.breaker.failed(ticket, outage)
         except Exception as error:
             if not isinstance(error, (SinkUnavailable, SinkMisconfigured)):
                 self._log.error("sink failed in an unforeseen way", exc_info=error)

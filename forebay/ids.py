@@ -16,6 +16,7 @@ import uuid_utils
 IDEMPOTENCY_NAMESPACE = uuid.UUID("5f0c2b1e-6a55-5b8e-9d0e-0f6b8f9a1c01")
 CONFLICT_NAMESPACE = uuid.UUID("5f0c2b1e-6a55-5b8e-9d0e-0f6b8f9a1c02")
 FOREIGN_NAMESPACE = uuid.UUID("5f0c2b1e-6a55-5b8e-9d0e-0f6b8f9a1c03")
+EDIT_NAMESPACE = uuid.UUID("5f0c2b1e-6a55-5b8e-9d0e-0f6b8f9a1c04")
 
 
 def _uuid5(namespace: uuid.UUID, name: bytes) -> str:
@@ -45,6 +46,12 @@ def conflict_id(message_id: str, body: bytes) -> str:
 def conflict_id_from_digest(message_id: str, digest: bytes) -> str:
     """As `conflict_id`, from the body's SHA-256, for those who only recorded that."""
     return _uuid5(CONFLICT_NAMESPACE, message_id.encode() + digest)
+
+
+def edited_id(message_id: str, destination: str, body: bytes) -> str:
+    """The id of the message that an edit of a dead letter sends: the same edit twice is one message."""
+    digest = hashlib.sha256(body).digest()
+    return _uuid5(EDIT_NAMESPACE, f"{message_id}\x00{destination}\x00".encode() + digest)
 
 
 def canonical(text: str) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from consumers.settings import ConsumerSettings, QueueSettings
+from forebay.admin.settings import AdminSettings
 from forebay.brokers.naming import check_queue_name
 from forebay.brokers.settings import BrokerSettings
 from forebay.errors import SettingsError
@@ -31,6 +32,7 @@ from forebay.settings_schema import (
     kind_of,
     leaf_settings,
     suggestion,
+    toml_value,
 )
 from forebay.settings_sources import Assignment, SettingPath, dotted, from_environment, from_toml, unreadable
 from forebay.storage.settings import DatabaseSettings
@@ -61,6 +63,8 @@ class Settings(Section):
     """The HTTP side."""
     consumer: ConsumerSettings = ConsumerSettings()
     """The consumers of one process."""
+    admin: AdminSettings = AdminSettings()
+    """The API for operators."""
 
     def queue(self, name: str) -> QueueSettings:
         """The settings of one queue; of a queue that is not named anywhere, the defaults."""
@@ -111,7 +115,7 @@ def load(
     from_env = from_environment(environ, _file_settings(), cwd)
     from_flags = [_of_flag(flag, cwd) for flag in flags if flag.value is not None]
 
-    assignments = [*own, *from_file, *from_env, *from_flags]
+    assignments = [_in_full(a) for a in (*own, *from_file, *from_env, *from_flags)]
     _refuse_unknown(assignments)
     values = {a.path: a for a in assignments}
     _apply_queue_defaults(values)
@@ -150,6 +154,18 @@ def _file_settings() -> frozenset[str]:
     return frozenset(dotted(path) for path in leaf_settings(Settings) if path[-1].endswith("_file"))
 
 
+def _in_full(a: Assignment) -> Assignment:
+    """`carrier = "/carrier"` of a mapped table in its long form, `carrier.from = "/carrier"`."""
+    if a.path[0] == "queues" and a.path[2:4] == ("table", "columns") and len(a.path) == 5 and a.value != {}:
+        if not isinstance(a.value, str):
+            raise SettingsError(
+                f'{a.origin}: {a.written} must be a source such as "/{a.path[4]}", or for a constant'
+                f" {{ value = {toml_value(a.value)} }}"
+            )
+        return replace(a, path=(*a.path, "from"))
+    return a
+
+
 # ---- names
 
 
@@ -167,6 +183,10 @@ def _refuse_unknown(assignments: Iterable[Assignment]) -> None:
             wrong.append(f"unknown setting {where}{suggestion(Settings, a)}")
     _raise(wrong)
     for a in assignments:
+        if a.path[:2] == ("queue_defaults", "table"):
+            raise SettingsError(
+                f"{a.origin}: {a.written}: a table belongs to one queue; write [queues.orders.table]"
+            )
         if a.path[0] == "queues" and len(a.path) > 1:
             _checked_name(a.path[1], a)
 
@@ -199,9 +219,12 @@ def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
     """Complete each queue with what `[queue_defaults]` says and it does not."""
     names = _queue_names(values)
     defaults = {path[1:]: a for path, a in values.items() if path[0] == "queue_defaults" and len(path) > 1}
+    _imply_from_targets(defaults)
     _imply_python(defaults, {})
     for name in names:
         own = {path[2:]: a for path, a in values.items() if path[:2] == ("queues", name) and len(path) > 2}
+        _imply_from_targets(own)
+        _imply_table(name, own)
         _imply_python(own, defaults)
         for path, a in (defaults | own).items():
             values["queues", name, *path] = a
@@ -215,6 +238,50 @@ def _apply_queue_defaults(values: dict[SettingPath, Assignment]) -> None:
             values["queues", name] = Assignment(
                 path=("queues", name), value={}, origin="queue_names", written=name, base=Path()
             )
+
+
+def _imply_table(queue: str, own: dict[SettingPath, Assignment]) -> None:
+    """A mapped table needs no `sink = "table"` beside it."""
+    table = next((a for path, a in own.items() if path[0] == "table"), None)
+    sink = own.get(("sink",))
+    if table is None:
+        if sink is not None and sink.value == "table":
+            raise SettingsError(
+                f'{sink.origin}: sink = "table" needs a table; write [queues.{queue}.table] with its name'
+                f" and [queues.{queue}.table.columns]"
+            )
+        return
+    if sink is not None and sink.value != "table":
+        raise SettingsError(
+            f'{table.origin}: a mapped table needs sink = "table", but {sink.origin} sets'
+            f" sink = {sink.value!r}; remove one of the two"
+        )
+    if table.value == {} and all(path == ("table",) for path in own if path[0] == "table"):
+        raise SettingsError(f'{table.origin}: {table.written} is empty; it needs name = "…" and columns')
+    own[("sink",)] = Assignment(
+        path=("sink",), value="table", origin=f"implied by the table, {table.origin}",
+        written="sink", base=table.base,
+    )  # fmt: skip
+
+
+_TARGETS: dict[SettingPath, str] = {("http", "url"): "http", ("forward", "queue"): "broker"}
+"""Settings that name where messages go, and so the sink: no `sink = "…"` is needed beside them."""
+
+
+def _imply_from_targets(own: dict[SettingPath, Assignment]) -> None:
+    for path, implied in _TARGETS.items():
+        if (one := own.get(path)) is None:
+            continue
+        sink = own.get(("sink",), own.get(("handler",)))
+        if sink is not None and sink.value != implied:
+            raise SettingsError(
+                f"{one.origin}: {one.written} needs sink = {implied!r}, but {sink.origin} sets"
+                f" {sink.path[-1]} = {sink.value!r}; remove one of the two"
+            )
+        own[("sink",)] = Assignment(
+            path=("sink",), value=implied, origin=f"implied by {dotted(path)}, {one.origin}",
+            written="sink", base=one.base,
+        )  # fmt: skip
 
 
 def _imply_python(own: dict[SettingPath, Assignment], defaults: Mapping[SettingPath, Assignment]) -> None:
@@ -265,7 +332,7 @@ def _build(values: Mapping[SettingPath, Assignment]) -> Settings:
 def _value(path: SettingPath, a: Assignment) -> object:
     value = a.value
     if isinstance(value, str):
-        if path[-1] == "url":
+        if path[-1] in ("url", "broker_url"):
             return _absolute_url(value.strip(), a.base)
         if is_path(Settings, path):
             return a.base / value
@@ -291,6 +358,8 @@ def _line(error: Any, values: Mapping[SettingPath, Assignment]) -> str:
     a = values.get(path) or values.get(path[:-1])
     # A table as a whole: settings in it that contradict each other. One of them was set by somebody.
     inside = a or next((v for p, v in values.items() if p[: len(path)] == path), None)
+    if inside is None and error["type"] == "missing":
+        inside = next((v for p, v in values.items() if p[: len(path) - 1] == path[:-1]), None)
     origin = inside.origin if inside else "default"
     if kind_of(Settings, path) == "table" and error["type"] == "value_error":
         return f"{origin}: {dotted(path)}: {error['ctx']['error']}"
@@ -301,6 +370,8 @@ def _line(error: Any, values: Mapping[SettingPath, Assignment]) -> str:
 def _what(error: Any, given: str) -> str:
     kind, context = str(error["type"]), error.get("ctx", {})
     bounds = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
+    if kind == "missing":
+        return "is missing"
     if kind in bounds:
         words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}[bounds[kind]]
         return f"must be {words} {context[bounds[kind]]}, not {given.strip()}"

@@ -6,12 +6,14 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
+from datetime import date, datetime, time
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from forebay.section import Password
 from forebay.settings_sources import Assignment, SettingPath, dotted, variable
@@ -29,7 +31,7 @@ def leaf_settings(model: Root, above: SettingPath = ()) -> Iterator[SettingPath]
 
 
 def fields(model: Root, above: SettingPath = ()) -> Iterator[tuple[SettingPath, FieldInfo]]:
-    for name, field in model.model_fields.items():
+    for name, field in names_of(model).items():
         section, by_name = _section(field)
         if section is None:
             yield (*above, name), field
@@ -37,13 +39,19 @@ def fields(model: Root, above: SettingPath = ()) -> Iterator[tuple[SettingPath, 
             yield from fields(section, (*above, name, ANY_QUEUE) if by_name else (*above, name))
 
 
+def names_of(section: Root) -> dict[str, FieldInfo]:
+    """The fields of a section as the user writes them: `from` is no name in Python."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
 def _section(field: FieldInfo) -> tuple[Root | None, bool]:
-    """The section that a field holds, and whether it holds many by name."""
+    """The section that a field holds, perhaps, and whether it holds many by name."""
     kind = field.annotation
+    sections = [k for k in _alternatives(kind) if isinstance(k, type) and issubclass(k, BaseModel)]
+    if sections:
+        return sections[0], False
     if get_origin(kind) is dict:
         return get_args(kind)[1], True
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return kind, False
     return None, False
 
 
@@ -60,9 +68,9 @@ def _find(model: Root, path: SettingPath) -> tuple[FieldInfo | None, Root | None
     field: FieldInfo | None = None
     rest = list(path)
     while rest:
-        if section is None or rest[0] not in section.model_fields:
+        if section is None or rest[0] not in names_of(section):
             return None, None
-        field = section.model_fields[rest.pop(0)]
+        field = names_of(section)[rest.pop(0)]
         section, by_name = _section(field)
         if by_name and rest:
             rest.pop(0)
@@ -109,22 +117,32 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 # ---- suggestions
 
 
+def named(path: SettingPath, queue: str, column: str) -> SettingPath:
+    """`path` with names of the user's in the places that stand for them."""
+    # Many by name are queues, or the holders of tokens.
+    names = iter(("ann",) if path[:1] == ("admin",) else (queue, column))
+    return tuple(next(names) if part == ANY_QUEUE else part for part in path)
+
+
 def suggestion(model: Root, a: Assignment) -> str:
     """What was probably meant by an unknown name, spelled as its source spells names."""
     env = a.written.isupper() and "." not in a.written
     queue = a.path[1] if a.path[0] == "queues" and len(a.path) > 1 else "orders"
-    paths = [tuple(queue if part == ANY_QUEUE else part for part in p) for p in leaf_settings(model)]
+    column = a.path[4] if a.path[2:4] == ("table", "columns") and len(a.path) > 4 else "name"
+    paths = [named(p, queue, column) for p in leaf_settings(model)]
     if not env:
         paths += [p[:n] for p in list(paths) for n in range(1, len(p))]
     spell = variable if env else dotted
     names = {spell(path): path for path in paths}
     # The exact last part in another place is likelier than a similar name in the same place.
     same_leaf = [name for name, path in names.items() if path[-1] == a.path[-1]]
+    # Without its table it may be meant in any of several.
+    several = 2 if same_leaf and len(a.path) == 1 else 1
     close = difflib.get_close_matches(
-        a.written, same_leaf or list(names), n=1, cutoff=0.4 if same_leaf else 0.7
+        a.written, same_leaf or list(names), n=several, cutoff=0.4 if same_leaf else 0.7
     )
     if close:
-        return f"; did you mean {close[0]}?"
+        return f"; did you mean {' or '.join(sorted(close, reverse=True))}?"
     where = list(a.path[:-1])
     while where and kind_of(model, tuple(where)) != "table":
         where.pop()
@@ -132,7 +150,7 @@ def suggestion(model: Root, a: Assignment) -> str:
     if section is None:
         return ""
     inside = f"in {dotted(tuple(where))} there are" if where else "there are"
-    return f"; {inside} {', '.join(section.model_fields)}"
+    return f"; {inside} {', '.join(names_of(section))}"
 
 
 def example(model: Root, path: SettingPath) -> str:
@@ -141,7 +159,12 @@ def example(model: Root, path: SettingPath) -> str:
     if field is None or section is not None:
         return ""
     default = field.get_default(call_default_factory=True)
-    return f"; for example: {dotted(path)} = {as_written(field, default)}" if default is not None else ""
+    return f"; for example: {dotted(path)} = {as_written(field, default)}" if is_given(default) else ""
+
+
+def is_given(default: object) -> bool:
+    """Is there a default at all."""
+    return default is not None and default is not PydanticUndefined
 
 
 # ---- showing values
@@ -194,9 +217,11 @@ def shown(value: object) -> object:
 
 def shown_leaves(section: BaseModel, above: SettingPath = ()) -> Iterator[tuple[str, object]]:
     """Every value of a tree by its dotted name, as it may be printed."""
-    for name in type(section).model_fields:
+    for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        path = (*above, name)
+        path = (*above, field.alias or name)
+        if value is None and _section(field)[0] is not None:
+            continue
         if isinstance(value, BaseModel):
             yield from shown_leaves(value, path)
         elif isinstance(value, dict):
@@ -244,6 +269,6 @@ def type_in_words(field: FieldInfo) -> str:
                 words.append("list of URLs")
                 continue
             names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
-            names[Password] = "text"
+            names |= {Password: "text", datetime: "date or time", date: "", time: ""}
             words.append(names.get(get_origin(kind) or kind, "list" if get_origin(kind) is tuple else "URL"))
-    return ", ".join(words)
+    return ", ".join(filter(None, words))

@@ -18,7 +18,7 @@ from forebay.errors import SettingsError
 
 PREFIX = "FOREBAY_"
 
-RESERVED = frozenset({"FOREBAY_CONFIG", "FOREBAY_URL", "FOREBAY_API_KEY"})
+RESERVED = frozenset({"FOREBAY_CONFIG", "FOREBAY_URL", "FOREBAY_API_KEY", "FOREBAY_OPERATOR"})
 """Variables of ours that are not settings."""
 
 # Kubernetes sets these in every container beside a Service whose name starts with "forebay".

@@ -30,8 +30,10 @@ class Sink(Protocol):
         Store messages; return one result per delivery, in the same order.
 
         Writing the same id twice has one effect, also within one batch. A
-        MessageRejected in a result is final, a RetryLater names its own delay; any
-        other error in a result is worth another try by policy.
+        MessageRejected in a result is final, a RetryLater names its own delay. A
+        SinkUnavailable or SinkMisconfigured in a result is the destination's fault, met
+        when others were done: the message is handed back, uncounted, and the breaker
+        hears of it. Any other error in a result is worth another try by policy.
 
         Raises:
             SinkUnavailable: nothing was stored; try the same batch again later.

@@ -10,12 +10,13 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+from pydantic import SecretStr
 
 from forebay.errors import BrokerUnavailable, SettingsError
 from forebay.settings import Flag, Settings, load
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from consumers.fleet import Fleet, OldBroker
+    from consumers.sinks.forward import Brokers
     from consumers.status import QueueStatus
     from consumers.supervisor import Supervisor
+    from forebay.admin.app import Admin
     from forebay.brokers.api import Broker
     from forebay.brokers.settings import BrokerSettings
     from forebay.storage.database import Database
@@ -115,6 +118,20 @@ def make_gateway(
     )
 
 
+def make_admin(settings: Settings, *, tokens: Mapping[str, str], broker: BrokerOpener | None = None) -> Admin:
+    """The admin API, for holders of `tokens`, by name."""
+    from forebay.admin.app import create_app
+    from forebay.brokers.factory import open_broker
+
+    return create_app(
+        database=lambda: make_database(settings),
+        # Not `broker_opener`: it opens beside, tries again by itself, and never makes a queue file.
+        broker=broker or (lambda: open_broker(settings.broker, create=False)),
+        tokens=tokens,
+        queues=list(settings.queues),
+    )
+
+
 def gateway_app() -> Gateway:
     """The gateway of one worker process; flags reach it as variables (see `to_environment`)."""
     from forebay import telemetry
@@ -150,6 +167,7 @@ def make_fleet(
 
     from consumers.controls import ControlRoom
     from consumers.fleet import Fleet
+    from consumers.housekeeping import Housekeeper
     from consumers.reporter import Reporter, Watched, process_name
     from consumers.sinks.factory import make_sink
     from consumers.supervisor import Supervisor
@@ -158,12 +176,15 @@ def make_fleet(
     # worse. Before handlers are loaded: one that wants them for retries of its own sets them.
     set_on_retry_hooks(())
 
+    in_use = broker
+
     def consumers_of(broker: Broker, beside: Supervisor | None = None) -> Supervisor:
+        brokers = forwarding(settings, shared(in_use), source=broker, drains=beside is not None)
         return Supervisor(
             broker,
             settings.consumer,
             database=database,
-            make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database),
+            make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database, brokers),
             registry=registry,
             beside=beside,
         )
@@ -178,6 +199,39 @@ def make_fleet(
         # What is in memory ends with us: nobody need know of it.
         reporter=Reporter(None if url.startswith("memory:") else database, name),
         controls=ControlRoom(database, current.flows, current.quarantine, name=name),
+        housekeeper=Housekeeper(database, settings.database.once_only_retention),
+    )
+
+
+def forwarding(
+    settings: Settings,
+    current: BrokerOpener | None = None,
+    *,
+    source: Broker | None = None,
+    drains: bool = False,
+) -> Brokers:
+    """What the sink `broker` may publish to; without `current`, what it may look at, and nothing is made."""
+    from consumers.sinks.forward import Brokers
+    from forebay.brokers.factory import open_broker
+
+    def other(url: str) -> BrokerOpener:
+        # With the same tables for the drivers, as a broker to drain has.
+        of_url = settings.broker.model_copy(update={"url": SecretStr(url), "drain": ()})
+        try:
+            open_broker(of_url)  # Only made, not entered: nothing is opened yet.
+        except SettingsError as error:
+            raise SettingsError(f"forward.broker_url: {error}") from None
+        return lambda: open_broker(of_url, create=not looking)
+
+    looking = current is None
+    url = settings.broker.url.get_secret_value() if settings.broker.url else ""
+    return Brokers(
+        url=url,
+        current=current or (lambda: open_broker(settings.broker, create=False)),
+        other=other,
+        source=source,
+        looking=looking,
+        drains=drains,
     )
 
 

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from forebay.brokers.api import Durability
+from forebay.http_problems import Answer, RawHeaders
 
-RawHeaders = list[tuple[bytes, bytes]]
-"""Header pairs as ASGI has them: lower-case names, bytes."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Answer:
-    """A whole response. Content-Length is among the headers; the names are lower-case."""
-
-    status: int
-    headers: RawHeaders
-    body: bytes
-    problem: str = ""
-    """The problem's name, for metrics; empty if it is none."""
-
+__all__ = ["AcceptedAnswers", "Answer", "RawHeaders"]
 
 _JSON = (b"content-type", b"application/json")
 _ID_LENGTH = 36

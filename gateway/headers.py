@@ -247,7 +247,13 @@ def _content_encoding(meta: Meta, value: bytes) -> None:
         raise invalid("Content-Encoding", UNSUPPORTED_ENCODING.advice, UNSUPPORTED_ENCODING)
 
 
+_FORWARDED = frozenset({b"forebay-attempt", b"forebay-queue", b"forebay-accepted-at"})
+"""What the http sink of another Forebay tells besides; about its own queue, not about ours."""
+
+
 def _forebay(meta: Meta, name: bytes, value: bytes) -> None:
+    if name in _FORWARDED:
+        return
     if not name.startswith(b"forebay-meta-"):
         raise invalid(
             _shown(name),

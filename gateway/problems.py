@@ -8,34 +8,10 @@ client library that gives up on 4xx must not drop a message because of us.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-import orjson
-
 from forebay import errors
-from gateway.answer import Answer
+from forebay.http_problems import CONTENT_TYPE, Answer, Kind, problem, retry_after
 
-CONTENT_TYPE = "application/problem+json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """One sort of problem: what stays the same each time it happens."""
-
-    name: str
-    status: int
-    title: str
-    advice: str
-    """For the page: what it means and what to do about it."""
-    retryable: bool = False
-    """The same request may work later."""
-
-    @property
-    def type(self) -> str:
-        return f"/problems/{self.name}"
-
+__all__ = ["CONTENT_TYPE", "Answer", "Kind", "problem", "retry_after"]
 
 INVALID_REQUEST = Kind(
     name="invalid-request",
@@ -228,45 +204,6 @@ BROKER_ERRORS: dict[type[errors.BrokerError], Kind] = {
 def kind_of(error: errors.BrokerError) -> Kind:
     """The problem a broker's error is to a client; the nearest base class in the table decides."""
     return next(BROKER_ERRORS[c] for c in type(error).__mro__ if c in BROKER_ERRORS)
-
-
-def retry_after() -> int:
-    """Seconds to wait, spread so that the clients of one failure do not all come back at once."""
-    return random.randint(1, 3)
-
-
-def problem(
-    kind: Kind,
-    detail: str,
-    *,
-    status: int | None = None,
-    title: str | None = None,
-    headers: Iterable[tuple[bytes, bytes]] = (),
-    **members: object,
-) -> Answer:
-    """
-    The answer for one problem; `members` are added to the document, None left out.
-
-    `status` and `title` replace the kind's only for what frameworks make by themselves.
-    """
-    code = status or kind.status
-    document: dict[str, object] = {
-        "type": kind.type,
-        "title": title or kind.title,
-        "status": code,
-        "detail": detail,
-        "retryable": kind.retryable,
-    }
-    document |= {name: value for name, value in members.items() if value is not None}
-    body = orjson.dumps(document)
-    fields = [
-        (b"content-type", CONTENT_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        *headers,
-    ]
-    if code in (429, 503) or kind is NOT_SEEN_YET:
-        fields.append((b"retry-after", str(retry_after()).encode()))
-    return Answer(status=code, headers=fields, body=body, problem=kind.name)
 
 
 def broker_problem(

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import ipaddress
 import math
-import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import structlog
 import uvicorn
 
 from forebay.errors import SettingsError
+from forebay.http_server import BACKLOG, Server, address_of, is_loopback, listen
 from gateway.app import Gateway
 from gateway.protocol import Protocol
 from gateway.settings import GatewaySettings
 
 log = structlog.get_logger()
-
-BACKLOG = 2048
 
 KEEP_ALIVE = 65
 """
@@ -47,75 +40,14 @@ def bind(settings: GatewaySettings) -> socket.socket:
             "gateway.keys_file is set, but this release cannot check API keys yet;"
             " remove it, and put a proxy that authenticates in front of the gateway"
         )
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise SettingsError(
-            f"gateway.host {settings.host!r} is no address of this machine ({error.strerror});"
-            " choose one with --host or FOREBAY_GATEWAY__HOST, like 127.0.0.1"
-        ) from error
-    if not settings.insecure_no_auth and not ipaddress.ip_address(address[0]).is_loopback:
+    _, _, address = address_of(settings.host, settings.port, section="gateway")
+    if not settings.insecure_no_auth and not is_loopback(address):
         raise SettingsError(
             f"gateway.host {settings.host!r} can be reached from other machines, and anyone there could post;"
             " listen on 127.0.0.1 behind a proxy that authenticates, or accept it with --insecure-no-auth"
             " (FOREBAY_GATEWAY__INSECURE_NO_AUTH=true)"
         )
-    sock = socket.socket(family, kind)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise SettingsError(_cannot_listen(settings, error)) from error
-    sock.setblocking(False)
-    return sock
-
-
-def _cannot_listen(settings: GatewaySettings, error: OSError) -> str:
-    choose = "choose another with --port or FOREBAY_GATEWAY__PORT"
-    where = f"port {settings.port} on {settings.host}"
-    if error.errno == errno.EADDRINUSE:
-        holder = _holder(settings.port)
-        return f"{where} is in use{f' by {holder}' if holder else ''}; {choose} (0 picks a free one)"
-    if error.errno == errno.EACCES:
-        return f"{where} may only be taken by root; {choose}, above 1023"
-    return f"cannot listen on {where}: {error.strerror}; choose with --host and --port"
-
-
-def _holder(port: int) -> str | None:
-    """The process that listens on `port`, where /proc tells us."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    for process in Path("/proc").glob("[0-9]*"):
-        # Processes of other users, and those that end meanwhile, cannot be read.
-        with contextlib.suppress(OSError):
-            if inodes.intersection(os.readlink(fd) for fd in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
-    return None
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn's server, leaving signals to whoever runs us, and telling when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    return listen(settings.host, settings.port, section="gateway")
 
 
 def _ignore() -> None:
@@ -137,7 +69,7 @@ async def serve(
     new connections; what is in flight is finished within `shutdown_timeout`; the
     broker is closed. Raises what the app's lifespan raises at its start.
     """
-    server = _Server(
+    server = Server(
         uvicorn.Config(
             app,
             http=Protocol,

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from tests.needs import missing_server
+from tests.servers.mariadb import MariaDB, MariaDBNotInstalled
 from tests.servers.postgres import Postgres, PostgresNotInstalled
 
 HERE = Path(__file__).parent
@@ -47,10 +48,27 @@ def postgres_url(postgres: Postgres) -> str:
     return postgres.create_database()
 
 
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """A MariaDB of our own, shared by the session; a test that stops it starts it again."""
+    try:
+        server = MariaDB(durable=False)
+    except MariaDBNotInstalled as missing:
+        missing_server(str(missing))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_url(mariadb: MariaDB) -> str:
+    """The URL of an empty database that nobody else uses."""
+    return mariadb.create_database()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests get the marker of what they use, so that `-m "not external"` and `-m "not system"` just work."""
     for item in items:
-        if "postgres" in getattr(item, "fixturenames", ()):
+        if {"postgres", "mariadb"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("external")
         if HERE / "system" in item.path.parents:
             item.add_marker("system")

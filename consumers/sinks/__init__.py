@@ -1,4 +1,4 @@
-"""Where messages end up: the database, your own function."""
+"""Where messages end up: the database, your own table or function, an HTTP service, another queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ ENTRY_POINTS = "forebay.sinks"
 
 def known_sinks() -> list[str]:
     """The names that `sink` may have in a queue's settings: ours, and those of installed packages."""
-    return sorted({"database", "python", *entry_points(group=ENTRY_POINTS).names})
+    ours = {"broker", "database", "http", "python", "table"}
+    return sorted(ours.union(entry_points(group=ENTRY_POINTS).names))
 
 
 class NotTried(Exception):

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from sqlalchemy import Connection, event
 
 from consumers.handlers import Handler, close_runner
+from consumers.settings import ONE_BY_ONE
 from consumers.sinks import NotTried
 from consumers.sinks.database import ping
+from consumers.sinks.once import OnceRecord, is_new, patiently
 from consumers.sinks.threads import SinkThreads
 from forebay.brokers.api import Delivery
-from forebay.errors import IdempotencyConflict, RetryLater, SinkMisconfigured, SinkUnavailable
-from forebay.ids import conflict_id
+from forebay.errors import RetryLater, SinkMisconfigured, SinkUnavailable
 from forebay.sinks import WriteResult
 from forebay.storage.classify import TransientError, classify
 from forebay.storage.database import Database
 from forebay.storage.once import claim
-
-T = TypeVar("T")
 
 BUDGET = 2.0
 """
 Seconds after which no further message of a batch is begun: a batch of slow messages
 must not hold a transaction, or the rest of itself, for minutes.
 """
-TRANSIENT_TRIES = 5
-"""A transaction that met another one (deadlock, serialization) is run this often before it is an outage."""
 
 
 class HandlerEndedTransaction(RuntimeError):
@@ -90,8 +85,11 @@ class PythonSink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.destination = f"handler:{queue}"
+        self.batch_size = None if handler.takes_batch else ONE_BY_ONE
+        """How many to take together where the settings do not say."""
         self._handler = handler
         self._database = database
+        self._record = OnceRecord(database, self.destination)
         self._clock = clock
         self._threads = SinkThreads(f"forebay-handler-{queue}", threads, at_end=close_runner)
 
@@ -110,7 +108,7 @@ class PythonSink:
     def _write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         if not self._handler.takes_db:
             return self._write_outside(batch)
-        return _patiently(lambda: self._write_in_transaction(batch))
+        return patiently(lambda: self._write_in_transaction(batch))
 
     def _write_in_transaction(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         assert self._database is not None
@@ -126,31 +124,16 @@ class PythonSink:
             return self._divide(batch, error, self._write_in_transaction)
 
     def _write_outside(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        results = _patiently(lambda: self._known(batch))
-        todo = [i for i, r in enumerate(results) if _is_new(r)]
+        results = self._record.known(batch)
+        todo = [i for i, r in enumerate(results) if is_new(r)]
         handled: list[Delivery] = []
         try:
             told = self._each([batch[i] for i in todo], lambda group: self._handle_outside(group, handled))
         finally:
             # Also when the rest of the batch met an outage: what is done must not be done again.
-            _patiently(lambda: self._record(handled))
+            self._record.add(handled)
         for i, result in zip(todo, told, strict=True):
             results[i] = result
-        return results
-
-    def _record(self, handled: Sequence[Delivery]) -> None:
-        if self._database is not None and handled:
-            with self._database.begin() as db:
-                claim(db, self.destination, handled)
-
-    def _known(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        """What can be said without calling the handler: a plain result for each that is to be handled."""
-        if self._database is None:
-            return _repeats(batch)
-        with self._database.begin() as db:
-            savepoint = db.begin_nested()
-            results = claim(db, self.destination, batch).results
-            savepoint.rollback()
         return results
 
     def _each(
@@ -172,7 +155,7 @@ class PythonSink:
         savepoint = db.begin_nested()
         try:
             results = claim(db, self.destination, group).results
-            new = [d.message for d, r in zip(group, results, strict=True) if _is_new(r)]
+            new = [d.message for d, r in zip(group, results, strict=True) if is_new(r)]
             if new:
                 with lent.to_handler():
                     self._handler.call(new, db)
@@ -214,35 +197,3 @@ class PythonSink:
             return [WriteResult(message_id=d.message.id, error=error) for d in group]
         middle = len(group) // 2
         return handle(group[:middle]) + handle(group[middle:])
-
-
-def _patiently(run: Callable[[], T]) -> T:
-    """What `run` returns, which is run again when its transaction met another one."""
-    for attempt in range(1, TRANSIENT_TRIES + 1):
-        try:
-            return run()
-        except TransientError as error:
-            if attempt == TRANSIENT_TRIES:
-                raise SinkUnavailable(str(error)) from error
-            time.sleep(random.uniform(0.0, 0.05 * 2**attempt))
-    raise AssertionError("the last try returns or raises")
-
-
-def _is_new(result: WriteResult) -> bool:
-    return result.error is None and not result.duplicate
-
-
-def _repeats(batch: Sequence[Delivery]) -> list[WriteResult]:
-    """As a claim without a record: only what is repeated within the batch is known."""
-    first: dict[str, bytes] = {}
-    seen: set[str] = set()
-    results = []
-    for message in (d.message for d in batch):
-        result = WriteResult(message_id=message.id)
-        if first.setdefault(message.id, message.body) != message.body:
-            result.error = IdempotencyConflict(message.id, conflict_id(message.id, message.body))
-        else:
-            result.duplicate = message.id in seen
-        seen.add(message.id)
-        results.append(result)
-    return results

@@ -313,9 +313,9 @@ class Broker(Publisher, Protocol):
         - `Retry` parks its key: no later message of it is lent to anybody until the failed one is
           settled for good (Ack, DeadLetter). It comes first when its delay has passed, its `attempt`
           one higher, also after this process was killed;
-        - `Release` brings a message back before any later one of its key that is not in hand. Who
-          releases or retries one releases what it holds of that key behind it; from the moment on
-          that `settle` is called, `receive` returns the key from the released message on;
+        - who retries or releases one releases all that it holds of that key behind it. From the moment
+          on that `settle` is called, `receive` returns nothing of the key until all of these are
+          settled, and then in publish order again;
         - other keys, and messages without one, go on meanwhile. How many can be parked is the driver's
           to say; a delayed message (`not_before`) takes its place when it is due.
 

@@ -63,6 +63,8 @@ class _Queue:
     """By ordering key: numbers on loan, and who holds them."""
     failed: dict[str, set[int]] = field(default_factory=dict)
     """By ordering key: what an ordered subscription retried, until it is settled for good."""
+    draining: set[str] = field(default_factory=set)
+    """Ordering keys of which something was sent back, and more is still on loan."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ripen(self, now: float) -> None:
@@ -87,7 +89,7 @@ class _Queue:
                     continue
                 elsewhere = any(h is not holder for h in self.held.get(key, {}).values())
                 behind = ordered and number > min(self.failed.get(key, {number}))
-                if elsewhere or behind:
+                if elsewhere or behind or (ordered and key in self.draining):
                     barred.add(key)
                     continue
             yield number
@@ -108,6 +110,12 @@ class _Queue:
             self.held[key].pop(number)
             if not self.held[key]:
                 del self.held[key]
+                self.draining.discard(key)
+
+    def send_back(self, number: int) -> None:
+        key = self.entries[number].message.key
+        if key is not None and key in self.held:
+            self.draining.add(key)
 
     def fail(self, number: int) -> None:
         if (key := self.entries[number].message.key) is not None:
@@ -319,6 +327,8 @@ class _MemorySubscription:
                 continue
             del self._held[number]
             self._queue.take_back(number)
+            if isinstance(s, (Retry, Release)):
+                self._queue.send_back(number)
             self._apply(s, number, self._queue.entries[number])
         # Those who wait for room within their prefetch look again.
         self._queue.changed.set()

@@ -8,9 +8,10 @@ from pydantic.fields import FieldInfo
 
 from forebay.settings import Settings
 from forebay.settings_schema import (
-    ANY_QUEUE,
     as_written,
     fields,
+    is_given,
+    named,
     section_of,
     toml_value,
     type_in_words,
@@ -52,7 +53,7 @@ def reference() -> str:
             parts.append(_paragraph(section.__doc__))
         parts.append("| setting | type | default | meaning |\n|---|---|---|---|")
         parts += [_row(path, field) for path, field in rows]
-        example = variable(rows[0][0]).replace(ANY_QUEUE.upper(), "ORDERS")
+        example = variable(named(rows[0][0], _example_name(table), "carrier"))
         parts.append(f"\nAs a variable: `{example}`.")
     return "\n".join(parts) + "\n"
 
@@ -66,9 +67,14 @@ def _tables() -> list[tuple[SettingPath, list[tuple[SettingPath, FieldInfo]]]]:
     return list(tables.items())
 
 
+def _example_name(table: SettingPath) -> str:
+    """What stands for the name of one of many: queues are many, and holders of tokens."""
+    return "orders" if table[:1] == ("queues",) else "ann"
+
+
 def _row(path: SettingPath, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = "–" if default is None else f"`{as_written(field, default)}`"
+    shown = "–" if not is_given(default) else f"`{as_written(field, default)}`"
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
     return f"| `{path[-1]}` | {type_in_words(field)} | {shown} | {meaning} |"
 
@@ -94,9 +100,9 @@ def starter_file(queues: Iterable[str]) -> str:
     ]
     lines.append(f"queue_names = {toml_value(names)}" if names else '#queue_names = ["orders", "clicks"]')
     for table, rows in _tables():
-        if not table:
+        if not table or "table" in table:  # A table belongs to one queue.
             continue
-        name = tuple("orders" if part == ANY_QUEUE else part for part in table)
+        name = named(table, _example_name(table), "")
         if table[0] == "queues":
             name = ("queue_defaults", *table[2:])
         section = section_of(Settings, table)
@@ -114,4 +120,4 @@ def starter_file(queues: Iterable[str]) -> str:
 def _commented(path: SettingPath, field: FieldInfo) -> list[str]:
     default = field.get_default(call_default_factory=True)
     text = " ".join((field.description or "").split())
-    return [f"# {text}", f"#{path[-1]} = {as_written(field, '' if default is None else default)}"]
+    return [f"# {text}", f"#{path[-1]} = {as_written(field, default if is_given(default) else '')}"]

@@ -85,7 +85,13 @@ def consume(
     async def main(stop: asyncio.Event) -> None:
         from prometheus_client import CollectorRegistry
 
+        from consumers.sinks.table import prepare_tables
+        from forebay.storage.database import Database
         from forebay.storage.schema import require_current
+
+        def check(database: Database) -> None:
+            require_current(database)
+            prepare_tables({name: settings.queue(name) for name in names}, database)
 
         registry = CollectorRegistry()
         database = make_database(settings)
@@ -96,7 +102,7 @@ def consume(
         )
         try:
             async with health:
-                if not await until_reachable(database, require_current, stop):
+                if not await until_reachable(database, check, stop):
                     return
                 async with broker_opener(settings.broker)() as broker:
                     fleet = make_fleet(settings, broker, database, registry=registry)

@@ -24,6 +24,7 @@ from forebay.cli._common import (
 )
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli.gateway import HostOption, InsecureOption, PortOption, url_of
+from forebay.section import Password
 
 if TYPE_CHECKING:
     from forebay.settings import Flag, Loaded
@@ -62,9 +63,9 @@ def dev(
 
     Messages wait in DIR/queue.db and end up in DIR/forebay.db, unless the settings
     name other URLs. Tables are created by themselves and a queue exists from its
-    first message on. What is in the queue outlives the process. Ctrl-C drains; a
-    second Ctrl-C does not. For one machine: in production run `forebay gateway` and
-    `forebay consume`.
+    first message on. What is in the queue outlives the process. The admin API is served
+    on port 8081 or the next that is free. Ctrl-C drains; a second Ctrl-C does not. For
+    one machine: in production run `forebay gateway` and `forebay consume`.
     """
     from forebay.settings import Flag
 
@@ -83,7 +84,7 @@ def dev(
             run_and_reload(sock, watch=loaded.file)
         return
     with _data_folder(loaded, data), _listening(loaded, listen_fd) as sock:
-        _run(loaded, sock, leash=None if listen_fd is None else 0)
+        _run(loaded, sock, data, leash=None if listen_fd is None else 0)
 
 
 def _handler_flags(handlers: list[str]) -> list[Flag]:
@@ -150,11 +151,13 @@ def _listening(loaded: Loaded, fd: int | None) -> Iterator[socket.socket]:
         yield sock
 
 
-def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
+def _run(loaded: Loaded, sock: socket.socket, data: Path, *, leash: int | None) -> None:
+    from forebay.cli._dev_admin import bind_near, token_in
     from forebay.cli._process import run_until_stopped, starting, until_reachable
     from forebay.wiring import (
         broker_opener,
         find_handlers,
+        make_admin,
         make_database,
         make_fleet,
         make_gateway,
@@ -164,20 +167,35 @@ def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
     settings = loaded.settings
     find_handlers(*([loaded.file.resolve().parent] if loaded.file else []), Path.cwd())
 
+    tokens, token_file = settings.admin.named(), None
+    if not tokens:
+        token, token_file = token_in(data)
+        tokens = {"admin": token}
+        settings = settings.model_copy(
+            update={"admin": settings.admin.model_copy(update={"token": Password(token)})}
+        )
+
     def started() -> None:
         start.done()
-        _welcome(loaded, sock)
+        _welcome(loaded, sock, admin_sock, token_file)
 
     async def main(stop: asyncio.Event) -> None:
         from prometheus_client import CollectorRegistry
 
+        from consumers.sinks.table import prepare_tables
+        from forebay.admin.server import serve as serve_admin
+        from forebay.storage.database import Database
         from forebay.storage.schema import migrate
         from gateway.server import serve
+
+        def prepare(database: Database) -> None:
+            migrate(database)
+            prepare_tables(settings.queues, database)
 
         registry = CollectorRegistry()
         database = make_database(settings)
         try:
-            if not await until_reachable(database, migrate, stop):
+            if not await until_reachable(database, prepare, stop):
                 return
             async with broker_opener(settings.broker)() as broker:
                 consumers = make_fleet(settings, broker, database, registry=registry)
@@ -191,8 +209,10 @@ def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
                     registry=registry,
                 )
                 drained = asyncio.Event()
+                admin = make_admin(settings, tokens=tokens, broker=shared(broker))
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(consumers.run(drained))
+                    tasks.create_task(serve_admin(admin, sock=admin_sock, stop=stop))
                     try:
                         # The gateway first: what it still accepts, the consumers still take.
                         await serve(
@@ -207,11 +227,11 @@ def _run(loaded: Loaded, sock: socket.socket, *, leash: int | None) -> None:
         finally:
             database.dispose()
 
-    with starting("forebay dev") as start:
+    with starting("forebay dev") as start, bind_near(settings.admin) as admin_sock:
         run_until_stopped(main, leash=leash)
 
 
-def _welcome(loaded: Loaded, sock: socket.socket) -> None:
+def _welcome(loaded: Loaded, sock: socket.socket, admin: socket.socket, token: Path | None) -> None:
     from forebay.settings_schema import shown
 
     settings = loaded.settings
@@ -223,6 +243,8 @@ def _welcome(loaded: Loaded, sock: socket.socket) -> None:
         f"  its pages           {url}/docs   {url}/readyz   {url}/metrics\n"
         f"  messages wait in    {str(shown(settings.broker.url)).replace(here, '')}\n"
         f"  and are stored in   {str(shown(settings.database.url)).replace(here, '')}\n"
+        f"  operators' API      {url_of(settings.admin.host, admin)}/admin/v1/"
+        f" with the token {f'in {token}' if token else 'of your settings'}\n"
         "Post one:\n"
         f"  curl -i {url}/v1/queues/{queue}/messages -H 'Content-Type: application/json' -d '{{\"id\": 1}}'\n"
         "Ctrl-C stops it; nothing accepted is lost.\n"

@@ -24,13 +24,15 @@ from forebay.cli._common import (
 )
 from forebay.cli._depths import Brokers, known_queues, look, reasons, with_reports
 from forebay.cli._exit import CommandError, ExitCode
-from forebay.cli._output import emit, emit_json, size
+from forebay.cli._output import duration, emit, emit_json, size
 from forebay.cli._settings import read_loaded
 from forebay.errors import ForebayError, SinkMisconfigured, SinkUnavailable
+from forebay.settings_schema import shown
 
 if TYPE_CHECKING:
     from forebay.brokers.api import Broker, Durability
     from forebay.settings import Loaded, Settings
+    from forebay.storage.database import Database
 
 SAFE_SQLITE = (3, 51, 3)
 """Older ones may corrupt a file in WAL mode when one process resets the log as another checkpoints it."""
@@ -84,6 +86,7 @@ async def _examine(loaded: Loaded) -> list[Finding]:
     settings = loaded.settings
     findings = [*_versions(), *_settings(loaded), *_handlers(settings)]
     known: set[str] = set()
+    findings += await _targets(settings)
     findings += await _broker(settings, known)
     findings += await _old_brokers(settings, known)
     findings += await asyncio.to_thread(_reported, "database", lambda: list(_database(settings, known)))
@@ -150,10 +153,37 @@ def _handlers(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"handler {name}", "ok", handler)
 
 
+async def _targets(settings: Settings) -> list[Finding]:
+    """Whether what queues are sent on to answers: without a message, and without making anything."""
+    from consumers.sinks.factory import make_sink
+    from forebay.wiring import forwarding
+
+    findings = []
+    for name, queue in settings.queues.items():
+        if queue.sink not in ("http", "broker"):
+            continue
+        check = f"sink {name}"
+        try:
+            sink = make_sink(name, queue, None, forwarding(settings))
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    await sink.probe()
+            finally:
+                await sink.close()
+        except (ForebayError, TimeoutError) as error:
+            why = str(error).splitlines()[0] if str(error) else f"no answer within {TIMEOUT:g} s"
+            table = "http" if queue.sink == "http" else "forward"
+            fix = f"start it, or correct queues.{name}.{table}; until then its messages wait"
+            findings.append(Finding(check, "fail", why, fix))
+        else:
+            where = queue.http.url if queue.sink == "http" else queue.forward.broker_url
+            on = f"queue {queue.forward.queue!r} on " if queue.sink == "broker" else ""
+            findings.append(Finding(check, "ok", f"{on}{shown(where) or 'the same broker'} answers"))
+    return findings
+
+
 async def _broker(settings: Settings, known: set[str]) -> list[Finding]:
     """`known` gets the broker's identity."""
-    from forebay.settings_schema import shown
-
     url = shown(settings.broker.url)
     if url is None:
         return [Finding("broker", "fail", "broker.url is not set", "FOREBAY_BROKER__URL, or `forebay dev`")]
@@ -255,6 +285,11 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
             yield Finding("database", "fail", f"{database.safe_url}: {error}")
             return
         yield Finding("database", "ok", f"{database.safe_url} answers")
+        if database.dialect == "mysql":
+            from forebay.storage.mysqlserver import examine
+
+            for r in examine(database, max_body_bytes=settings.gateway.max_body_bytes):
+                yield Finding(r.check, r.verdict, r.text, r.fix)
         state = schema_state(database)
         fix = {
             "empty": "forebay migrate",
@@ -268,9 +303,70 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
                 on_disk = "" if table.bytes is None else f", {size(table.bytes)}"
                 text = f"{about}{table.rows:,} rows{on_disk}, {table.rows_last_day:,} of them in the last day"
                 yield Finding("table", "ok", f"{table.name}: {text}")
+            yield from _mapped_tables(settings, database)
+            yield from _retention(settings, database)
             urls = [safe_url(broker) for broker in (settings.broker, *settings.broker.old())]
             for left in left_behind(database, known=known, urls=urls):
                 yield Finding("other broker", "warn", left.sentence, left.setting)
+
+
+def _mapped_tables(settings: Settings, database: Database) -> Iterator[Finding]:
+    from forebay.storage.mapping.create import inspect
+    from forebay.storage.mapping.plan import TableMismatch
+
+    for name, queue in settings.queues.items():
+        if queue.table is None:
+            continue
+        spec = queue.table.spec()
+        try:
+            found = inspect(database, spec)
+        except TableMismatch as error:
+            for line in error.differences:
+                wrong, _, fix = line.partition("; ")
+                # Those that start will make what is missing.
+                lacks = spec.create and ("does not exist" in wrong or "not in the table" in wrong)
+                if lacks:
+                    fix = "`forebay consume` will make it (create = true)"
+                yield Finding(f"table {name}", "warn" if lacks else "fail", f"{spec.full_name}: {wrong}", fix)
+        except (SinkUnavailable, SinkMisconfigured) as error:
+            yield Finding(f"table {name}", "fail", f"{spec.full_name}: {error}")
+        else:
+            text = f"{spec.full_name}: {len(found.targets)} columns fit"
+            yield Finding(f"table {name}", "ok", text)
+
+
+def _retention(settings: Settings, database: Database) -> Iterator[Finding]:
+    """Once-only records must outlive every way on which a message may come again."""
+    from datetime import UTC, datetime
+
+    from forebay.storage.retention import oldest_open_dead_letter
+
+    remembers = [name for name, q in settings.queues.items() if q.sink not in ("database", "broker")]
+    retention = settings.database.once_only_retention
+    if not remembers or retention is None:
+        return
+    longest, queue = max((settings.queues[name].retry.max_age, name) for name in remembers)
+    oldest = oldest_open_dead_letter(database)
+    age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
+    fix = f'database.once_only_retention = "{max(90, round(2 * max(longest, age) / 86_400))}d"'
+    if longest >= retention:
+        yield Finding(
+            "once only",
+            "warn",
+            f"records of what was handled are kept for {duration(retention)}, and messages of {queue} may be"
+            f" retried for {duration(longest)}: what comes again after that is handled twice",
+            fix,
+        )
+    elif age >= retention:
+        yield Finding(
+            "once only",
+            "warn",
+            f"the oldest open dead letter is {duration(age)} old, records are kept for {duration(retention)}:"
+            " they are kept as long as it is open, and grow meanwhile",
+            f"forebay dead-letters list --before {duration(retention)}; or {fix}",
+        )
+    else:
+        yield Finding("once only", "ok", f"records of what was handled are kept for {duration(retention)}")
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from forebay.brokers.naming import check_queue_name
 from forebay.cli._common import ConfigOption, JsonOption, load_to_read
 from forebay.cli._exit import CommandError, ExitCode
 from forebay.cli._output import duration, emit, emit_json, emit_table
+from forebay.settings_schema import shown
 
 if TYPE_CHECKING:
     from consumers.settings import BudgetSettings, QueueSettings
@@ -67,8 +68,25 @@ def explain(
 def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
     if q.handler:
         where = f"are handed to {q.handler}, in the transaction of their once-only record"
+    elif q.table is not None:
+        where = (
+            f"become rows of the table {q.table.name}, in the transaction of their once-only record;"
+            + {
+                "error": " one whose row is there already is a dead letter",
+                "ignore": " a row that is there already is left alone",
+                "update": " a row that is there already is updated",
+            }[q.table.on_conflict]
+        )
     elif q.sink == "database":
         where = "are stored in the table `messages`"
+    elif q.sink == "http":
+        where = (
+            f"are sent to {shown(q.http.url)} by {q.http.method}, one request each, up to"
+            f" {q.http.connections} at once, with their id as {q.http.idempotency_header}"
+        )
+    elif q.sink == "broker":
+        on = f"on {shown(q.forward.broker_url)}" if q.forward.broker_url else "on the same broker"
+        where = f"are forwarded to the queue {q.forward.queue!r} {on}"
     else:
         where = f"go to the sink {q.sink!r}"
     tries = q.retry.max_attempts
@@ -77,9 +95,14 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
         if q.order == "key"
         else "No order is promised."
     )
+    from consumers.settings import ONE_BY_ONE
+
+    at_once = str(q.batch_size)
+    if q.handler is not None and "batch_size" not in q.model_fields_set:
+        at_once = f"{ONE_BY_ONE} (or {q.batch_size}, if the handler takes lists)"
     return [
         f"Messages of {queue!r} {where}.",
-        f"Up to {q.batch_size} are taken at once; a lone one waits {duration(q.max_wait)} for company."
+        f"Up to {at_once} are taken at once; a lone one waits {duration(q.max_wait)} for company."
         f" {q.concurrency} batch{'es' if q.concurrency > 1 else ''} at a time in each process. {order}",
         f"On loan to a consumer that dies, a message is taken by another within {duration(lease)}.",
         f"When the destination is down: {q.breaker.failure_threshold} failed calls in a row stop the pulling;"

@@ -55,6 +55,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "dev": Entry("forebay.cli.dev:dev", "Gateway and consumer in one process, no setup"),
         "gateway": Entry("forebay.cli.gateway:gateway", "Accept messages over HTTP"),
         "consume": Entry("forebay.cli.consume:consume", "Move messages from the queues to where they belong"),
+        "admin": Entry("forebay.cli.admin:admin", "The API for operators: dead letters, redrives, queues"),
         "migrate": Entry("forebay.cli.migrate:migrate", "Create or update the tables of the database"),
     },
     "Send and check": {
@@ -73,8 +74,14 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "Repair and tidy": {
         "dead-letters list": Entry("forebay.cli.dead_letters:list_", "List given-up messages, or group them"),
         "dead-letters show": Entry("forebay.cli.dead_letters:show", "Show one given-up message"),
-        "dead-letters redrive": Entry("forebay.cli.dead_letters:redrive", "Send given-up messages back"),
-        "dead-letters discard": Entry("forebay.cli.dead_letters:discard", "Give them up for good"),
+        "dead-letters redrive": Entry(
+            "forebay.cli.dead_letters_redrive:redrive", "Send given-up messages back, watched"
+        ),
+        "dead-letters jobs": Entry("forebay.cli.dead_letters_redrive:jobs", "The redrives, how far they are"),
+        "dead-letters edit": Entry("forebay.cli.dead_letters_change:edit", "Repair one and send it"),
+        "dead-letters discard": Entry("forebay.cli.dead_letters_change:discard", "Give them up for good"),
+        "dead-letters export": Entry("forebay.cli.dead_letters:export", "Write them as NDJSON"),
+        "audit": Entry("forebay.cli.audit:audit", "Who sent back, discarded, edited or paused what"),
         "pause": Entry("forebay.cli.controls:pause", "Have all consumers stop taking from a queue"),
         "resume": Entry("forebay.cli.controls:resume", "Have them go on, whoever paused it"),
         "throttle": Entry("forebay.cli.controls:throttle", "Limit a queue to so many messages per second"),
@@ -89,7 +96,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
 }
 
 GROUPS = {
-    "dead-letters": "List, show, redrive or discard given-up messages",
+    "dead-letters": "List, show, redrive, edit or discard given-up messages",
     "config": "Write, show and check the settings",
 }
 

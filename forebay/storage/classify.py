@@ -40,7 +40,8 @@ class ConnectionLost(SinkUnavailable):
 
 
 _OURS = re.compile(
-    r"\b(?:messages|dead_letters|processed_messages|consumer_reports|broker_depths|queue_controls|crash_suspects)\b"
+    r"\b(?:messages|dead_letters|processed_messages|consumer_reports|broker_depths"
+    r"|queue_controls|crash_suspects|redrive_jobs|audit_log)\b"
 )
 
 POSTGRESQL: dict[str, type[ForebayError]] = {
@@ -120,6 +121,10 @@ def classify(error: Exception, dialect: str) -> Exception:
     original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
     if dialect == "postgresql":
         return _classify_postgresql(original) or error
+    if dialect == "mysql":
+        from forebay.storage.mysqlcodes import classify_mysql
+
+        return classify_mysql(original) or error
     if dialect == "sqlite" and isinstance(original, sqlite3.Error):
         return _classify_sqlite(original) or error
     return error
@@ -152,7 +157,7 @@ def _classify_postgresql(error: BaseException | None) -> Exception | None:
         return MessageRejected(", ".join(parts), error_class=name, detail=detail)
     # These are about the server and its tables, so their text holds no row.
     text = f"{state} {name}: {_one_line(diagnosis.message_primary or str(error))}"
-    return kind(_what_to_run(text) if state in ("42P01", "42703") else text)
+    return kind(what_to_run(text) if state in ("42P01", "42703") else text)
 
 
 def _classify_sqlite(error: sqlite3.Error) -> Exception | None:
@@ -164,7 +169,7 @@ def _classify_sqlite(error: sqlite3.Error) -> Exception | None:
     if code == sqlite3.SQLITE_ERROR:
         # "SQL logic error" covers everything that was wrong with a statement.
         missing = _SQLITE_MISSING.search(text)
-        return SinkMisconfigured(_what_to_run(f"{name}: {text}")) if missing else None
+        return SinkMisconfigured(what_to_run(f"{name}: {text}")) if missing else None
     kind = SQLITE.get(code & 0xFF)
     if kind is None:
         return None
@@ -173,7 +178,7 @@ def _classify_sqlite(error: sqlite3.Error) -> Exception | None:
     return kind(f"{name}: {text}")
 
 
-def _what_to_run(text: str) -> str:
+def what_to_run(text: str) -> str:
     """Our tables are made by us; a handler's own are not."""
     return f"{text}; run `forebay migrate`" if _OURS.search(text) else text
 

@@ -12,11 +12,17 @@ from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
+import stamina
 
+from forebay.storage import audit
+from forebay.storage.classify import TransientError
 from forebay.storage.database import Database
 from forebay.storage.reports import now_in
 from forebay.storage.tables import queue_controls as table
 from forebay.storage.upsert import upsert
+
+# Two who speak of one queue at once, or somebody else's long transaction: soon it will work.
+_patient = stamina.retry(on=TransientError, attempts=5, timeout=10.0, wait_initial=0.05, wait_max=1.0)
 
 PausedBy = Literal["operator", "suspicious"]
 """`suspicious`: a consumer met more rejections than the queue's dead-letter budget allows."""
@@ -50,7 +56,9 @@ def read(database: Database) -> dict[str, Control]:
 
 def pause(database: Database, queue: str, *, reason: str = "", by: str) -> Control:
     """Have every consumer stop taking from `queue`; what is in hand is finished or handed back."""
-    return _change(database, queue, by, paused=True, paused_by="operator", reason=reason)
+    return _change(
+        database, queue, "pause", by, detail=reason, paused=True, paused_by="operator", reason=reason
+    )
 
 
 def resume(database: Database, queue: str, *, by: str, allowance: int | None = None) -> Control:
@@ -61,15 +69,26 @@ def resume(database: Database, queue: str, *, by: str, allowance: int | None = N
     by each consumer process.
     """
     return _change(
-        database, queue, by, paused=False, paused_by=None, reason="", allowance=allowance, resumed=True
+        database,
+        queue,
+        "resume",
+        by,
+        detail="" if allowance is None else f"{allowance} more dead letters allowed",
+        paused=False,
+        paused_by=None,
+        reason="",
+        allowance=allowance,
+        resumed=True,
     )
 
 
 def throttle(database: Database, queue: str, *, rate: float | None, by: str) -> Control:
     """Let each consumer process take at most `rate` messages per second; None: as the settings say."""
-    return _change(database, queue, by, rate=rate)
+    detail = "as the settings say" if rate is None else f"{rate:g} messages per second and process"
+    return _change(database, queue, "throttle", by, detail=detail, rate=rate)
 
 
+@_patient
 def trip(database: Database, queue: str, *, reason: str, by: str, resumes: int) -> Control:
     """
     Pause `queue` as suspicious, for a consumer that has seen `resumes` of its controls.
@@ -81,12 +100,24 @@ def trip(database: Database, queue: str, *, reason: str, by: str, resumes: int) 
         control = _locked(database, connection, queue)
         if control.paused or control.resumes > resumes:
             return control
+        audit.record(database, connection, who=by, action="trip", queue=queue, detail=reason)
         return _store(database, connection, control, by, paused=True, paused_by="suspicious", reason=reason)
 
 
-def _change(database: Database, queue: str, by: str, *, resumed: bool = False, **changes: Any) -> Control:
+@_patient
+def _change(
+    database: Database,
+    queue: str,
+    action: str,
+    by: str,
+    *,
+    detail: str,
+    resumed: bool = False,
+    **changes: Any,
+) -> Control:
     with database.begin() as connection:
         control = _locked(database, connection, queue)
+        audit.record(database, connection, who=by, action=action, queue=queue, detail=detail)
         return _store(database, connection, control, by, resumes=control.resumes + resumed, **changes)
 
 

@@ -20,9 +20,17 @@ from forebay.storage.settings import DatabaseSettings
 
 Dialect = Literal["postgresql", "sqlite", "mysql"]
 
-_EXAMPLES = "write postgresql://user:password@host/name or sqlite:///path/to/file.db"
+_EXAMPLES = (
+    "write postgresql://user:password@host/name, mysql://user:password@host/name or sqlite:///path/to/file.db"
+)
 
 _READ_ONLY = "forebay_read_only"
+
+_ASK_READ_ONLY = {
+    "postgresql": "SHOW transaction_read_only",
+    # A superuser could write all the same; on a replica that would be the worse outcome.
+    "mysql": "SELECT @@global.read_only",
+}
 
 
 class Database:
@@ -49,6 +57,9 @@ class Database:
             parameters = _postgresql_parameters("postgresql" + url[len(scheme) :], self.settings)
             self.safe_url = _safe_postgresql_url(parameters)
             self.engine = self._postgresql_engine(parameters)
+        elif scheme in ("mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql"):
+            self.dialect = "mysql"
+            self.safe_url, self.engine = self._mysql_engine(url)
         else:
             # Not the URL itself: it may hold a password that a missing scheme made unreadable.
             raise SettingsError(
@@ -80,8 +91,11 @@ class Database:
 
     @contextmanager
     def statement(self) -> Iterator[sa.Connection]:
-        """As `begin`, for a single statement: PostgreSQL is spared the BEGIN and the COMMIT around it."""
-        if self.dialect == "sqlite":
+        """
+        As `begin`, for what is a single statement on PostgreSQL, which is spared the BEGIN and the
+        COMMIT around it.
+        """
+        if self.dialect != "postgresql":
             with self.begin() as connection:
                 yield connection
             return
@@ -100,7 +114,7 @@ class Database:
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").one()
                 return
-            if connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
+            if connection.exec_driver_sql(_ASK_READ_ONLY[self.dialect]).scalar_one() in ("on", 1):
                 raise SinkUnavailable(f"{self.safe_url} takes no writes now: it is read-only")
 
     def dispose(self) -> None:
@@ -125,7 +139,7 @@ class Database:
         except Exception as error:
             if not (_is_dead(connection) or _is_replaced(error)):
                 raise
-            waited = _gave_up(connection)
+            waited = _gave_up(connection, error)
             connection.invalidate()
             self.engine.dispose()
             known = classify(error, self.dialect)
@@ -190,6 +204,24 @@ class Database:
             pool_timeout=self.settings.connect_timeout,
         )
 
+    def _mysql_engine(self, url: str) -> tuple[str, sa.Engine]:
+        try:
+            from forebay.storage import mysqlconnection
+        except ImportError as error:
+            raise SettingsError(
+                "database.url is MySQL's, but its driver is not installed: pip install 'forebay[mysql]'"
+            ) from error
+        parameters, safe_url = mysqlconnection.read_url(url)
+        engine = sa.create_engine(
+            "mysql+pymysql://",
+            creator=lambda: mysqlconnection.connect(parameters, self.settings),
+            pool_recycle=3600,  # seconds; before the server, or a proxy, ends it for having been idle
+            pool_size=self.settings.pool_size,
+            max_overflow=0,
+            pool_timeout=self.settings.connect_timeout,
+        )
+        return safe_url, engine
+
 
 def _is_dead(connection: sa.Connection) -> bool:
     if connection.invalidated:  # SQLAlchemy saw it first
@@ -206,8 +238,11 @@ def _is_replaced(error: Exception) -> bool:
     return getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED
 
 
-def _gave_up(connection: sa.Connection) -> bool:
+def _gave_up(connection: sa.Connection, error: Exception) -> bool:
     """Was it we who closed the connection, after waiting long enough."""
+    original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    if getattr(original, "gave_up", False):
+        return True
     if connection.invalidated:
         return False
     return bool(getattr(connection.connection.driver_connection, "gave_up", False))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -13,102 +12,50 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from forebay import ids
-from forebay.brokers.api import Death, Delivery, Failure
+from forebay.brokers.api import Attempt, Death, Delivery, Failure
 from forebay.storage.database import Database
+from forebay.storage.dead_letter_types import (
+    OPEN,
+    STATUSES,
+    DeadLetterFilter,
+    DeadLetterGroup,
+    DeadLetterRecord,
+    DeadLetterStatus,
+    Position,
+    conditions,
+    fingerprint_of,
+)
 from forebay.storage.rows import clean, clean_headers
 from forebay.storage.tables import dead_letters as table
 from forebay.storage.tables import messages, processed_messages
 
-DeadLetterStatus = Literal["dead", "redriving", "resolved", "discarded"]
-
-OPEN: tuple[DeadLetterStatus, ...] = ("dead", "redriving")
-"""Those whose message has not reached its destination, and may yet."""
+__all__ = [
+    "OPEN",
+    "STATUSES",
+    "DeadLetterFilter",
+    "DeadLetterGroup",
+    "DeadLetterRecord",
+    "DeadLetterStatus",
+    "DeadLetterStore",
+    "Position",
+    "fingerprint_of",
+    "resolve",
+]
 
 _CHUNK = 500
 """Rows per statement, far below every database's limit of parameters."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetterRecord:
-    """One message that one destination did not take."""
-
-    id: str
-    destination: str
-    queue: str
-    key: str | None
-    content_type: str
-    headers: dict[str, str]
-    body: bytes = field(repr=False)
-    """Empty in lists, unless they were asked for bodies."""
-    accepted_at: datetime
-    attempts: int
-    reason: str
-    error_class: str
-    fingerprint: str
-    """The same for dead letters of the same cause; see `fingerprint_of`."""
-    detail: str = field(repr=False)
-    """The destination's own words; they may hold row values."""
-    died_at: datetime
-    status: DeadLetterStatus
-    original_id: str | None
-    """The id it was sent with, when it rests here under another."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetterFilter:
-    """Which dead letters. What is None does not matter."""
-
-    queue: str | None = None
-    status: DeadLetterStatus | None = None
-    error_class: str | None = None
-    fingerprint: str | None = None
-    ids: Collection[str] | None = None
-    """Also finds those that were sent with one of these ids."""
-    died_before: datetime | None = None
-    died_after: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetterGroup:
-    """Dead letters of one cause."""
-
-    fingerprint: str
-    error_class: str
-    destination: str
-    reason: str
-    """Of one of them."""
-    count: int
-    first_died_at: datetime
-    last_died_at: datetime
-
-
 # Inside the class below `list` is a method.
 Records = list[DeadLetterRecord]
 Groups = list[DeadLetterGroup]
+Conditions = list[sa.ColumnElement[bool]]
 
 _REDIED = (
     "attempts", "reason", "error_class", "fingerprint", "detail", "died_at", "status", "changed_at",
+    "history",
 )  # fmt: skip
 """What a later death of the same message changes in its record."""
-
-_VARYING = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # UUIDs
-    r"|\b[0-9a-f]{16,}\b|0x[0-9a-f]+"  # digests, addresses
-    r"|'[^']*'|\"[^\"]*\""  # quoted values
-    r"|\b\d+(?:[.:,-]\d+)*\b",  # numbers, times, versions
-    re.IGNORECASE,
-)
-
-
-def fingerprint_of(error_class: str, destination: str, reason: str) -> str:
-    """
-    Equal for dead letters that one repair would cure.
-
-    Ids, numbers and quoted values in the reason are left out: with them every
-    message would be a group of its own.
-    """
-    what = "\x00".join((error_class, destination, _VARYING.sub("#", reason)))
-    return hashlib.sha256(what.encode(errors="replace")).hexdigest()[:16]
 
 
 class DeadLetterStore:
@@ -116,8 +63,10 @@ class DeadLetterStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Both have the same ON CONFLICT; SQLAlchemy has no common word for it.
+        # These two have the same ON CONFLICT; SQLAlchemy has no common word for it.
         self._insert = postgresql.insert if database.dialect == "postgresql" else sqlite.insert
+        # MySQL tells neither which row an upsert nor which rows an UPDATE has changed: there we look first.
+        self._looks_first = database.dialect == "mysql"
 
     def archive(self, deliveries: Sequence[Delivery]) -> None:
         """
@@ -153,7 +102,11 @@ class DeadLetterStore:
             return False
         if arrived == "same bytes":
             record = replace(record, status="resolved")
+        edited = sa.select(table.c.id).where(table.c.edited_to == record.id).limit(1)
+        record = replace(record, edited_from=connection.execute(edited).scalar_one_or_none())
         row = {c: getattr(record, c) for c in _COLUMNS} | {"changed_at": datetime.now(UTC)}
+        if self._looks_first:
+            return _put_looking(connection, row)
         insert = self._insert(table).values(row)
         # What was sent back has died again whatever the clock of that consumer says.
         died_again = sa.or_(
@@ -162,7 +115,7 @@ class DeadLetterStore:
         )
         put = insert.on_conflict_do_update(
             index_elements=["id", "destination"],
-            set_={c: insert.excluded[c] for c in _REDIED},
+            set_={c: insert.excluded[c] for c in _REDIED} | {"discard_reason": None},
             where=sa.and_(table.c.body == insert.excluded.body, died_again),
         ).returning(table.c.id)
         if connection.execute(put).one_or_none() is not None:
@@ -175,7 +128,7 @@ class DeadLetterStore:
 
     def count(self, which: DeadLetterFilter) -> int:
         with self._database.read() as connection:
-            query = sa.select(sa.func.count()).select_from(table).where(*_conditions(which))
+            query = sa.select(sa.func.count()).select_from(table).where(*self._where(which))
             return int(connection.execute(query).scalar_one())
 
     def list(
@@ -183,9 +136,10 @@ class DeadLetterStore:
         which: DeadLetterFilter,
         *,
         limit: int,
-        after: DeadLetterRecord | None = None,
+        after: DeadLetterRecord | Position | None = None,
         bodies: bool = False,
         newest_first: bool = False,
+        where: sa.ColumnElement[bool] | None = None,
     ) -> Records:
         """
         A page of at most `limit`, ordered by the time of death.
@@ -194,7 +148,9 @@ class DeadLetterStore:
         pages do not move: nothing is skipped or seen twice.
         """
         order = (table.c.died_at, table.c.id, table.c.destination)
-        query = sa.select(*_selected(bodies)).where(*_conditions(which)).limit(limit)
+        query = sa.select(*_selected(bodies)).where(*self._where(which)).limit(limit)
+        if where is not None:
+            query = query.where(where)
         if after is not None:
             seen = sa.tuple_(
                 sa.literal(after.died_at, table.c.died_at.type),
@@ -216,9 +172,10 @@ class DeadLetterStore:
         *,
         status: DeadLetterStatus,
         expected: DeadLetterStatus | Collection[DeadLetterStatus],
+        **changes: Any,
     ) -> int:
         """Give `records` a new status where they still have an `expected` one; return how many that were."""
-        return len(self.take(records, status=status, expected=expected))
+        return len(self.take(records, status=status, expected=expected, **changes))
 
     def take(
         self,
@@ -226,30 +183,59 @@ class DeadLetterStore:
         *,
         status: DeadLetterStatus,
         expected: DeadLetterStatus | Collection[DeadLetterStatus],
+        where: sa.ColumnElement[bool] | None = None,
+        connection: sa.Connection | None = None,
+        **changes: Any,
     ) -> Records:
-        """As `mark`; return the records that were changed. Two that take the same records share them out."""
+        """
+        As `mark`; return the records that were changed. Two that take the same records share them out.
+
+        `changes` are further columns to set. With `connection` it is part of that transaction.
+        """
+        if connection is None:
+            with self._database.begin() as connection:
+                return self.take(
+                    records, status=status, expected=expected, where=where, connection=connection, **changes
+                )
         before = [expected] if isinstance(expected, str) else list(expected)
         taken: set[tuple[str, str]] = set()
         ordered = sorted(records, key=lambda r: (r.id, r.destination))
-        with self._database.begin() as connection:
-            for start in range(0, len(ordered), _CHUNK):
-                chunk = ordered[start : start + _CHUNK]
-                update = (
-                    sa.update(table)
-                    .where(
-                        sa.or_(
-                            *(
-                                sa.and_(table.c.id == r.id, table.c.destination == r.destination)
-                                for r in chunk
-                            )
-                        ),
-                        table.c.status.in_(before),
-                    )
-                    .values(status=status, changed_at=datetime.now(UTC))
-                    .returning(table.c.id, table.c.destination)
-                )
-                taken |= {(row.id, row.destination) for row in connection.execute(update)}
+        key = (table.c.id, table.c.destination)
+        change = sa.update(table).values(status=status, changed_at=datetime.now(UTC), **changes)
+        for start in range(0, len(ordered), _CHUNK):
+            mine = _one_of([(r.id, r.destination) for r in ordered[start : start + _CHUNK]])
+            open_ = [mine, table.c.status.in_(before), *(() if where is None else (where,))]
+            if self._looks_first:
+                locked = sa.select(*key).where(*open_).with_for_update()
+                found = [(row.id, row.destination) for row in connection.execute(locked)]
+                if found:
+                    connection.execute(change.where(_one_of(found)))
+            else:
+                update = change.where(*open_).returning(*key)
+                found = [(row.id, row.destination) for row in connection.execute(update)]
+            taken |= set(found)
         return [replace(r, status=status) for r in records if (r.id, r.destination) in taken]
+
+    def by_status(self) -> dict[DeadLetterStatus, int]:
+        """How many there are of each."""
+        query = sa.select(table.c.status, sa.func.count().label("number")).group_by(table.c.status)
+        with self._database.read() as connection:
+            found = {row.status: int(row.number) for row in connection.execute(query)}
+        return {status: found.get(status, 0) for status in STATUSES}
+
+    def confirm_sent(self, records: Sequence[DeadLetterRecord], job: str) -> None:
+        """Write down that the broker has them. What became of them meanwhile is left as it is."""
+        mine = sorted({r.id for r in records})
+        with self._database.begin() as connection:
+            for start in range(0, len(mine), _CHUNK):
+                connection.execute(
+                    sa.update(table)
+                    .where(table.c.id.in_(mine[start : start + _CHUNK]), table.c.redrive_job == job)
+                    .values(redriven_at=datetime.now(UTC))
+                )
+
+    def _where(self, which: DeadLetterFilter) -> Conditions:
+        return conditions(which, self._database.dialect)
 
     def groups(self, which: DeadLetterFilter) -> Groups:
         """One line per cause, the most frequent first."""
@@ -262,13 +248,40 @@ class DeadLetterStore:
                 sa.func.count().label("count"),
                 sa.func.min(table.c.died_at).label("first_died_at"),
                 sa.func.max(table.c.died_at).label("last_died_at"),
+                # As text: not every server can tell the least of two uuids.
+                sa.func.min(sa.cast(table.c.id, sa.String(36))).label("sample_id"),
             )
-            .where(*_conditions(which))
+            .where(*self._where(which))
             .group_by(table.c.fingerprint, table.c.error_class, table.c.destination)
             .order_by(sa.desc("count"), table.c.fingerprint)
         )
         with self._database.read() as connection:
             return [DeadLetterGroup(**row) for row in connection.execute(query).mappings()]
+
+
+def _put_looking(connection: sa.Connection, row: Mapping[str, Any]) -> bool:
+    """`DeadLetterStore._put` where an upsert does not tell what it did."""
+    mine = sa.and_(table.c.id == row["id"], table.c.destination == row["destination"])
+    look = sa.select(table.c.body, table.c.died_at, table.c.status).where(mine).with_for_update()
+    found = connection.execute(look).one_or_none()
+    if found is None:
+        try:
+            # Waits for another archiver that has inserted it and not committed yet.
+            connection.execute(sa.insert(table).values(row))
+            return True
+        except sa.exc.IntegrityError:
+            found = connection.execute(look).one_or_none()
+            if found is None:
+                raise
+    if bytes(found.body) != row["body"]:
+        return False
+    if found.died_at < row["died_at"] or (found.status == "redriving" and found.died_at != row["died_at"]):
+        connection.execute(sa.update(table).where(mine).values({c: row[c] for c in _REDIED}))
+    return True
+
+
+def _one_of(keys: Sequence[tuple[str, str]]) -> sa.ColumnElement[bool]:
+    return sa.or_(*(sa.and_(table.c.id == id, table.c.destination == where) for id, where in keys))
 
 
 def resolve(connection: sa.Connection, destination: str, bodies: Mapping[str, bytes]) -> None:
@@ -327,7 +340,19 @@ def _record(delivery: Delivery) -> DeadLetterRecord:
         died_at=death.died_at,
         status="dead",
         original_id=death.original_id,
+        history=[_attempt(a) for a in death.history] or None,
     )
+
+
+def _attempt(of: Attempt) -> dict[str, Any]:
+    return {
+        "number": of.number,
+        "failed_at": of.failed_at.isoformat(),
+        "worker": clean(of.worker),
+        "seconds": of.seconds,
+        "error_class": clean(of.error_class),
+        "reason": clean(of.reason),
+    }
 
 
 def _arrived(
@@ -344,21 +369,6 @@ def _arrived(
             return None
         same = bytes(digest) == hashlib.sha256(record.body).digest()
     return "same bytes" if same else "other bytes"
-
-
-def _conditions(which: DeadLetterFilter) -> list[sa.ColumnElement[bool]]:
-    found: list[sa.ColumnElement[bool]] = []
-    for name in ("queue", "status", "error_class", "fingerprint"):
-        value = getattr(which, name)
-        if value is not None:
-            found.append(table.c[name] == value)
-    if which.ids is not None:
-        found.append(sa.or_(table.c.id.in_(which.ids), table.c.original_id.in_(which.ids)))
-    if which.died_before is not None:
-        found.append(table.c.died_at < which.died_before)
-    if which.died_after is not None:
-        found.append(table.c.died_at > which.died_after)
-    return found
 
 
 def _selected(bodies: bool) -> list[sa.ColumnElement[Any]]:

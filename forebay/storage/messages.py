@@ -1,11 +1,4 @@
-"""
-Batches of messages into the `messages` table: fast while all is well, careful when a row is bad.
-
-A batch is one transaction. When it is refused because of its data, it is tried
-again under savepoints and halved until the bad rows are alone: one among 1,000 costs
-21 inserts, and its neighbours are stored. What was the database's fault is never
-halved: the whole batch is run again, or handed back.
-"""
+"""Batches of messages into the `messages` table."""
 
 from __future__ import annotations
 
@@ -15,27 +8,20 @@ from operator import attrgetter
 from typing import Protocol
 
 import sqlalchemy as sa
-import stamina
-import structlog
 
 from forebay import ids
 from forebay.brokers.api import Delivery
-from forebay.errors import IdempotencyConflict, MessageRejected, SinkMisconfigured, SinkUnavailable
+from forebay.errors import IdempotencyConflict, MessageRejected
 from forebay.sinks import WriteResult
-from forebay.storage.classify import ConnectionLost, TransientError, classify
+from forebay.storage.batches import BatchWriter
+from forebay.storage.classify import TransientError
 from forebay.storage.database import Database
-
-log = structlog.get_logger()
-
-_ATTEMPTS = 4
-
-_NOT_THE_ROWS = (SinkUnavailable, SinkMisconfigured, TransientError)
 
 _message_id = attrgetter("message.id")
 
 
 class Statements(Protocol):
-    """What differs by database; `forebay.storage.postgresql` and `forebay.storage.sqlite` have these."""
+    """What differs by database; `forebay.storage.postgresql`, `mysql` and `sqlite` have these."""
 
     def insert(
         self, connection: sa.Connection, batch: Sequence[Delivery], *, payload: bool
@@ -59,6 +45,10 @@ def statements_for(dialect: str) -> Statements:
         from forebay.storage import postgresql
 
         return postgresql
+    if dialect == "mysql":
+        from forebay.storage import mysql
+
+        return mysql
     from forebay.storage import sqlite
 
     return sqlite
@@ -72,9 +62,7 @@ class MessageStore:
     """
 
     def __init__(self, database: Database, *, payload: bool = True) -> None:
-        self._database = database
-        self._payload = payload
-        self._sql = statements_for(database.dialect)
+        self._writer = BatchWriter(database, _Messages(database, payload))
 
     def write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         """
@@ -89,149 +77,73 @@ class MessageStore:
                 the same batch again later.
             SinkMisconfigured: nothing was stored, and nothing will be until someone acts.
         """
-        if not batch:
-            return []
-        try:
-            for attempt in stamina.retry_context(
-                on=(TransientError, ConnectionLost),
-                attempts=_ATTEMPTS,
-                timeout=None,
-                wait_initial=0.05,
-                wait_max=1.0,
-                wait_jitter=0.05,
-            ):
-                with attempt:
-                    try:
-                        return self._write_once(batch)
-                    except (TransientError, ConnectionLost) as error:
-                        if attempt.num < _ATTEMPTS:
-                            log.info("writing a batch again", reason=str(error), attempt=attempt.num)
-                        raise
-        except MessageRejected as error:
-            # One of them spoiled the COMMIT, too late for a savepoint: a deferred constraint.
-            if len(batch) == 1:
-                return [WriteResult(message_id=batch[0].message.id, error=error)]
-            middle = len(batch) // 2
-            return self.write(batch[:middle]) + self.write(batch[middle:])
-        except TransientError as error:
-            raise SinkUnavailable(f"gave up after {_ATTEMPTS} attempts: {error}") from error
-        raise AssertionError("stamina neither returned nor raised")
+        return self._writer.write(batch)
 
-    def _write_once(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        if len({d.message.id for d in batch}) < len(batch):
-            return self._write_carefully(batch)
-        try:
-            new = self._insert_all(batch)
-        except _NOT_THE_ROWS:
-            raise
-        except Exception:
-            # A row's fault, whether or not we know the error: which one's will be found out.
-            return self._write_carefully(batch)
-        if new is None:
-            return [WriteResult(message_id=d.message.id) for d in batch]
-        return self._results(batch, new)
 
-    def _insert_all(self, batch: Sequence[Delivery]) -> set[str] | None:
-        # Every writer inserts in the order of ids, so that two of them with the same
-        # ids wait for each other instead of forming a deadlock.
-        rows = sorted(batch, key=_message_id)
+class _Messages:
+    """The table, as the writer of batches wants it."""
+
+    by_id = True
+
+    def __init__(self, database: Database, payload: bool) -> None:
+        self._database = database
+        self._payload = payload
+        self._sql = statements_for(database.dialect)
+
+    def id_of(self, item: Delivery) -> str:
+        return item.message.id
+
+    def write_at_once(self, items: Sequence[Delivery]) -> list[WriteResult]:
+        rows = sorted(items, key=_message_id)
         try:
             # On PostgreSQL the insert is a single statement, a transaction by itself.
             with self._database.statement() as connection:
-                return self._sql.insert(connection, rows, payload=self._payload)
+                new = self._sql.insert(connection, rows, payload=self._payload)
         except ValueError as error:
             raise MessageRejected("an id in the batch is not a UUID") from error
-
-    def _results(self, batch: Sequence[Delivery], new: set[str]) -> list[WriteResult]:
-        known = sorted(d.message.id for d in batch if d.message.id not in new)
+        if new is None:
+            return [WriteResult(message_id=d.message.id) for d in items]
+        known = sorted(d.message.id for d in items if d.message.id not in new)
         with self._database.read() as connection:
             digests = self._sql.stored_digests(connection, known)
-        return [
-            WriteResult(message_id=d.message.id) if d.message.id in new else known_result(d, digests)
-            for d in batch
-        ]
+        return _results(items, new, digests)
 
-    def _write_carefully(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        results: dict[int, WriteResult] = {}
-        with self._database.begin() as connection:
-            waiting = list(enumerate(batch))
-            while waiting:
-                # Of deliveries with one id the first is written in this round, the next
-                # one in the next: it then meets the first like any stored row.
-                first: dict[str, tuple[int, Delivery]] = {}
-                later = []
-                for item in waiting:
-                    if first.setdefault(item[1].message.id, item) is not item:
-                        later.append(item)
-                rows = [first[i] for i in sorted(first)]
-                halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-                for half in filter(None, halves):
-                    self._bisect(connection, half, results)
-                waiting = later
-        errors = [r.error for r in results.values()]
-        if all(e is not None and not isinstance(e, MessageRejected) for e in errors):
-            # Unknown, and with every row: rather the database's fault. The breaker is to hear of it.
-            raise next(filter(None, errors))
-        return [results[n] for n in range(len(batch))]
+    def begin_carefully(self, connection: sa.Connection) -> None:
+        pass
 
-    def _bisect(
-        self, connection: sa.Connection, rows: list[tuple[int, Delivery]], results: dict[int, WriteResult]
-    ) -> None:
-        rejected = self._try(connection, rows, results, payload=self._payload)
-        if rejected is None:
-            return
-        if len(rows) > 1:
-            middle = len(rows) // 2
-            self._bisect(connection, rows[:middle], results)
-            self._bisect(connection, rows[middle:], results)
-            return
-        position, delivery = rows[0]
+    def write_in(self, connection: sa.Connection, items: Sequence[Delivery]) -> list[WriteResult]:
+        return self._write_in(connection, items, payload=self._payload)
+
+    def _write_in(
+        self, connection: sa.Connection, items: Sequence[Delivery], *, payload: bool
+    ) -> list[WriteResult]:
+        try:
+            new = self._sql.insert(connection, items, payload=payload)
+        except ValueError:
+            raise MessageRejected("the id is not a UUID", error_class="InvalidId") from None
+        old = [] if new is None else [d.message.id for d in items if d.message.id not in new]
+        digests = self._sql.stored_digests(connection, old) if old else {}
+        return _results(items, new, digests)
+
+    def rescue(self, connection: sa.Connection, item: Delivery) -> WriteResult | None:
         # JSON that our check let pass and the database's own type refuses, such as 1e-20000.
-        if (
-            self._payload
-            and self._refuses_payload(connection, delivery)
-            and self._try(connection, rows, results, payload=False) is None
-        ):
-            return
-        results[position] = WriteResult(message_id=delivery.message.id, error=rejected)
-
-    def _refuses_payload(self, connection: sa.Connection, delivery: Delivery) -> bool:
+        if not self._payload:
+            return None
         savepoint = connection.begin_nested()
         try:
-            return self._sql.refuses_payload(connection, delivery)
+            refused = self._sql.refuses_payload(connection, item)
         finally:
             savepoint.rollback()
+        return self._write_in(connection, [item], payload=False)[0] if refused else None
 
-    def _try(
-        self,
-        connection: sa.Connection,
-        rows: list[tuple[int, Delivery]],
-        results: dict[int, WriteResult],
-        *,
-        payload: bool,
-    ) -> Exception | None:
-        batch = [delivery for _, delivery in rows]
-        savepoint = connection.begin_nested()
-        try:
-            new = self._sql.insert(connection, batch, payload=payload)
-        except ValueError:
-            savepoint.rollback()
-            return MessageRejected("the id is not a UUID", error_class="InvalidId")
-        except Exception as error:
-            known = classify(error, self._database.dialect)
-            if isinstance(known, _NOT_THE_ROWS):
-                raise
-            savepoint.rollback()
-            return known
-        savepoint.commit()
-        old = [] if new is None else [d.message.id for d in batch if d.message.id not in new]
-        digests = self._sql.stored_digests(connection, old) if old else {}
-        for position, delivery in rows:
-            is_new = new is None or delivery.message.id in new
-            results[position] = (
-                WriteResult(message_id=delivery.message.id) if is_new else known_result(delivery, digests)
-            )
-        return None
+
+def _results(items: Sequence[Delivery], new: set[str] | None, digests: dict[str, bytes]) -> list[WriteResult]:
+    return [
+        WriteResult(message_id=d.message.id)
+        if new is None or d.message.id in new
+        else known_result(d, digests)
+        for d in items
+    ]
 
 
 def known_result(delivery: Delivery, digests: dict[str, bytes]) -> WriteResult:

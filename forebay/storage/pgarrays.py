@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
+from typing import Any
 
 from psycopg import adapt, pq
 
@@ -21,8 +22,16 @@ _LENGTH = struct.Struct(">i")
 _NULL = _LENGTH.pack(-1)
 _LENGTHS = [_LENGTH.pack(n) for n in range(4096)]
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_EPOCH_DAY = _EPOCH.toordinal()
 
 _UUID, _TEXT, _JSONB, _BYTEA, _TIMESTAMPTZ, _INT4 = 2950, 25, 3802, 17, 1184, 23
+_BOOL, _INT8, _INT2, _FLOAT4, _FLOAT8, _TIMESTAMP, _DATE, _TIME = 16, 20, 21, 700, 701, 1114, 1082, 1083
+
+_FIXED = {
+    "int2": (_INT2, "h", 2), "int4": (_INT4, "i", 4), "int8": (_INT8, "q", 8),
+    "float4": (_FLOAT4, "f", 4), "float8": (_FLOAT8, "d", 8), "bool": (_BOOL, "?", 1),
+}  # fmt: skip
+"""Type, code of `struct` and size by the server's name."""
 
 
 class BinaryArray(bytes):
@@ -108,3 +117,62 @@ def timestamps(values: Sequence[datetime]) -> BinaryArray:
 
 def integers(values: Sequence[int]) -> BinaryArray:
     return _variable(_INT4, [_LENGTH.pack(v) for v in values])
+
+
+def numbers(type_name: str, values: Sequence[Any]) -> BinaryArray:
+    """Numbers or booleans that are in the range of the type: int2, int4, int8, float4, float8 or bool."""
+    oid, code, size = _FIXED[type_name]
+    return _fixed(oid, code, size, values)
+
+
+def _fixed(oid: int, code: str, size: int, values: Sequence[Any]) -> BinaryArray:
+    if None not in values:
+        # One call for all: lengths and values take turns.
+        flat: list[Any] = [size] * (2 * len(values))
+        flat[1::2] = values
+        return _array(oid, len(values), struct.pack(">" + ("i" + code) * len(values), *flat))
+    pack = struct.Struct(">i" + code).pack
+    elements = b"".join([_NULL if v is None else pack(size, v) for v in values])
+    return _array(oid, len(values), elements, True)
+
+
+def strings(values: Sequence[str | None]) -> BinaryArray:
+    """Texts without NUL and lone surrogates."""
+    return _variable(_TEXT, [None if v is None else v.encode() for v in values])
+
+
+def optional_byteas(values: Sequence[bytes | None]) -> BinaryArray:
+    return _variable(_BYTEA, values)
+
+
+def optional_uuids(values: Sequence[str | None]) -> BinaryArray:
+    """Ids in canonical form, and NULLs."""
+    if None not in values:
+        return uuids(values)  # type: ignore[arg-type]  # None was looked for
+    return _variable(_UUID, [None if v is None else bytes.fromhex(v.replace("-", "")) for v in values])
+
+
+def moments(values: Sequence[datetime | None], *, zone: bool) -> BinaryArray:
+    """Timezone-aware datetimes, for timestamps with a time zone or (in UTC) without."""
+    return _fixed(_TIMESTAMPTZ if zone else _TIMESTAMP, "q", 8, [v and _since_2000(v) for v in values])
+
+
+def _since_2000(value: datetime) -> int:
+    since = value - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def dates(values: Sequence[date | None]) -> BinaryArray:
+    return _fixed(_DATE, "i", 4, [v and v.toordinal() - _EPOCH_DAY for v in values])
+
+
+def times(values: Sequence[time | None]) -> BinaryArray:
+    """Times of day without a zone."""
+    return _fixed(
+        _TIME, "q", 8,
+        [
+            None if v is None
+            else (v.hour * 3_600 + v.minute * 60 + v.second) * 1_000_000 + v.microsecond
+            for v in values
+        ],
+    )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from forebay.storage.database import Database
 from forebay.storage.tables import dead_letters, messages, processed_messages
@@ -58,7 +59,9 @@ def prune(
         ]
         work.append((processed_messages, [processed_messages.c.processed_at < before]))
     for table, old in work:
-        for deleted in _count(database, table, old) if dry_run else _delete(database, table, old, batch):
+        for deleted in (
+            _count(database, table, old) if dry_run else delete_in_batches(database, table, old, batch)
+        ):
             counts[table.name] += deleted
             progress(deleted)
     return PruneReport(**counts)
@@ -69,12 +72,17 @@ def _count(database: Database, table: sa.Table, old: list[sa.ColumnElement[bool]
         yield connection.execute(sa.select(sa.func.count()).select_from(table).where(*old)).scalar_one()
 
 
-def _delete(
+def delete_in_batches(
     database: Database, table: sa.Table, old: list[sa.ColumnElement[bool]], batch: int
 ) -> Iterator[int]:
+    """Delete what is `old`, at most `batch` rows in a transaction; give the number of each."""
     key = list(table.primary_key.columns)
-    some = sa.select(*key).where(*old).limit(batch)
-    delete = sa.delete(table).where(sa.tuple_(*key).in_(some))
+    delete: sa.Executable
+    if database.dialect == "mysql":
+        # Which takes no LIMIT in a subquery, but on DELETE itself.
+        delete = sa.delete(table).where(*old).ext(mysql.limit(batch))
+    else:
+        delete = sa.delete(table).where(sa.tuple_(*key).in_(sa.select(*key).where(*old).limit(batch)))
     while True:
         with database.begin() as connection:
             deleted = connection.execute(delete).rowcount

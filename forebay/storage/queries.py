@@ -179,8 +179,12 @@ def _body_digests(
     ids: list[str],
 ) -> Iterator[tuple[Any, ...]]:
     """`columns` of the rows that `by` finds, and the digest of their bodies as the last value."""
-    if database.dialect == "postgresql":
-        hashed = sa.func.encode(sa.func.sha256(table.c.body), sa.literal_column("'hex'"))
+    if database.dialect != "sqlite":
+        hashed = (
+            sa.func.sha2(table.c.body, 256)
+            if database.dialect == "mysql"
+            else sa.func.encode(sa.func.sha256(table.c.body), sa.literal_column("'hex'"))
+        )
         for row in connection.execute(sa.select(*columns, hashed).where(_any(database, by, ids))):
             yield tuple(row)
     else:
@@ -194,6 +198,8 @@ def _any(database: Database, column: sa.Column[Any], ids: list[str]) -> sa.Colum
         # As rows, not `= ANY (array)`: the array would be read from its text again for every row.
         array = sa.cast(sa.literal("{" + ",".join(ids) + "}", sa.Text), sa.ARRAY(sa.Uuid(as_uuid=False)))
         return column.in_(sa.select(sa.func.unnest(array)))
+    if database.dialect == "mysql":
+        return column.in_(ids)  # the driver writes them into the statement
     values = sa.func.json_each(sa.literal("[" + ",".join(f'"{i}"' for i in ids) + "]", sa.Text))
     return column.in_(sa.select(values.table_valued("value").c.value))
 
@@ -235,6 +241,17 @@ def _size(database: Database, connection: sa.Connection, table: sa.Table) -> tup
         ).one()
         if estimate > 100_000:
             return estimate, False, size
+    elif database.dialect == "mysql":
+        estimate, size = connection.execute(
+            sa.text(
+                "SELECT table_rows, data_length + index_length FROM information_schema.tables"
+                " WHERE table_schema = database() AND table_name = :name"
+            ),
+            {"name": table.name},
+        ).one()
+        if estimate > 100_000:
+            return int(estimate), False, int(size)
+        size = int(size)
     else:
         size = None
     return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one(), True, size

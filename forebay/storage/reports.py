@@ -240,6 +240,8 @@ def now_in(database: Database) -> sa.ColumnElement[datetime]:
     """The database's clock: those of the consumers' hosts may differ. A SQLite file has none but ours."""
     if database.dialect == "postgresql":
         return sa.cast(sa.func.clock_timestamp(), UtcTime)
+    if database.dialect == "mysql":
+        return sa.func.utc_timestamp(6, type_=UtcTime)
     return sa.literal(datetime.now(UTC), UtcTime)
 
 
@@ -248,6 +250,11 @@ def _before(database: Database, seconds: float) -> sa.ColumnElement[datetime]:
         return sa.cast(
             sa.func.clock_timestamp() - sa.literal(timedelta(seconds=seconds), sa.Interval), UtcTime
         )
+    if database.dialect == "mysql":
+        microseconds: sa.ColumnElement[timedelta] = sa.literal_column(
+            f"INTERVAL {round(seconds * 1e6)} MICROSECOND"
+        )
+        return sa.func.date_sub(sa.func.utc_timestamp(6), microseconds, type_=UtcTime)
     return sa.literal(datetime.now(UTC) - timedelta(seconds=seconds), UtcTime)
 
 

@@ -25,6 +25,10 @@ def clean(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+clean_name = lru_cache(maxsize=1024)(clean)
+"""As `clean`, for what few messages differ in: queues and content types."""
+
+
 def clean_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {clean(name): clean(value) for name, value in headers.items()}
 

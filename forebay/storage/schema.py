@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,8 +37,9 @@ def migrate(database: Database) -> list[str]:
     """
     Bring the tables to this release's schema; return the steps taken, none when it was current.
 
-    All steps are one transaction. Processes that start together take turns, and the
-    later ones find nothing to do. Creates the file of an SQLite database.
+    All steps are one transaction; on MySQL, which has none for tables, a migration that was
+    killed half-way is completed by the next one. Processes that start together take
+    turns, and the later ones find nothing to do. Creates the file of an SQLite database.
 
     Raises:
         SchemaMismatch: the schema is of a newer release.
@@ -57,14 +59,13 @@ def migrate(database: Database) -> list[str]:
     def note(*, step: Any, **_: object) -> None:
         taken.append(f"{step.up_revision_id} {step.up_revision.doc.splitlines()[0]}")
 
-    with database.begin() as connection:
-        _lock(database, connection)
+    with database.begin() as connection, _turn(database, connection):
         _refuse_newer(database, _state(connection, scripts))
         config = Config()
         config.attributes["forebay"] = {
             "connection": connection,
             "version_table": VERSION_TABLE,
-            "transactional_ddl": True,
+            "transactional_ddl": database.dialect != "mysql",
             "on_version_apply": note,
         }
         with EnvironmentContext(config, scripts, fn=steps):
@@ -125,13 +126,21 @@ def _state(connection: sa.Connection, scripts: ScriptDirectory) -> SchemaState:
     return "behind" if current in known else "ahead"
 
 
-def _lock(database: Database, connection: sa.Connection) -> None:
+@contextmanager
+def _turn(database: Database, connection: sa.Connection) -> Iterator[None]:
+    if database.dialect == "mysql":
+        from forebay.storage.mysqlschema import migrating
+
+        with migrating(connection, database.settings, _MIGRATION_LOCK_TIMEOUT):
+            yield
+        return
     # SQLite's BEGIN IMMEDIATE is the lock already.
     if database.dialect == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(_MIGRATION_LOCK_TIMEOUT * 1000)}")
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index may take long to build
         connection.connection.driver_connection.answer_timeout = None  # type: ignore[union-attr]  # ours
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+    yield
 
 
 def _create_file(path: Path) -> None:

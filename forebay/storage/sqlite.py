@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from forebay.brokers.api import Delivery
-from forebay.storage.rows import clean, headers_json, holds_json, says_json
+from forebay.storage.rows import clean, clean_name, headers_json, holds_json, says_json
 
 _KNOWN = "SELECT id FROM messages WHERE id IN (SELECT value FROM json_each(?))"
 
@@ -36,7 +36,9 @@ _CLAIM = "INSERT INTO processed_messages (destination, id, digest, processed_at)
 
 def time_text(value: datetime) -> str:
     """As SQLAlchemy writes and reads a datetime here."""
-    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    if value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
+    return value.isoformat(" ", "microseconds")[:26]  # without the offset
 
 
 def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: bool) -> set[str] | None:
@@ -50,7 +52,7 @@ def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: boo
     now = time_text(datetime.now(UTC))
     new = [d for d in batch if d.message.id not in known]
     if new:
-        connection.exec_driver_sql(_INSERT, [_row(d, payload, now) for d in new])
+        connection.exec_driver_sql(_INSERT, [row(d, payload, now) for d in new])
     _resolve(connection, batch, now)
     return {d.message.id for d in new} if known else None
 
@@ -61,14 +63,14 @@ def _resolve(connection: sa.Connection, batch: Sequence[Delivery], now: str) -> 
         connection.exec_driver_sql(_RESOLVE, arrived)
 
 
-def _row(delivery: Delivery, payload: bool, now: str) -> tuple[object, ...]:
+def row(delivery: Delivery, payload: bool, now: str) -> tuple[object, ...]:
     m = delivery.message
     is_json = payload and says_json(m.content_type) and holds_json(m.body)
     return (
         m.id,
-        clean(delivery.queue),
+        clean_name(delivery.queue),
         None if m.key is None else clean(m.key),
-        clean(m.content_type),
+        clean_name(m.content_type),
         headers_json(m.headers).decode() if m.headers else "{}",
         m.body.decode() if is_json else None,
         m.body,

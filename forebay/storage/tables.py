@@ -2,7 +2,9 @@
 The tables, as every supported database can hold them.
 
 Times are UTC. On PostgreSQL ids are `uuid`, JSON is `jsonb`; on SQLite both are
-text, and times are text that sorts ("2026-01-31 12:00:00.000000").
+text, and times are text that sorts ("2026-01-31 12:00:00.000000"). On MySQL and
+MariaDB ids are text and are compared byte by byte, as all our text there: see
+`forebay.storage.mysqlschema`.
 """
 
 from __future__ import annotations
@@ -81,13 +83,18 @@ def _bytes() -> TypeEngine[bytes]:
     return sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
 
+def _text() -> TypeEngine[str]:
+    # MySQL's TEXT ends at 64 KB.
+    return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
 messages = sa.Table(
     "messages",
     metadata,
     sa.Column("id", _id(), primary_key=True),
     sa.Column("queue", sa.String(80), nullable=False),
-    sa.Column("key", sa.Text),
-    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("key", _text()),
+    sa.Column("content_type", _text(), nullable=False),
     sa.Column("headers", _json(), nullable=False),
     sa.Column("payload", _json()),
     sa.Column("body", _bytes(), nullable=False),
@@ -104,24 +111,79 @@ dead_letters = sa.Table(
     sa.Column("id", _id(), primary_key=True),
     sa.Column("destination", sa.String(200), primary_key=True),
     sa.Column("queue", sa.String(80), nullable=False),
-    sa.Column("key", sa.Text),
-    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("key", _text()),
+    sa.Column("content_type", _text(), nullable=False),
     sa.Column("headers", _json(), nullable=False),
     sa.Column("body", _bytes(), nullable=False),
     sa.Column("accepted_at", UtcTime, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason", _text(), nullable=False),
     sa.Column("error_class", sa.String(200), nullable=False),
     sa.Column("fingerprint", sa.String(32), nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("detail", _text(), nullable=False),
     sa.Column("died_at", UtcTime, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("changed_at", UtcTime, nullable=False),
     sa.Column("original_id", _id()),
+    sa.Column("history", _json()),
+    sa.Column("edited_from", _id()),
+    sa.Column("edited_to", _id()),
+    sa.Column("discard_reason", sa.Text),
+    sa.Column("changed_by", sa.String(200)),
+    sa.Column("redrive_job", _id()),
+    sa.Column("redriven_at", UtcTime),
     # Also answers "is any of them open?" in a moment, which every batch asks.
     sa.Index("dead_letters_status_died_at", "status", "died_at"),
     sa.Index("dead_letters_fingerprint", "fingerprint", "died_at"),
     sa.Index("dead_letters_original_id", "original_id"),
+    sa.Index("dead_letters_redrive_job", "redrive_job", "status"),
+    sa.Index("dead_letters_edited_to", "edited_to"),
+)
+
+redrive_jobs = sa.Table(
+    "redrive_jobs",
+    metadata,
+    sa.Column("id", _id(), primary_key=True),
+    sa.Column("selection", _json(), nullable=False),
+    # Set while the job is not over: no two jobs over the same selection at a time.
+    sa.Column("selection_key", sa.String(64)),
+    sa.Column("requested_by", sa.String(200), nullable=False),
+    sa.Column("origin", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("canary", sa.Boolean, nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("stage_sent", sa.BigInteger, nullable=False),
+    sa.Column("stage_died", sa.BigInteger, nullable=False),
+    sa.Column("rate", sa.Double),
+    sa.Column("max_died_share", sa.Double, nullable=False),
+    sa.Column("patience", sa.Double, nullable=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("sent", sa.BigInteger, nullable=False),
+    sa.Column("arrived", sa.BigInteger, nullable=False),
+    sa.Column("died_again", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("changed_at", UtcTime, nullable=False),
+    sa.Column("ended_at", UtcTime),
+    sa.Column("lease_owner", sa.String(200)),
+    sa.Column("lease_until", UtcTime),
+    sa.Index("redrive_jobs_selection_key", "selection_key", unique=True),
+    sa.Index("redrive_jobs_state", "state", "created_at"),
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("id", _id(), primary_key=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("who", sa.String(200), nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("queue", sa.String(80)),
+    sa.Column("selection", _json()),
+    sa.Column("count", sa.BigInteger),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Index("audit_log_at", "at"),
 )
 
 processed_messages = sa.Table(
@@ -129,7 +191,9 @@ processed_messages = sa.Table(
     metadata,
     sa.Column("destination", sa.String(200), primary_key=True),
     sa.Column("id", _id(), primary_key=True),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column(
+        "digest", sa.LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb"), nullable=False
+    ),
     sa.Column("processed_at", UtcTime, nullable=False),
     sa.Index("processed_messages_id", "id"),
     sa.Index("processed_messages_processed_at", "processed_at"),
@@ -155,7 +219,7 @@ broker_depths = sa.Table(
     metadata,
     sa.Column("broker", sa.String(BROKER_LENGTH), primary_key=True),
     sa.Column("queue", sa.String(80), primary_key=True),
-    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("url", _text(), nullable=False),
     sa.Column("held", sa.BigInteger, nullable=False),
     sa.Column("exact", sa.Boolean, nullable=False),
     sa.Column("seen_at", UtcTime, nullable=False),

@@ -27,13 +27,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from consumers.processor import failure_of
 from consumers.sinks import NotTried
 from forebay.brokers.api import Delivery
-from forebay.errors import IdempotencyConflict, MessageRejected, SinkUnavailable
+from forebay.errors import IdempotencyConflict, MessageRejected, SinkMisconfigured, SinkUnavailable
 from forebay.ids import conflict_id, new_id
 from forebay.message import Message
 from forebay.sinks import Sink, WriteResult
@@ -55,6 +56,16 @@ class SinkHarness(ABC):
     poison: bytes | None = None
     """A body that the destination refuses for ever; None if it takes everything."""
 
+    takes: Literal["anything", "json objects"] = "anything"
+    """
+    Which bodies the destination takes at all. What is no JSON object must then be
+    rejected without an effect; of objects that JSON's grammar allows and parsers
+    differ about, such as lone surrogates, each may be taken or rejected.
+    """
+
+    strange: bytes | None = None
+    """A body at which the destination fails in a way that says nothing certain; None if there is none."""
+
     @abstractmethod
     def open(self) -> AbstractAsyncContextManager[Sink]:
         """One more sink to the same destination, as another process would have."""
@@ -66,6 +77,14 @@ class SinkHarness(ABC):
     def outage(self) -> AbstractAsyncContextManager[None]:
         """While in this context the destination is down."""
         pytest.skip("this harness cannot take the destination down")
+
+    def misconfigured(self) -> AbstractAsyncContextManager[None]:
+        """While in this context the destination refuses everything until someone corrects something."""
+        pytest.skip("this harness cannot misconfigure the destination")
+
+    def busy(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """While in this context the destination refuses everything, and asks to be left alone so long."""
+        pytest.skip("this destination does not say when to come again")
 
 
 def delivery(body: bytes = b'{"n": 1}', **fields: Any) -> Delivery:
@@ -110,8 +129,14 @@ class SinkContract:
     @pytest.mark.parametrize("body", BODIES.values(), ids=list(BODIES))
     async def test_any_bytes_arrive_as_they_are(self, sink: Sink, harness: SinkHarness, body: bytes) -> None:
         d = delivery(body)
+        results = await sink.write([d])
 
-        assert outcomes([d], await sink.write([d])) == ["new"]
+        if harness.takes == "json objects" and isinstance(results[0].error, MessageRejected):
+            assert not body.startswith(b"{") or body in (BODIES["NaN"], BODIES["lone surrogate"])
+            await assert_stored_once(harness, [], but=[d])
+            return
+        assert harness.takes == "anything" or body.startswith(b"{")
+        assert outcomes([d], results) == ["new"]
         await assert_stored_once(harness, [d])
 
     async def test_metadata_is_never_a_reason_to_refuse(self, sink: Sink, harness: SinkHarness) -> None:
@@ -152,9 +177,9 @@ class SinkContract:
     async def test_a_known_id_with_other_bytes_is_a_conflict_and_changes_nothing(
         self, sink: Sink, harness: SinkHarness, same_batch: bool
     ) -> None:
-        first = delivery(b"first")
-        second = delivery(b"second", id=first.message.id)
-        neighbour = delivery(b"neighbour")
+        first = delivery(b'{"n": "first"}')
+        second = delivery(b'{"n": "second"}', id=first.message.id)
+        neighbour = delivery(b'{"n": "neighbour"}')
         if same_batch:
             results = (await sink.write([first, second, neighbour]))[1:]
         else:
@@ -163,7 +188,7 @@ class SinkContract:
 
         assert outcomes([second, neighbour], results) == ["IdempotencyConflict", "new"]
         assert isinstance(results[0].error, IdempotencyConflict)
-        assert results[0].error.new_id == conflict_id(first.message.id, b"second")
+        assert results[0].error.new_id == conflict_id(first.message.id, second.message.body)
         await assert_stored_once(harness, [first, neighbour])
 
     @pytest.mark.parametrize("position", [0, 17, 39])
@@ -192,6 +217,51 @@ class SinkContract:
 
         assert outcomes([d], await sink.write([d])) == outcomes([d], await sink.write([d]))
         assert isinstance((await sink.write([d]))[0].error, MessageRejected)
+
+    async def test_what_nobody_foresaw_is_worth_another_try_and_no_rejection(
+        self, sink: Sink, harness: SinkHarness
+    ) -> None:
+        if harness.strange is None:
+            pytest.skip("this destination does not fail in unforeseen ways")
+        batch = deliveries(5)
+        batch[2] = delivery(harness.strange)
+        results = await sink.write(batch)
+
+        found = outcomes(batch, results)
+        assert found[:2] + found[3:] == ["new"] * 4
+        error = results[2].error
+        assert error is not None
+        assert not isinstance(error, (MessageRejected, SinkUnavailable, SinkMisconfigured, NotTried))
+        reason = failure_of(error, sink.destination).reason
+        assert harness.strange.decode() not in reason, "a reason must not quote the message"
+        await assert_stored_once(harness, batch, but=[batch.pop(2)])
+
+    async def test_a_destination_that_someone_must_correct_says_so_about_itself(
+        self, sink: Sink, harness: SinkHarness
+    ) -> None:
+        batch = [delivery(b'{"card": "5500005555555559"}') for _ in range(3)]
+        await sink.write(batch[:1])
+        async with harness.misconfigured():
+            with pytest.raises(SinkMisconfigured) as told:
+                await sink.write(batch[1:])
+        assert "5500005555555559" not in str(told.value), "a reason must not quote the message"
+        assert str(told.value)
+
+        await assert_stored_once(harness, batch[:1], but=batch[1:])
+        assert outcomes(batch, await sink.write(batch)) == ["duplicate", "new", "new"]
+
+    async def test_a_destination_that_asks_for_silence_is_quoted_with_its_time(
+        self, sink: Sink, harness: SinkHarness
+    ) -> None:
+        batch = [delivery(b'{"card": "5500005555555559"}') for _ in range(3)]
+        async with harness.busy(17.0):
+            with pytest.raises(SinkUnavailable) as told:
+                await sink.write(batch)
+        assert told.value.retry_after == 17.0
+        assert "5500005555555559" not in str(told.value), "a reason must not quote the message"
+
+        await assert_stored_once(harness, [], but=batch)
+        assert outcomes(batch, await sink.write(batch)) == ["new"] * 3
 
     async def test_an_outage_is_about_the_destination_and_leaves_nothing_half_done(
         self, sink: Sink, harness: SinkHarness

@@ -38,6 +38,7 @@ class Proxy:
         self._conversation = conversation
         self._cut_next_confirm = False
         self._was_cut = threading.Event()
+        self._away = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._flowing = asyncio.Event()
@@ -68,6 +69,15 @@ class Proxy:
         finally:
             self._loop.call_soon_threadsafe(self._flowing.set)
 
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """While in this context every connection is reset, those that are there too."""
+        self._loop.call_soon_threadsafe(self._go_away)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._come_back)
+
     def cut(self) -> None:
         """End all connections at once, with a reset."""
         self._loop.call_soon_threadsafe(self._abort_all)
@@ -82,6 +92,13 @@ class Proxy:
     def was_cut(self) -> bool:
         """Whether a connection was cut since `cut_before_confirm`."""
         return self._was_cut.is_set()
+
+    def _go_away(self) -> None:
+        self._away = True
+        self._abort_all()
+
+    def _come_back(self) -> None:
+        self._away = False
 
     def _abort_all(self) -> None:
         for writer in self._writers:
@@ -108,6 +125,8 @@ class Proxy:
         back: asyncio.StreamWriter | None = None
         try:
             await self._flowing.wait()
+            if self._away:
+                return
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
             self._writers.add(back)
             said = self._conversation() if self._conversation is not None else None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
 from forebay.brokers.api import Delivery
-from forebay.errors import IdempotencyConflict, Reject, SinkUnavailable
+from forebay.errors import IdempotencyConflict, Reject, SinkMisconfigured, SinkUnavailable
 from forebay.ids import conflict_id
 from forebay.sinks import Sink, WriteResult
 from forebay.testing.sink_contract import SinkContract, SinkHarness
-from tests.sink_contract.destinations import POISON
+from tests.sink_contract.destinations import POISON, STRANGE
 
 
 class DictSink:
@@ -29,6 +29,8 @@ class DictSink:
         stored = self._harness.bodies
         if body == POISON:
             return WriteResult(message_id=message_id, error=Reject("no cards"))
+        if body == STRANGE:
+            return WriteResult(message_id=message_id, error=KeyError(body.decode()))
         if message_id not in stored:
             stored[message_id] = body
             return WriteResult(message_id=message_id)
@@ -38,8 +40,8 @@ class DictSink:
         return WriteResult(message_id=message_id, error=conflict)
 
     async def probe(self) -> None:
-        if self._harness.down:
-            raise SinkUnavailable("down")
+        if self._harness.down is not None:
+            raise self._harness.down
 
     async def close(self) -> None:
         pass
@@ -47,10 +49,11 @@ class DictSink:
 
 class DictHarness(SinkHarness):
     poison = POISON
+    strange = STRANGE
 
     def __init__(self) -> None:
         self.bodies: dict[str, bytes] = {}
-        self.down = False
+        self.down: Exception | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Sink]:
@@ -61,9 +64,24 @@ class DictHarness(SinkHarness):
 
     @asynccontextmanager
     async def outage(self) -> AsyncIterator[None]:
-        self.down = True
+        with self.saying(SinkUnavailable("down")):
+            yield
+
+    @asynccontextmanager
+    async def misconfigured(self) -> AsyncIterator[None]:
+        with self.saying(SinkMisconfigured("no permission")):
+            yield
+
+    @asynccontextmanager
+    async def busy(self, seconds: float) -> AsyncIterator[None]:
+        with self.saying(SinkUnavailable("busy", retry_after=seconds)):
+            yield
+
+    @contextmanager
+    def saying(self, error: Exception) -> Iterator[None]:
+        self.down = error
         yield
-        self.down = False
+        self.down = None
 
 
 class TestMemory(SinkContract):

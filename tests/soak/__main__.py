@@ -7,7 +7,10 @@
     make soak ONLY=power       20 power cuts, and one without fsync that must lose
     make soak ONLY=faults-...  (sqlite, rabbitmq, rabbitmq3, kafka, kafka3; 3: a cluster of three)
                                1,000 messages a second, ten of each fault under it
+    make soak ONLY=replicas    the rate with 1, 2 and 4 consumers that take 20 ms per message, on all brokers
     make soak ONLY=teeth       the same with a weakened part, which must lose
+    make soak ONLY=order-...   (sqlite, kafka) 100,000 messages over 1,000 keys, failing at random, while
+                               one of two consumers is killed six times: no key may be turned round
 
 Interrupted, it goes on at the step where it stopped: steps that are done are kept in
 .cache/soak until the whole run is recorded.
@@ -27,7 +30,7 @@ from typing import Any
 from bench.report import Target, record, versions
 from tests import flights
 from tests.servers.postgres import Postgres
-from tests.soak import faults
+from tests.soak import faults, order, replicas
 from tests.soak.steps import Steps
 from tests.system import flights_run
 from tests.system.harness import Site
@@ -111,7 +114,13 @@ def _cut(*, after: int, weakened: bool = False) -> dict[str, int]:
         return asdict(cut_power_once(Path(folder) / "site", after=after, weakened=weakened))
 
 
-PARTS: dict[str, Callable[[], int]] = {"flights": run_flights, "power": run_power, **faults.PARTS}
+PARTS: dict[str, Callable[[], int]] = {
+    "flights": run_flights,
+    "power": run_power,
+    "replicas": replicas.run,
+    **faults.PARTS,
+    **order.PARTS,
+}
 
 
 def main(only: list[str]) -> int:

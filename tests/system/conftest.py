@@ -73,6 +73,15 @@ def broker(request: pytest.FixtureRequest, site: Site) -> str:
 
 
 @pytest.fixture
+def mariadb_site(tmp_path: Path, mariadb_url: str) -> Iterator[Site]:
+    """An installation on MariaDB with its tables made."""
+    site = Site(tmp_path, mariadb_url)
+    site.migrate()
+    yield site
+    site.close()
+
+
+@pytest.fixture
 def bare_site(tmp_path: Path) -> Iterator[Site]:
     """An installation on SQLite, without tables."""
     site = Site(tmp_path, f"sqlite:///{tmp_path / 'forebay.db'}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests import flights
+from tests.servers.mariadb import MariaDB
 from tests.servers.postgres import Postgres
 from tests.system.harness import Process, Site
 
@@ -60,7 +61,7 @@ def fractions(count: int, parts: Sequence[float]) -> list[int]:
 
 def run(
     site: Site,
-    postgres: Postgres,
+    database: Postgres | MariaDB,
     *,
     count: int,
     consumer_kills: int = 5,
@@ -92,10 +93,10 @@ def run(
         running["gateway"] = site.gateway()
 
     def stop_database() -> None:
-        postgres.stop("fast")
+        database.stop("fast")
         # The length of the outage is what is tested, so here time itself is waited for.
         time.sleep(outage)
-        postgres.start()
+        database.start()
         outcome.outage_seconds += outage
 
     stored = [
@@ -136,7 +137,8 @@ def _take_stock(site: Site, outcome: Outcome, sent: str) -> None:
     outcome.verify_exit = done.returncode
     assert done.stdout, done.stderr
     outcome.verify = json.loads(done.stdout)
-    outcome.bodies = Counter(row[0] for row in site.sql("select encode(sha256(body), 'hex') from messages"))
+    digest = "sha2(body, 256)" if site.database_url.startswith("mysql:") else "encode(sha256(body), 'hex')"
+    outcome.bodies = Counter(row[0] for row in site.sql(f"select {digest} from messages"))
     outcome.dead_letters = site.sql("select count(*) from dead_letters")[0][0]
     outcome.most_attempts = site.sql("select max(attempts) from messages")[0][0]
 

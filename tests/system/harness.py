@@ -21,8 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import psycopg
+import pymysql
 
 from tests.servers.postgres import free_port
 
@@ -280,7 +282,19 @@ class Site:
         return found
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
-        """What a PostgreSQL database of this site answers."""
+        """What a database server of this site answers."""
+        if self.database_url.startswith("mysql:"):
+            parts = urlsplit(self.database_url)
+            with (
+                pymysql.connect(
+                    host=parts.hostname, port=parts.port or 3306, user=parts.username,
+                    password=parts.password or "", database=parts.path[1:], autocommit=True,
+                    connect_timeout=5,
+                ) as mysql,
+                mysql.cursor() as asked,
+            ):  # fmt: skip
+                asked.execute(query)
+                return list(asked.fetchall())
         with psycopg.connect(self.database_url, autocommit=True, connect_timeout=5) as connection:
             cursor = connection.execute(query.encode())
             return cursor.fetchall() if cursor.description else []

@@ -104,7 +104,7 @@ def auto_commit(_: str) -> None:
     """Kafka: what was read counts as done."""
     from aiokafka import AIOKafkaConsumer
 
-    from forebay.brokers.kafka.subscription import KafkaSubscription
+    from forebay.brokers.kafka.holdings import Holdings
 
     init = AIOKafkaConsumer.__init__
 
@@ -113,11 +113,11 @@ def auto_commit(_: str) -> None:
             settings |= {"enable_auto_commit": True, "auto_commit_interval_ms": int(LATE * 500)}
         init(self, *topics, **settings)
 
-    async def commit(self: KafkaSubscription, consumer: AIOKafkaConsumer) -> None:
+    async def commit(self: Holdings, consumer: AIOKafkaConsumer) -> None:
         pass  # the client does
 
     AIOKafkaConsumer.__init__ = careless
-    KafkaSubscription._commit = commit  # type: ignore[method-assign]
+    Holdings.commit = commit  # type: ignore[method-assign]
 
 
 HOW = {f.__name__: f for f in (die_after_commit, ack_first, confirms_off, acks_1, auto_commit)}

@@ -8,6 +8,7 @@ import pytest
 
 from tests import flights
 from tests.needs import missing_server
+from tests.servers.mariadb import MariaDB
 from tests.servers.postgres import Postgres
 from tests.system import flights_run
 from tests.system.harness import Site
@@ -25,6 +26,14 @@ def flight_records() -> Path:
 def test_flights_survive_killed_consumers_and_a_stopped_database(site: Site, postgres: Postgres) -> None:
     """Five consumers die by SIGKILL and the database stops once; every flight is stored once, unchanged."""
     outcome = flights_run.run(site, postgres, count=20_000, consumer_kills=5, outage=3.0)
+
+    assert outcome.consumer_kills == 5
+    flights_run.check(outcome)
+
+
+@pytest.mark.usefixtures("flight_records")
+def test_flights_survive_killed_consumers_and_a_stopped_mariadb(mariadb_site: Site, mariadb: MariaDB) -> None:
+    outcome = flights_run.run(mariadb_site, mariadb, count=20_000, consumer_kills=5, outage=3.0)
 
     assert outcome.consumer_kills == 5
     flights_run.check(outcome)

@@ -237,7 +237,7 @@ def test_an_unknown_variable_is_refused_with_what_was_meant(folder: Path, enviro
     [
         ("[gatway]\nport = 1", "2:1", "gateway.port"),
         ("[gateway]\nprot = 1", "2:1", "gateway.port"),
-        ("port = 1", "1:1", "gateway.port"),
+        ("port = 1", "1:1", "gateway.port or admin.port"),
         (
             "[queues.orders]\n[queues.orders.retry]\nmax_atempts = 1",
             "3:1",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from forebay.brokers.api import Attempt
 from forebay.brokers.kafka.records import Incoming
 
 MOST_HEADS = 60
@@ -75,12 +76,14 @@ class Parking:
         self.fail(offset, incoming, failed)
         return None
 
-    def fail(self, offset: int, incoming: Incoming, failed: Failed) -> None:
-        """It failed, and is to be tried again when it is due."""
+    def fail(
+        self, offset: int, incoming: Incoming, failed: Failed, history: tuple[Attempt, ...] = ()
+    ) -> None:
+        """It failed, and is to be tried again when it is due. The `history` is known to us alone."""
         key = incoming.decoded.message.key
         assert key is not None
         self.failed[offset] = failed
-        incoming = _counted(incoming, failed.attempt)
+        incoming = _counted(incoming, failed.attempt, history)
         head = self.heads.get(key)
         if head is not None and head.offset < offset:
             self._put_behind(head, (offset, incoming))
@@ -151,5 +154,5 @@ class Parking:
         return head if head is not None and head.offset == offset else None
 
 
-def _counted(incoming: Incoming, attempt: int) -> Incoming:
-    return replace(incoming, decoded=replace(incoming.decoded, attempt=attempt))
+def _counted(incoming: Incoming, attempt: int, history: tuple[Attempt, ...] = ()) -> Incoming:
+    return replace(incoming, decoded=replace(incoming.decoded, attempt=attempt, history=history))

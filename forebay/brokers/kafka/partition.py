@@ -6,7 +6,7 @@ import bisect
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from forebay.brokers.api import Delivery
+from forebay.brokers.api import Attempt, Delivery
 from forebay.brokers.kafka.parking import Entry, Failed, Parking
 from forebay.brokers.kafka.records import Incoming
 from forebay.brokers.kafka.tracker import CommitTracker
@@ -38,6 +38,8 @@ class Epoch:
     claimed_free: bool = False
     """The group was told that nothing of it is in hand: until it is dealt, nothing is lent of it."""
     over: bool = False
+    _draining: set[str] = field(default_factory=set)
+    """Keys of which something was sent back while more of them was on loan: that comes back first."""
 
     @property
     def progress(self) -> tuple[int, str]:
@@ -72,7 +74,9 @@ class Epoch:
 
         What has to wait behind a failed one is set aside on the way.
         """
-        found = [(h.offset, h.incoming) for h in self.parking.due(now)[:count]]
+        self._draining.intersection_update([i.decoded.message.key for _, i in self.lent.values()])
+        due = [(h.offset, h.incoming) for h in self.parking.due(now)]
+        found = [entry for entry in due if not self._drains(entry[1])][:count]
         if self.parking.full:
             return found
         looked_at = 0
@@ -82,12 +86,22 @@ class Epoch:
             if len(found) >= count or incoming.due > now or incoming.foreign:
                 break
             looked_at += 1
-            if not self.parking.bars(offset, incoming):
+            if self.parking.bars(offset, incoming):
+                continue
+            passed.append((offset, incoming))
+            if not self._drains(incoming):
                 found.append((offset, incoming))
-                passed.append((offset, incoming))
         if len(passed) < looked_at:
             self.ready[:looked_at] = passed
         return found
+
+    def _drains(self, incoming: Incoming) -> bool:
+        return bool(self._draining) and incoming.decoded.message.key in self._draining
+
+    def send_back(self, incoming: Incoming) -> None:
+        """In order: nothing more of its key is lent before all of it that is on loan is settled."""
+        if (key := incoming.decoded.message.key) is not None:
+            self._draining.add(key)
 
     def lend(self, offset: int, incoming: Incoming, delivery: Delivery) -> None:
         self.lent[offset] = (delivery, incoming)
@@ -102,9 +116,9 @@ class Epoch:
         if not self.parking.handed_back(offset, incoming):
             bisect.insort(self.ready, (offset, incoming), key=lambda entry: entry[0])
 
-    def fail(self, offset: int, incoming: Incoming, due: int) -> None:
+    def fail(self, offset: int, incoming: Incoming, due: int, history: tuple[Attempt, ...] = ()) -> None:
         """To be tried again when it is due, before anything else of its key."""
-        self.parking.fail(offset, incoming, Failed(incoming.decoded.attempt + 1, due))
+        self.parking.fail(offset, incoming, Failed(incoming.decoded.attempt + 1, due), history)
 
     def finish(self, offset: int, incoming: Incoming) -> None:
         """Settled for good."""
@@ -121,6 +135,7 @@ class Epoch:
 
     def release_all(self) -> None:
         lent, self.lent = self.lent, {}
+        self._draining.clear()
         for offset, (_, incoming) in lent.items():
             self.put(offset, incoming)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +47,8 @@ class Writer:
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._lines: dict[tuple[str, int], asyncio.Lock] = {}
-        self._turn = itertools.count()
+        # Not all processes at the same partition first: those that send little would load only that one.
+        self._turn = itertools.count(random.randrange(2**16))
         self._background: set[asyncio.Task[None]] = set()
 
     async def write(

@@ -12,8 +12,10 @@ import pika
 import structlog
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ChannelWrongStateError, StreamLostError
+from pika.frame import decode_frame
 
 from forebay.brokers.rabbitmq.frames import Frames
+from forebay.brokers.rabbitmq.inbox import Inbox, Taker, frame_end
 from forebay.errors import BrokerClosed, BrokerUnavailable
 
 log = structlog.get_logger()
@@ -41,12 +43,15 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
     """
     pika's connection, writing once per turn of the event loop instead of three times per message.
 
-    It overrides a method that is pika's own affair. Should a later pika not call it,
-    pika's frames are written as pika does it, only slower.
+    Deliveries to `inbox` are read by hand. It overrides methods that are pika's own affair. Should
+    a later pika not call them, frames are written and read as pika does it, only slower.
     """
+
+    _frame_buffer: bytes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._gathered: list[bytes] = []
+        self.inbox = Inbox()
         super().__init__(*args, **kwargs)
 
     def write(self, frames: Sequence[bytes]) -> None:
@@ -65,6 +70,25 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
         transport = self._transport
         if transport is not None and not self.is_closed:
             self._adapter_emit_data(data)
+
+    def _on_data_available(self, data: bytes) -> None:
+        if not self.inbox:
+            super()._on_data_available(data)
+            return
+        data = self._frame_buffer + data
+        self._frame_buffer = b""
+        at = 0
+        while True:
+            begun, (at, unfinished) = at, self.inbox.read(data, at)
+            self.bytes_received += at - begun  # what pika's heartbeats look at
+            end = frame_end(data, at)
+            if unfinished or not 0 <= end <= len(data):
+                break
+            _, value = decode_frame(data[at:end])
+            self.bytes_received += end - at
+            at = end
+            self._process_frame(value)
+        self._frame_buffer = data[at:]
 
     def abort(self, why: str) -> None:
         """Cut the connection without a word to the server."""
@@ -101,6 +125,7 @@ class Channel:
                 raw.close()
 
         def on_close(_: Any, reason: Exception) -> None:
+            connection.inbox.remove(raw.channel_number)
             if not closed.done():
                 closed.set_result(reason)
 
@@ -131,6 +156,14 @@ class Channel:
         except AMQPError as error:
             raise BrokerUnavailable(f"the channel to RabbitMQ is closed: {error!r}") from error
         return await _first(answer, self.closed, timeout, method)
+
+    def on_delivery(self, consumer_tag: str, take: Taker) -> None:
+        """Let `take` have the deliveries of a consumer; those that pika reads all the same go its own way."""
+        self._connection.inbox.add(self.raw.channel_number, consumer_tag, take)
+
+    def no_delivery(self) -> None:
+        """From now on deliveries go pika's own way, which hands back those of a cancelled consumer."""
+        self._connection.inbox.remove(self.raw.channel_number)
 
     def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
         """

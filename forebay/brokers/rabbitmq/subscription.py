@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.spec import Basic
 
 from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
@@ -20,6 +22,7 @@ from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.ladder import Ladder
 from forebay.brokers.rabbitmq.link import Channel, Link
 from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
+from forebay.brokers.rabbitmq.reading import usual
 from forebay.brokers.rabbitmq.topology import NOT_FOUND, PATIENCE, refusal
 from forebay.brokers.wire import Decoded
 from forebay.errors import (
@@ -168,9 +171,23 @@ class RabbitMQSubscription:
                     log.exception("cannot read a delivery", queue=self._queue)
                     channel.close()
 
+        own_dead_letters = is_dead_letter_queue(self._queue)
+
+        def on_delivery(tag: int, raw: bytes, body: bytes) -> None:
+            if self._channel is not channel:
+                return
+            message = None if own_dead_letters else usual(raw, body)
+            if message is None:
+                on_message(None, Basic.Deliver(delivery_tag=tag), BasicProperties().decode(raw), body)
+                return
+            self._unsettled[tag] = time.monotonic()
+            self._buffer.append(Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
+            self._news.set()
+
         # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
         self._tag = f"forebay.{uuid.uuid4().hex}"
         self._window = self._wanted = window
+        channel.on_delivery(self._tag, on_delivery)
         # It holds for consumers that begin afterwards.
         await channel.call("basic_qos", prefetch_count=min(65_535, window), timeout=PATIENCE)
         await channel.call(
@@ -202,6 +219,7 @@ class RabbitMQSubscription:
         tag, self._tag = self._tag, ""
         self._window = self._wanted = 0
         if tag:
+            channel.no_delivery()
             await channel.call("basic_cancel", tag, timeout=PATIENCE)
 
     def _idle(self) -> bool:

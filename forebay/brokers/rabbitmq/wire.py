@@ -19,6 +19,8 @@ PERSISTENT = 2
 _FLAGS = 0x2000 | 0x1000 | 0x0080 | 0x0040
 """There are headers, a delivery mode, a message id and a timestamp."""
 _CONTENT_TYPE = 0x8000
+USUAL = (_FLAGS | _CONTENT_TYPE).to_bytes(2, "big")
+"""What the properties of a message of ours begin with."""
 _PERSISTENT = PERSISTENT.to_bytes(1, "big")
 SHORT = 255
 """Bytes that the protocol allows in a property and in the name of a header."""
@@ -80,7 +82,7 @@ def properties(
 def _opening(content_type: str) -> bytes:
     """Which properties there are, and the first one; without it where it does not fit."""
     try:
-        return (_FLAGS | _CONTENT_TYPE).to_bytes(2, "big") + short(content_type)
+        return USUAL + short(content_type)
     except ValueError:
         return _FLAGS.to_bytes(2, "big")
 

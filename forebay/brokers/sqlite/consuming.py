@@ -130,29 +130,6 @@ class Lent:
     """When the first of the scheduled messages is due, in microseconds; asked when too few were ready."""
 
 
-class _Gate:
-    """What of some rows may be lent to one owner now."""
-
-    def __init__(self, elsewhere: frozenset[str], heads: parking.Heads | None) -> None:
-        self._elsewhere = elsewhere
-        self._heads = heads
-        self._held_up = False
-
-    def free(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        if self._elsewhere:
-            found = [row for row in rows if row[KEY] not in self._elsewhere]
-            self._held_up |= len(found) < len(rows)
-            rows = found
-        if self._heads is not None:
-            rows = [row for row in rows if not self._heads.bars(row[0], row[1], row[KEY])]
-        return rows
-
-    @property
-    def look_again(self) -> bool:
-        """Whoever holds a key rings no bell when it lets go; and what was set aside made room for more."""
-        return self._held_up or (self._heads is not None and self._heads.set_aside > 0)
-
-
 class Lease:
     """
     Lend up to `want` messages of one queue to an owner.
@@ -174,6 +151,7 @@ class Lease:
         scheduled_share: int,
         look_first: bool,
         ordered: bool,
+        barred: frozenset[str],
         process: str,
         lease: float,
         take: Callable[[object], None],
@@ -186,6 +164,8 @@ class Lease:
         """How many of them may be scheduled ones while fresh ones wait: neither may starve the other."""
         self.look_first = look_first
         self.ordered = ordered
+        self.barred = barred
+        """Keys to lend nothing of, besides those that others hold."""
         self.process = process
         self.lease = lease
         self.deliver = take
@@ -206,7 +186,8 @@ class Lease:
         if not has_owner(tx, self.owner):
             self.owner = add_owner(tx, self.queue_id, self.process, self.lease)
         db = tx.db
-        gate = self._gate(tx)
+        barred = self.barred | self._keys_elsewhere(db)
+        gate = parking.gate(tx, self.queue_id, barred, key_column=KEY, ordered=self.ordered)
         due = db.execute(TAKE_SCHEDULED, (self.queue_id, tx.now, self.want)).fetchall()
         scheduled = gate.free(due)
         kept_for_fresh = max(self.want - len(scheduled), self.want - self.scheduled_share)
@@ -229,15 +210,6 @@ class Lease:
                 next_due = min(next_due or sys.maxsize, tx.now + KEY_PAUSE)
         return Lent(self.owner, deliveries, next_due)
 
-    def _gate(self, tx: Transaction) -> _Gate:
-        heads = None
-        if parking.any_parked(tx.db, self.queue_id):
-            if self.ordered:
-                heads = parking.Heads(tx, self.queue_id)
-            else:
-                parking.forget(tx, self.queue_id)
-        return _Gate(self._keys_elsewhere(tx.db), heads)
-
     def _keys_elsewhere(self, db: apsw.Connection) -> frozenset[str]:
         """The ordering keys of messages that other owners hold."""
         others = (self.queue_id, self.owner)
@@ -249,7 +221,7 @@ class Lease:
         self,
         db: apsw.Connection,
         want: int,
-        gate: _Gate,
+        gate: parking.Gate,
     ) -> tuple[list[tuple[Any, ...]], bool]:
         """Up to `want` in order of arrival; and whether some were passed over for their key."""
         found: list[tuple[Any, ...]] = []

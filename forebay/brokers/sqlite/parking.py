@@ -73,6 +73,30 @@ class Heads:
         return self._known[key]
 
 
+class Gate:
+    """What of some rows (due, seq, …) may be lent to one owner now."""
+
+    def __init__(self, barred: frozenset[str], heads: Heads | None, key_column: int) -> None:
+        self._barred = barred
+        self._heads = heads
+        self._key = key_column
+        self._held_up = False
+
+    def free(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        if self._barred:
+            found = [row for row in rows if row[self._key] not in self._barred]
+            self._held_up |= len(found) < len(rows)
+            rows = found
+        if self._heads is not None:
+            rows = [row for row in rows if not self._heads.bars(row[0], row[1], row[self._key])]
+        return rows
+
+    @property
+    def look_again(self) -> bool:
+        """Whoever holds a key rings no bell when it lets go; and what was set aside made room for more."""
+        return self._held_up or (self._heads is not None and self._heads.set_aside > 0)
+
+
 def any_parked(db: apsw.Connection, queue_id: int) -> bool:
     return db.execute(ANY_PARKED, (queue_id,)).get is not None
 
@@ -95,3 +119,14 @@ def forget(tx: Transaction, queue_id: int) -> None:
     """The queue is no longer read in order: nothing waits for a head."""
     tx.db.execute(_BRING_ALL_BACK, (queue_id,))
     tx.db.execute(_END_ALL, (queue_id,))
+
+
+def gate(tx: Transaction, queue_id: int, barred: frozenset[str], *, key_column: int, ordered: bool) -> Gate:
+    """For an owner that is to get nothing of the `barred` keys."""
+    heads = None
+    if any_parked(tx.db, queue_id):
+        if ordered:
+            heads = Heads(tx, queue_id)
+        else:
+            forget(tx, queue_id)
+    return Gate(barred, heads, key_column)

@@ -69,6 +69,8 @@ class SQLiteSubscription:
         self._news = asyncio.Event()
         self._sent_back: set[str] = set()
         """Keys handed back while a look was under way: what it brings of them is behind that."""
+        self._draining: set[str] = set()
+        """Keys of which something was sent back while we held more of them."""
         self._leasing = False
         self._wanted = 0
         self._look_began = 0.0
@@ -146,11 +148,18 @@ class SQLiteSubscription:
                 scheduled_share=(want + self._odd) // 2,
                 look_first=look_first,
                 ordered=self._ordered,
+                barred=self._still_draining(),
                 process=self._process,
                 lease=self._lease,
                 take=self._take,
             )
         )
+
+    def _still_draining(self) -> frozenset[str]:
+        """The keys of which we are to get nothing before we have settled what we hold."""
+        if self._draining:
+            self._draining.intersection_update([d.message.key for d in self._held.values()])
+        return frozenset(self._draining)
 
     def _take(self, result: object) -> None:
         self._leasing = False
@@ -263,8 +272,9 @@ class SQLiteSubscription:
         keys.discard(None)
         if not keys:
             return []
+        self._draining |= keys  # type: ignore[arg-type]  # None was discarded
         if self._leasing:
-            self._sent_back |= keys  # type: ignore[arg-type]  # None was discarded
+            self._sent_back |= keys  # type: ignore[arg-type]  # the same
         behind = [d for d in self._ready if d.message.key in keys]
         if behind:
             self._ready = deque([d for d in self._ready if d.message.key not in keys])

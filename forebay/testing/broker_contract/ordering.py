@@ -259,6 +259,8 @@ class OrderMachine(RuleBasedStateMachine):
         """Ids in publish order, until they are settled for good."""
         self.attempts: dict[str, int] = {}
         self.loans: list[list[Delivery]] = [[] for _ in range(CONNECTIONS)]
+        self.draining: list[set[str]] = [set() for _ in range(CONNECTIONS)]
+        """Keys of which something was sent back, and more is still in hand."""
         self.dead = 0
         self.stacks = [AsyncExitStack() for _ in range(CONNECTIONS)]
         self.brokers: list[Broker] = []
@@ -296,6 +298,7 @@ class OrderMachine(RuleBasedStateMachine):
         assert all(id_ not in ids(loan) for loan in self.loans), "lent twice"
         assert id_ in self.waiting[key], "delivered after its end"
         if key is not None:
+            assert key not in self.draining[who], "lent while something that was behind it is in hand"
             others = [x for n, loan in enumerate(self.loans) if n != who for x in loan]
             assert key not in {x.message.key for x in others}, "a key in two hands"
             before = self.waiting[key][: self.waiting[key].index(id_)]
@@ -306,19 +309,22 @@ class OrderMachine(RuleBasedStateMachine):
     @rule(
         who=who,
         picks=st.lists(
-            st.tuples(st.integers(0, 999), st.sampled_from(("ack", "retry", "dead", "release"))),
+            st.tuples(
+                st.integers(0, 999), st.sampled_from(("ack", "retry", "dead", "release")), st.booleans()
+            ),
             min_size=1,
             max_size=6,
         ),
         shuffled=st.randoms(use_true_random=False),
     )
-    def settle(self, who: int, picks: list[tuple[int, str]], shuffled: random.Random) -> None:
+    def settle(self, who: int, picks: list[tuple[int, str, bool]], shuffled: random.Random) -> None:
         loan = self.loans[who]
         settlements: list[Settlement] = []
-        for index, kind in picks:
+        for index, chosen, at_once in picks:
             if not loan:
                 break
             key = loan[index % len(loan)].message.key
+            kind = "release" if key in self.draining[who] else chosen
             mine = [d for d in loan if d.message.key == key]
             mine.sort(key=lambda d: self.waiting[d.message.key].index(d.message.id))
             first, *behind = mine
@@ -329,16 +335,19 @@ class OrderMachine(RuleBasedStateMachine):
                     settlements.append(Retry(first, 0, FAILURE))
                 else:
                     settlements.append(Release(first))
-                if key is not None:
-                    # The duty of who retries or releases: what it holds behind it goes back too.
+                # The duty of who retries or releases: what it holds behind it goes back too, now or later.
+                if key is not None and at_once:
                     for d in behind:
                         loan.remove(d)
                         settlements.append(Release(d))
+                elif key is not None:
+                    self.draining[who].add(key)
             else:
                 settlements.append(Ack(first) if kind == "ack" else DeadLetter(first, FAILURE))
                 self.dead += kind == "dead"
                 self.waiting[key].remove(first.message.id)
         shuffled.shuffle(settlements)
+        self.draining[who] &= {d.message.key for d in loan if d.message.key is not None}
         assert self.loop.run(self.subscriptions[who].settle(settlements)) == []
 
     @rule(who=who)
@@ -351,12 +360,14 @@ class OrderMachine(RuleBasedStateMachine):
 
         self.loop.run(again())
         self.loans[who].clear()
+        self.draining[who].clear()
 
     def teardown(self) -> None:
         async def rest() -> list[Delivery]:
             for stack in self.stacks:
                 await stack.aclose()
             self.loans = [[] for _ in range(CONNECTIONS)]
+            self.draining = [set() for _ in range(CONNECTIONS)]
             out: list[Delivery] = []
             expected = sum(map(len, self.waiting.values()))
             async with self.harness.open() as broker, self.subscribe(broker) as subscription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 
@@ -179,18 +180,149 @@ def test_only_what_was_chosen_is_sent(site: Installation) -> None:
 def test_a_limit_takes_the_oldest(site: Installation) -> None:
     site.archive(*[dead(b"%d" % n, ago=100 - n) for n in range(5)])
 
-    site.run("dead-letters", "redrive", "--all", "--limit", "2", "--yes")
+    site.run("dead-letters", "redrive", "--all", "--limit", "2", "--no-canary", "--yes")
 
     assert bodies(site.receive()) == [b"0", b"1"]
+
+
+def test_a_canary_that_nobody_consumes_pauses_and_can_be_gone_on_with(site: Installation) -> None:
+    letters = [dead(b"%d" % n, ago=100 - n) for n in range(3)]
+    site.archive(*letters)
+
+    paused = site.run("dead-letters", "redrive", "--all", "--wait", "0", "--yes", "--json")
+
+    assert (paused.code, paused.json["state"], paused.json["sent"]) == (8, "paused", 1)
+    assert "does a consumer run" in paused.err
+    job = paused.json["job"]
+    site.store(*site.receive())
+    done = site.run("dead-letters", "redrive", "--resume", job, "--wait", "0", "--json")
+    assert (done.code, done.json["state"], done.json["sent"]) == (0, "done", 3)
+    assert f"--resume {job}" in paused.err
+    assert "done" in site.run("dead-letters", "jobs", job).out
+    assert site.run("dead-letters", "redrive", "--resume", job).code == 5
+
+
+def test_a_redrive_can_be_ended(site: Installation) -> None:
+    site.archive(*[dead(b"%d" % n) for n in range(3)])
+    paused = site.run("dead-letters", "redrive", "--all", "--wait", "0", "--yes", "--json").json
+
+    stopped = site.run("dead-letters", "redrive", "--stop", paused["job"])
+
+    assert (stopped.code, stopped.out) == (0, f"redrive job {paused['job']} is stopped: 1 of 3 were sent\n")
+    listed = site.run("dead-letters", "jobs", "--json").json
+    assert [(one["id"], one["state"]) for one in listed] == [(paused["job"], "stopped")]
+
+
+def test_the_same_selection_is_not_redriven_by_two(site: Installation) -> None:
+    site.archive(*[dead(b"%d" % n) for n in range(3)])
+    first = site.run("dead-letters", "redrive", "--all", "--wait", "0", "--yes", "--json").json
+
+    second = site.run("dead-letters", "redrive", "--all", "--yes")
+
+    assert second.code == 5
+    assert f"redrive job {first['job']} of " in second.err
+    assert len(site.receive()) == 1
+
+
+def test_an_edit_sends_a_new_message_and_each_points_to_the_other(site: Installation) -> None:
+    letter = dead(b'{"customer": {"id": "x"}, "price": 1.50}')
+    site.archive(letter)
+
+    wanted = ("dead-letters", "edit", letter.message.id, "--set", "/customer/id=42")
+    dry = site.run(*wanted, "--dry-run")
+    done = site.run(*wanted, "--yes", "--json")
+
+    assert '-    "id": "x"\n+    "id": 42' in dry.out
+    assert done.code == 0, done.err
+    (sent,) = site.receive()
+    assert (sent.message.id, sent.message.body) == (
+        done.json["new_id"],
+        b'{"customer":{"id":42},"price":1.5}',
+    )
+    assert sent.message.headers["edited-from"] == letter.message.id
+    (old,) = site.run("dead-letters", "show", letter.message.id, "--json").json
+    assert (old["status"], old["edited_to"]) == ("discarded", sent.message.id)
+    assert old["discard_reason"] == f"edited, sent as {sent.message.id}"
+    site.archive(dead(sent.message.body, id=sent.message.id))
+    (new,) = site.run("dead-letters", "show", sent.message.id, "--json").json
+    assert new["edited_from"] == letter.message.id
+    assert site.run(*wanted, "--yes").code == 5
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        ((), 2, "--body-file"),
+        (("--set", "a"), 2, "POINTER=VALUE"),
+        (("--set", "/a/b=1"), 5, "there is no 'a'"),
+        (("--set", "/n=1"), 5, "would stay as it is"),
+        (("--body-file", "missing.json"), 2, "missing.json"),
+    ],
+)
+def test_an_edit_that_makes_no_sense_changes_nothing(
+    site: Installation, args: tuple[str, ...], code: int, says: str
+) -> None:
+    letter = dead(b'{"n":1}')
+    site.archive(letter)
+
+    done = site.run("dead-letters", "edit", letter.message.id, *args, "--yes")
+
+    assert done.code == code
+    assert says in done.err
+    assert site.status_of(letter.message.id) == "dead"
+
+
+def test_an_export_is_without_loss(site: Installation) -> None:
+    text, binary = dead("é\x00".encode(), ago=20), dead(b"\xff\x00", ago=10)
+    site.archive(text, binary)
+
+    done = site.run("dead-letters", "export", "--output", "dead.ndjson")
+    again = site.run("dead-letters", "export", "--output", "dead.ndjson")
+
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (site.folder / "dead.ndjson").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [text.message.id, binary.message.id]
+    assert lines[0]["body"].encode() == text.message.body
+    assert base64.b64decode(lines[1]["body_base64"]) == binary.message.body
+    assert again.code == 2
+
+
+def test_they_are_found_by_key_and_by_text_in_reason_or_body(site: Installation) -> None:
+    one, other = dead(b"needle \xff"), dead(b"hay", reason="Not a NEEDLE")
+    one.message.key = "k"
+    site.archive(one, other, dead(b"hay"))
+
+    def found(*args: str) -> set[str]:
+        return {r["id"] for r in site.run("dead-letters", "list", "--json", *args).json}
+
+    assert found("--text", "needle") == {one.message.id, other.message.id}
+    assert found("--key", "k") == {one.message.id}
+    assert found("--text", "%") == set()
+
+
+def test_the_audit_tells_who_did_what(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOREBAY_OPERATOR", "ann")
+    site.archive(dead(b"1"), dead(b"2"))
+
+    site.run("dead-letters", "discard", "--all", "--reason", "a test", "--yes")
+    site.run("pause", "orders", "--reason", "moving")
+
+    (paused, discarded) = site.run("audit", "--json").json
+    assert (discarded["who"], discarded["action"], discarded["count"]) == ("ann", "discard", 2)
+    assert discarded["detail"] == "a test"
+    assert (paused["action"], paused["queue"], paused["detail"]) == ("pause", "orders", "moving")
+    assert "a test" in site.run("audit", "--action", "discard").out
+    (letter, _) = site.run("dead-letters", "list", "--status", "discarded", "--json").json
+    assert (letter["discard_reason"], letter["changed_by"]) == ("a test", "ann")
 
 
 def test_many_pages_are_sent_once_each(site: Installation) -> None:
     letters = [dead(b"%d" % n, ago=n) for n in range(250)]
     site.archive(*letters)
 
-    done = site.run("dead-letters", "redrive", "--all", "--yes", "--json")
+    done = site.run("dead-letters", "redrive", "--all", "--no-canary", "--yes", "--json")
 
-    assert done.json == {"dry_run": False, "sent": 250, "failed": 0}
+    assert (done.json["state"], done.json["sent"], done.json["failed"]) == ("done", 250, 0)
     assert site.depth().waiting == 250
 
 
@@ -199,10 +331,10 @@ def test_messages_that_cannot_be_sent_stay_dead(site: Installation) -> None:
     gone, here = dead(b"gone", queue="clicks"), dead(b"here")
     site.archive(gone, here)
 
-    done = site.run("dead-letters", "redrive", "--all", "--yes", "--json")
+    done = site.run("dead-letters", "redrive", "--all", "--no-canary", "--yes", "--json")
 
     assert done.code == 8
-    assert done.json == {"dry_run": False, "sent": 1, "failed": 1}
+    assert (done.json["sent"], done.json["failed"]) == (1, 1)
     assert "clicks" in done.err
     assert site.status_of(gone.message.id) == "dead"
 
@@ -247,7 +379,7 @@ def test_the_rate_is_a_ceiling(site: Installation) -> None:
     site.archive(*[dead(b"%d" % n) for n in range(6)])
 
     began = time.monotonic()
-    site.run("dead-letters", "redrive", "--all", "--rate", "2", "--yes")
+    site.run("dead-letters", "redrive", "--all", "--rate", "2", "--no-canary", "--yes")
 
     # Three pages of two, one second apart: two waits.
     assert time.monotonic() - began >= 1.9

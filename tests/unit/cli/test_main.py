@@ -244,8 +244,8 @@ def test_config_check_knows_which_sinks_are_installed(tmp_path: Path) -> None:
     done = forebay("config", "check", cwd=tmp_path)
     assert done.returncode == 2
     assert (
-        "forebay.toml:2:1: queues.orders.sink 'databse' is not installed; there are database, python"
-        in done.stderr
+        "forebay.toml:2:1: queues.orders.sink 'databse' is not installed;"
+        " there are broker, database, http, python" in done.stderr
     )
 
 

@@ -334,3 +334,38 @@ def test_migrating_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
     assert (first.returncode, second.returncode) == (0, 0)
     assert "0001" in first.stdout
     assert "nothing to do" in second.stdout
+
+
+# ---- the admin API
+
+
+def ask(url: str, token: str) -> int:
+    request = urllib.request.Request(f"{url}/admin/v1/status", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+        return int(answer.status)
+
+
+def test_dev_serves_the_admin_api_with_a_token_that_only_its_owner_can_read(tmp_path: Path) -> None:
+    kept = tmp_path / "forebay-data" / "admin-token"
+    seen = []
+    for _ in range(2):
+        with Running("dev", "--port", "0", cwd=tmp_path) as dev:
+            url = dev.until(r"operators' API +(http://127\.0\.0\.1:\d+)/admin")[1]
+            seen.append(kept.read_text().strip())
+            assert ask(url, seen[-1]) == 200
+            assert dev.end(signal.SIGTERM) == 0
+    assert seen[0] == seen[1]
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_admin_makes_a_token_where_none_is_set_and_refuses_to_beyond_loopback(tmp_path: Path) -> None:
+    forebay("migrate", cwd=tmp_path, env=URLS)
+    with Running("admin", "--port", "0", cwd=tmp_path, env=URLS) as admin:
+        url = admin.until(r"(http://\S+) is ready")[1]
+        token = admin.until(r"until this process ends it is (\S+)")[1]
+        assert ask(url, token) == 200
+        assert admin.end(signal.SIGTERM) == 0
+
+    refused = forebay("admin", "--host", "0.0.0.0", "--port", "0", cwd=tmp_path, env=URLS)
+    assert refused.returncode == 2
+    assert "no token is set" in refused.stderr

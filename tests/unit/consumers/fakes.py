@@ -127,6 +127,7 @@ def line(
     quarantine: Quarantine | None = None,
     tally: Tally | None = None,
     batch_size: int = 10,
+    ordered: bool = False,
 ) -> Line:
     """All that a worker of `queue` shares with others."""
     return Line(
@@ -138,6 +139,7 @@ def line(
         tally=tally or Tally(metrics=ConsumerMetrics(CollectorRegistry()), queue=queue),
         quarantine=quarantine or no_quarantine(),
         batch_size=batch_size,
+        ordered=ordered,
     )
 
 

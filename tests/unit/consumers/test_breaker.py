@@ -130,6 +130,13 @@ def test_the_wait_starts_small_again_once_the_destination_has_stood_its_ground(c
     assert b.retry_after() <= 1.0
 
 
+def test_a_destination_that_asks_for_silence_gets_it_at_the_first_failure(clock: FakeClock) -> None:
+    b = breaker(clock, threshold=3)
+    fail(b, SinkUnavailable("busy", retry_after=77.0))
+
+    assert b.retry_after() == pytest.approx(77.0)
+
+
 def test_the_destination_may_ask_for_a_longer_wait(clock: FakeClock) -> None:
     b = breaker(clock)
     fail(b, SinkUnavailable("busy", retry_after=77.0))

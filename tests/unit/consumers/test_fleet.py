@@ -18,6 +18,7 @@ from consumers import fleet as fleet_module
 from consumers import worker as worker_module
 from consumers.controls import ControlRoom
 from consumers.fleet import Fleet, OldBroker
+from consumers.housekeeping import Housekeeper
 from consumers.reporter import Reporter, Watched
 from consumers.settings import BreakerSettings, ConsumerSettings, QueueSettings, RetrySettings
 from consumers.supervisor import Supervisor
@@ -103,6 +104,7 @@ class Process:
             make_old=lambda broker: self.supervisor(broker, beside=current),
             reporter=self.reporter,
             controls=ControlRoom(database, current.flows, current.quarantine, name="a:1"),
+            housekeeper=Housekeeper(None, None),
         )
         self.stop = asyncio.Event()
 

@@ -30,6 +30,11 @@ def settle_one(error: Exception | None, *, attempt: int = 1) -> Settlement:
     return PROCESSOR.settle([d], [WriteResult(message_id="a", error=error)], NOON)[0]
 
 
+@pytest.mark.parametrize("error", [SinkUnavailable("down"), SinkMisconfigured("no permission"), NotTried()])
+def test_what_met_an_outage_in_the_middle_of_a_batch_is_handed_back_uncounted(error: Exception) -> None:
+    assert settle_one(error, attempt=8) == Release(delivery("a", attempt=8))
+
+
 def test_what_is_stored_is_acknowledged() -> None:
     assert settle_one(None) == Ack(delivery("a"))
 

@@ -119,6 +119,22 @@ async def test_a_queue_added_while_it_runs_is_consumed_too() -> None:
     assert len(process.supervisor.snapshot()) == 1
 
 
+@pytest.mark.parametrize(("settings", "most"), [(QueueSettings(max_wait=0.0), 3), (QUICK, 10)])
+async def test_a_sink_says_how_many_it_wants_unless_the_settings_do(
+    settings: QueueSettings, most: int
+) -> None:
+    process = Process()
+    sink = MemorySink()
+    sink.batch_size = 3  # type: ignore[attr-defined]
+    process.supervisor._make_sink = lambda queue, settings: sink
+    process.supervisor.add("orders", settings)
+    await process.publish("orders", 30)
+    async with process.running():
+        await until(lambda: process.status("orders").stored == 30)
+
+    assert max(len(call) for call in sink.calls) == most
+
+
 async def test_a_sink_that_cannot_be_made_is_the_callers_to_hear() -> None:
     process = Process()
 

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Bench:
         shutdown_timeout: float = 5.0,
         settings: QueueSettings | None = None,
         quarantine: Quarantine | None = None,
+        ordered: bool = False,
     ) -> None:
         self.broker = FlakyBroker()
         self.sink = MemorySink()
@@ -51,7 +53,7 @@ class Bench:
         retry = ExponentialBackoff(max_attempts=max_attempts, base=0.01, cap=0.02)
         self.line = line(
             self.sink, self.breaker, retry=retry, batch_size=batch_size, settings=settings,
-            quarantine=quarantine,
+            quarantine=quarantine, ordered=ordered,
         )  # fmt: skip
         self.tally, self.flow = self.line.tally, self.line.flow
         self.worker = Worker(self.broker, self.line, max_wait=0.0, shutdown_timeout=shutdown_timeout)
@@ -115,6 +117,19 @@ async def test_the_next_batches_are_received_while_one_is_written_but_not_withou
         await asyncio.sleep(0.05)  # Time in which a mistaken worker would take more.
         assert bench.broker.lent == IN_HAND * 10
         bench.sink.gate.set()
+
+
+async def test_an_outage_in_the_middle_of_a_batch_stops_the_taking_too() -> None:
+    bench = Bench(batch_size=10)
+    first_id = (await bench.publish(10))[0]
+    bench.sink.errors = lambda d: None if d.message.id == first_id else SinkUnavailable("down")
+    async with bench.running():
+        await until(lambda: bench.breaker.state is BreakerState.OPEN)
+        assert bench.depth() == 9
+        bench.sink.errors = lambda _: None
+        await until(lambda: bench.depth() == 0)
+
+    assert {d.attempt for d in bench.sink.stored.values()} == {1}
 
 
 async def test_an_outage_stops_the_taking_and_burns_no_attempt() -> None:
@@ -512,3 +527,45 @@ async def test_what_the_sink_has_in_hand_is_on_record_and_nothing_else(tmp_path:
 def _only_file(folder: Path) -> bytes:
     (file,) = folder.iterdir()
     return file.read_bytes()
+
+
+async def test_in_order_no_call_of_the_sink_holds_a_key_twice_and_no_failure_turns_a_key_round() -> None:
+    bench = Bench(ordered=True, max_attempts=50)
+    rng = random.Random(1)
+    sent = [replace(m, key=f"k{n % 7}" if n % 10 else None) for n, m in enumerate(messages(300))]
+    bench.sink.errors = lambda d: (
+        Reject("never") if d.message.id in rejected else RetryLater(0.005) if rng.random() < 0.2 else None
+    )
+    rejected = {m.id for m in rng.sample(sent, 10)}
+    await bench.broker.declare("orders")
+    await bench.broker.publish("orders", sent, timeout=1.0)
+
+    async with bench.running():
+        await until(lambda: bench.depth() == 0)
+
+    for call in bench.sink.calls:
+        keys = [d.message.key for d in call if d.message.key is not None]
+        assert len(keys) == len({*keys})
+    stored = list(bench.sink.stored)
+    assert {*stored} == {m.id for m in sent} - rejected
+    for key in {m.key for m in sent} - {None}:
+        of_key = [m.id for m in sent if m.key == key and m.id not in rejected]
+        assert [id_ for id_ in stored if id_ in of_key] == of_key
+
+
+async def test_in_order_an_outage_hands_everything_back_and_the_order_stays() -> None:
+    bench = Bench(ordered=True)
+    bench.sink.down = SinkUnavailable("connection refused")
+    sent = [replace(m, key=f"k{n % 3}") for n, m in enumerate(messages(100))]
+    await bench.broker.declare("orders")
+    await bench.broker.publish("orders", sent, timeout=1.0)
+
+    async with bench.running():
+        await until(lambda: len(bench.sink.calls) > 3)
+        bench.sink.down = None
+        await until(lambda: bench.depth() == 0)
+
+    assert {d.attempt for d in bench.sink.stored.values()} == {1}
+    for key in ("k0", "k1", "k2"):
+        stored = [id_ for id_, d in bench.sink.stored.items() if d.message.key == key]
+        assert stored == [m.id for m in sent if m.key == key]

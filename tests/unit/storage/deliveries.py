@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -82,7 +83,7 @@ def stored_count(database: Database) -> int:
 def add_check(database: Database, name: str, condition: str) -> None:
     """A constraint of the user's own on `messages`."""
     with database.begin() as connection:
-        if database.dialect == "postgresql":
+        if database.dialect != "sqlite":
             connection.exec_driver_sql(f"ALTER TABLE messages ADD CONSTRAINT {name} CHECK ({condition})")
             return
         # SQLite adds a constraint only to a new table.
@@ -91,3 +92,16 @@ def add_check(database: Database, name: str, condition: str) -> None:
         connection.exec_driver_sql(
             f"{sql.rstrip().removesuffix(')')}, CONSTRAINT {name} CHECK ({condition}))"
         )
+
+
+@contextmanager
+def messages_locked(database: Database) -> Iterator[None]:
+    """Meanwhile nobody else can write messages."""
+    with database.begin() as connection:
+        if database.dialect == "postgresql":
+            connection.exec_driver_sql("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+        if database.dialect == "mysql":
+            connection.exec_driver_sql("LOCK TABLES messages WRITE")
+        yield
+        if database.dialect == "mysql":
+            connection.exec_driver_sql("UNLOCK TABLES")

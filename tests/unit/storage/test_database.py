@@ -26,6 +26,16 @@ from forebay.storage.database import Database
         ("postgresql://u:tiger@h:99999/x", "port"),
         ("postgresql://u:ti%ger@h/x", "with % for special characters"),
         ("postgresql://u:tiger@h/x?colour=red", "cannot be read"),
+        ("mysql://u:tiger@h", "names no database"),
+        ("mysql://u:tiger@h/", "names no database"),
+        ("mysql://u:tiger@h:port/x", "port"),
+        ("mysql://u:tiger@h:99999/x", "port"),
+        ("mysql://u:ti/ger:x@h/x", "% for special characters"),
+        ("mysql://u:tiger#1@h/x", "% for special characters|names no database"),
+        ("mysql://u:p@h/x#tiger", "% for special characters"),
+        ("mysql://u:tiger@h/x?charset=latin1", "charset, which is not known"),
+        ("mysql://u:tiger@a:1,b:2/x", "several hosts|port"),
+        ("mysql:name", "names no database"),
     ],
 )
 def test_an_unreadable_url_is_refused_with_an_example(url: str, text: str) -> None:
@@ -45,6 +55,12 @@ def test_an_unreadable_url_is_refused_with_an_example(url: str, text: str) -> No
         ("postgresql+psycopg://u:t%40iger@h/x?sslmode=require", "postgresql", "postgresql://u@h/x"),
         ("postgresql://u:tiger@a:1,b:2/x", "postgresql", "postgresql://u@a:1,b:2/x"),
         ("postgresql://u:tiger@/x?host=/run/pg", "postgresql", "postgresql://u@/run/pg/x"),
+        ("mysql://u:tiger@h/x", "mysql", "mysql://u@h/x"),
+        ("mysql://u:t%40iger@h:3307/x", "mysql", "mysql://u@h:3307/x"),
+        ("mariadb://u:tiger@h/x", "mysql", "mysql://u@h/x"),
+        ("mysql+pymysql://u%40d:tiger@h/x?ssl_ca=/ca.pem", "mysql", "mysql://u%40d@h/x"),
+        ("mysql://u:tiger@[::1]:3306/x", "mysql", "mysql://u@[::1]:3306/x"),
+        ("mysql://u:tiger@localhost/x?unix_socket=/run/s", "mysql", "mysql://u@/run/s/x"),
     ],
 )
 def test_a_url_can_be_shown_without_its_password(url: str, dialect: str, safe: str) -> None:
@@ -55,5 +71,6 @@ def test_a_url_can_be_shown_without_its_password(url: str, dialect: str, safe: s
 
 def test_making_one_does_not_connect(tmp_path: Path) -> None:
     Database("postgresql://u:p@127.0.0.1:1/x").dispose()
+    Database("mysql://u:p@127.0.0.1:1/x").dispose()
     Database(f"sqlite:///{tmp_path / 'x.db'}").dispose()
     assert list(tmp_path.iterdir()) == []

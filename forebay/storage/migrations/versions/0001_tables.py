@@ -22,12 +22,14 @@ def upgrade() -> None:
     json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql").with_variant(sa.Text(), "sqlite")
     binary = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
+    text = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
     op.create_table(
         "messages",
         sa.Column("id", uuid, primary_key=True),
         sa.Column("queue", sa.String(80), nullable=False),
-        sa.Column("key", sa.Text),
-        sa.Column("content_type", sa.Text, nullable=False),
+        sa.Column("key", text),
+        sa.Column("content_type", text, nullable=False),
         sa.Column("headers", json, nullable=False),
         sa.Column("payload", json),
         sa.Column("body", binary, nullable=False),
@@ -42,16 +44,16 @@ def upgrade() -> None:
         sa.Column("id", uuid, primary_key=True),
         sa.Column("destination", sa.String(200), primary_key=True),
         sa.Column("queue", sa.String(80), nullable=False),
-        sa.Column("key", sa.Text),
-        sa.Column("content_type", sa.Text, nullable=False),
+        sa.Column("key", text),
+        sa.Column("content_type", text, nullable=False),
         sa.Column("headers", json, nullable=False),
         sa.Column("body", binary, nullable=False),
         sa.Column("accepted_at", UtcTime, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("reason", text, nullable=False),
         sa.Column("error_class", sa.String(200), nullable=False),
         sa.Column("fingerprint", sa.String(32), nullable=False),
-        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("detail", text, nullable=False),
         sa.Column("died_at", UtcTime, nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("changed_at", UtcTime, nullable=False),
@@ -65,7 +67,9 @@ def upgrade() -> None:
         "processed_messages",
         sa.Column("destination", sa.String(200), primary_key=True),
         sa.Column("id", uuid, primary_key=True),
-        sa.Column("digest", sa.LargeBinary(32), nullable=False),
+        sa.Column(
+            "digest", sa.LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb"), nullable=False
+        ),
         sa.Column("processed_at", UtcTime, nullable=False),
     )
     op.create_index("processed_messages_id", "processed_messages", ["id"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 from forebay.storage.tables import UtcTime
 
@@ -32,7 +33,7 @@ def upgrade() -> None:
         "broker_depths",
         sa.Column("broker", sa.String(400), primary_key=True),
         sa.Column("queue", sa.String(80), primary_key=True),
-        sa.Column("url", sa.Text, nullable=False),
+        sa.Column("url", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
         sa.Column("held", sa.BigInteger, nullable=False),
         sa.Column("exact", sa.Boolean, nullable=False),
         sa.Column("seen_at", UtcTime, nullable=False),

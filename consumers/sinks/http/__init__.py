@@ -1,0 +1,1 @@
+"""The sink `http`: each message is one request to a service."""

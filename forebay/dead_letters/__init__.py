@@ -1,0 +1,1 @@
+"""What operators do with dead letters: one engine for the command line and the admin API."""
