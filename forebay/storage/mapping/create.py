@@ -55,7 +55,9 @@ def _complete(connection: sa.Connection, dialect: MappingDialect, spec: TableSpe
         lines = [_definition(dialect, spec, s, new_table=True) for s in specs(spec)]
         if spec.conflict_columns:
             lines.append(f"PRIMARY KEY ({', '.join(dialect.quoted(c) for c in spec.conflict_columns)})")
-        connection.exec_driver_sql(_driver_sql(connection, f"CREATE TABLE {table} ({', '.join(lines)})"))
+        connection.exec_driver_sql(
+            _driver_sql(connection, f"CREATE TABLE {table} ({', '.join(lines)}){dialect.table_options()}")
+        )
         log.info("made a table", table=spec.full_name)
         return
     for of_column in specs(spec):

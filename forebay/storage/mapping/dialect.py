@@ -50,6 +50,10 @@ class MappingDialect(Protocol):
         """The type that a column of this kind gets when we make it; `key`: an index will be on it."""
         ...
 
+    def table_options(self) -> str:
+        """What stands after the columns of a table that we make."""
+        ...
+
     def locked(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """In this context, which is one transaction where the database can, nobody else makes tables here."""
         ...

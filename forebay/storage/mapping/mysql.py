@@ -83,6 +83,10 @@ def column_type(kind: Kind, *, key: bool) -> str:
     return _KEY_TYPES.get(kind, _TYPES[kind]) if key else _TYPES[kind]
 
 
+def table_options() -> str:
+    return " ENGINE=InnoDB CHARACTER SET utf8mb4"
+
+
 @contextmanager
 def locked(connection: sa.Connection) -> Iterator[None]:
     # It commits by itself whatever makes a table, so the lock is the session's, and given back.

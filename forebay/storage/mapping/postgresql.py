@@ -102,6 +102,10 @@ def column_type(kind: Kind, *, key: bool) -> str:
     return _TYPES[kind]
 
 
+def table_options() -> str:
+    return ""
+
+
 @contextmanager
 def locked(connection: sa.Connection) -> Iterator[None]:
     # Held to the end of the transaction.

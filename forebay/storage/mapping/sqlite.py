@@ -54,6 +54,10 @@ def column_type(kind: Kind, *, key: bool) -> str:
     return _TYPES[kind]
 
 
+def table_options() -> str:
+    return ""
+
+
 @contextmanager
 def locked(connection: sa.Connection) -> Iterator[None]:
     yield  # A transaction that writes is the only one from its beginning.

@@ -229,7 +229,7 @@ def test_a_missing_table_is_made(database: Database) -> None:
     given = spec(columns=ALL, create=True, on_conflict="update", conflict_columns=("id",), extras="extras")
     prepare(database, given)
     sent = flight(
-        1, price="12345678901234567890.5", late=True, day="2013-01-01", clock="05:00", tags=[1], odd="x"
+        1, price="12345678901234567890.5", late=True, day="2013-01-01", clock="05:00", tags=[1], odd="Київ"
     )
 
     assert prepare(database, given).description == inspect(database, given).description
