@@ -9,6 +9,7 @@
                                1,000 messages a second, ten of each fault under it
     make soak ONLY=replicas    the rate with 1, 2 and 4 consumers that take 20 ms per message, on all brokers
     make soak ONLY=teeth       the same with a weakened part, which must lose
+    make soak ONLY=outage-...  (sqlite, rabbitmq, kafka) ten minutes without a database at 500 messages/s
     make soak ONLY=order-...   (sqlite, kafka) 100,000 messages over 1,000 keys, failing at random, while
                                one of two consumers is killed six times: no key may be turned round
 
@@ -30,7 +31,7 @@ from typing import Any
 from bench.report import Target, record, versions
 from tests import flights
 from tests.servers.postgres import Postgres
-from tests.soak import faults, order, replicas
+from tests.soak import faults, order, outage, replicas
 from tests.soak.steps import Steps
 from tests.system import flights_run
 from tests.system.harness import Site
@@ -120,6 +121,7 @@ PARTS: dict[str, Callable[[], int]] = {
     "replicas": replicas.run,
     **faults.PARTS,
     **order.PARTS,
+    **outage.PARTS,
 }
 
 
