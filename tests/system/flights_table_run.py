@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -200,7 +201,8 @@ def check(outcome: Outcome) -> None:
 
 def bounds(outcome: Outcome) -> dict[str, tuple[int, int]]:
     """What the run must show: each figure, and what it must be."""
-    assert outcome.after_drain is not None and outcome.after_repair is not None
+    assert outcome.after_drain is not None
+    assert outcome.after_repair is not None
     found = {
         "trips of the dead-letter budget": (outcome.budget_trips, 0),
         "dead after the drain": (sum(outcome.after_drain.dead.values()), outcome.poison),
@@ -232,14 +234,19 @@ def _drain(this: _Run, outcome: Outcome, kills: int) -> None:
         "send", QUEUE, "--ndjson", "flights.ndjson", "--record", "sent.txt", "--url", site.url, log="send"
     )
     good = count - outcome.poison
+
+    def stored(at: int) -> bool:
+        if not outcome.seconds_send and not sender.running:
+            outcome.seconds_send = time.monotonic() - began
+        return _rows(site) >= at
+
     for number in range(kills):
-        _until(this, lambda at=good * (number + 1) // (kills + 1): _rows(site) >= at, "half-way")  # type: ignore[misc]
+        _until(this, partial(stored, good * (number + 1) // (kills + 1)), "a part of the flights")
         this.consumers[0].kill()
         outcome.kills += 1
         this.consumers[0] = site.consumer(QUEUE)
-        if not outcome.seconds_send and not sender.running:
-            outcome.seconds_send = time.monotonic() - began
-    assert sender.wait(within=this.within) == 0, sender.tail()
+    _until(this, lambda: stored(0) and not sender.running, "the sender's end")
+    assert sender.wait() == 0, sender.tail()
     outcome.seconds_send = outcome.seconds_send or time.monotonic() - began
     _until(this, lambda: _rows(site) >= good, "the last good flight")
     _until(this, lambda: _dead(site) >= outcome.poison, "the last poison's dead letter")
