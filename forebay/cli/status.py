@@ -125,7 +125,8 @@ def judge(
     Standing still is judged by a queue that has work and neither shrinks nor grows:
     with nobody sending, that is what a missing consumer looks like.
     """
-    behind = [trend for trend in queues if trend.due and not trend.fresh]
+    # On a queue that is paused nothing passes through, however fresh it is.
+    behind = [t for t in queues if t.due and (not t.fresh or t.name in (paused or {}))]
     waiting = sum(trend.due or 0 for trend in behind)
     dead = f" {_messages(dead_letters)} given up: forebay dead-letters list" if dead_letters else ""
     names = ", ".join(trend.queue for trend in behind)

@@ -459,3 +459,28 @@ def test_a_broker_that_cannot_tell_is_not_guessed() -> None:
 
     assert (found.due, found.change) == (None, None)
     assert not judge([found]).ok
+
+
+def test_a_paused_queue_is_not_fine_and_says_why() -> None:
+    fresh = Trend(queue="orders", due=3, scheduled=0, change=0.0, fresh=True)
+    verdict = judge([fresh], paused={"orders": "paused by ann@host; to go on: forebay resume orders"})
+    assert not verdict.ok
+    assert verdict.sentence.startswith(
+        "Paused: 3 messages wait on orders. orders is paused: paused by ann@host"
+    )
+
+
+def test_a_queue_that_drains_is_not_paused_whatever_an_old_report_says() -> None:
+    draining = Trend(queue="orders", due=300, scheduled=0, change=-100.0)
+    assert judge([draining], paused={"orders": "connection refused"}).ok
+
+
+def test_operators_pause_resume_and_throttle(site: Installation) -> None:
+    paused = site.run("pause", "orders", "--reason", "moving", "--json").json
+    assert (paused["paused"], paused["reason"]) == (True, "moving")
+    assert "moving" in site.run("status").out
+    assert site.run("throttle", "orders", "0.5", "--json").json["rate"] == 0.5
+    assert site.run("throttle", "orders", "off", "--json").json["rate"] is None
+    resumed = site.run("resume", "orders", "--allow-dead-letters", "7", "--json").json
+    assert (resumed["paused"], resumed["allowance"]) == (False, 7)
+    assert site.run("throttle", "orders", "soon").code == 2
