@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from forebay.brokers.api import Broker
 from forebay.brokers.kafka.broker import KafkaBroker
@@ -43,6 +44,11 @@ class KafkaHarness(BrokerHarness):
         finally:
             for node in self.cluster.nodes:
                 node.resume()
+
+    async def write_foreign(self, queue: str, bodies: Sequence[bytes]) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=self.cluster.nodes[0].address) as producer:
+            for written in [await producer.send(queue, body) for body in bodies]:
+                await written
 
     async def restart(self) -> None:
         node = self.cluster.nodes[0]

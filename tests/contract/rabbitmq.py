@@ -14,7 +14,9 @@ from pydantic import SecretStr
 
 from forebay.brokers.api import Broker
 from forebay.brokers.rabbitmq.broker import RabbitMQBroker
+from forebay.brokers.rabbitmq.link import Channel, Connection, Link
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
+from forebay.brokers.rabbitmq.url import read_url
 from forebay.errors import BrokerUnavailable
 from forebay.testing.broker_contract import BrokerHarness
 from forebay.testing.broker_contract.harness import message
@@ -66,6 +68,13 @@ class RabbitMQHarness(BrokerHarness):
                 stack.enter_context(proxy.stalled())
             yield
 
+    async def write_foreign(self, queue: str, bodies: Sequence[bytes]) -> None:
+        async with another_program(self.url) as channel:
+            for body in bodies:
+                channel.raw.basic_publish("", self.settings.prefix + queue, body)
+            # Answered after what was published before it, on this channel.
+            await channel.call("queue_declare", self.settings.prefix + queue, passive=True, timeout=10)
+
     def cut(self) -> None:
         """End all connections."""
         for proxy in self.proxies:
@@ -76,6 +85,19 @@ class RabbitMQHarness(BrokerHarness):
         node = self.cluster.nodes[0]
         await asyncio.to_thread(node.kill)
         await asyncio.to_thread(node.start)
+
+
+@asynccontextmanager
+async def another_program(url: str) -> AsyncIterator[Channel]:
+    """A channel of somebody who knows AMQP and not us."""
+
+    async def nothing(_: Connection) -> None: ...
+
+    link = Link("test", read_url(url, SETTINGS), on_up=nothing, on_down=lambda _: None)
+    try:
+        yield await Channel.open(await link.up(10), 10)
+    finally:
+        await link.close(3)
 
 
 def with_management(cluster: RabbitMQCluster) -> RabbitMQSettings:

@@ -108,6 +108,19 @@ class TestOnlyKafka:
         assert letter.death is not None
         assert (letter.death.failure.error_class, letter.death.queue) == ("MessageDecodeError", queue)
 
+    async def test_a_flood_of_foreign_records_is_a_line_in_the_log_and_not_one_of_each(
+        self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
+    ) -> None:
+        await KafkaHarness(kafka).write_foreign(queue, [b"not ours"] * 100)
+        with capture_logs() as logs:
+            async with broker.subscribe(queue, prefetch=100) as subscription:
+                assert await subscription.receive(1, 0.5) == []
+                assert len(await drain(broker, dead_letter_queue(queue), 100, 5)) == 100
+        lines = [line for line in logs if line["event"].startswith("messages that are not ours")]
+        assert sum(line["count"] for line in lines) == 100
+        assert len(lines) <= 2, "one a second"
+        assert (lines[0]["first_topic"], lines[0]["first_offset"]) == (queue, 0)
+
     async def test_messages_that_kafka_deleted_unread_are_reported_and_the_rest_is_read(
         self, kafka: KafkaCluster, broker: KafkaBroker, queue: str
     ) -> None:

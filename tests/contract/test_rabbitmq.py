@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from forebay.brokers.api import Ack, Broker, Delivery, PublishResult, Release, Retry, Subscription
 from forebay.brokers.naming import dead_letter_queue
 from forebay.brokers.rabbitmq.broker import COUNTED_EVERY, RabbitMQBroker
-from forebay.brokers.rabbitmq.link import Channel, Connection, Link
-from forebay.brokers.rabbitmq.url import read_url
+from forebay.brokers.rabbitmq.link import Channel, Connection
 from forebay.errors import (
     BrokerUnavailable,
     PublishRejected,
@@ -36,7 +36,15 @@ from forebay.testing.broker_contract.harness import (
     publish,
     until_depth,
 )
-from tests.contract.rabbitmq import EXISTING, SETTINGS, RabbitMQHarness, proxies_of, published, running
+from tests.contract.rabbitmq import (
+    EXISTING,
+    SETTINGS,
+    RabbitMQHarness,
+    another_program,
+    proxies_of,
+    published,
+    running,
+)
 from tests.servers.postgres import free_port
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQ, RabbitMQCluster
@@ -93,12 +101,8 @@ async def queue(broker: Broker) -> str:
 @pytest.fixture
 async def raw(server: RabbitMQCluster) -> AsyncIterator[Channel]:
     """A channel of another program's."""
-
-    async def nothing(_: Connection) -> None: ...
-
-    link = Link("test", read_url(server.url, SETTINGS), on_up=nothing, on_down=lambda _: None)
-    yield await Channel.open(await link.up(10), 10)
-    await link.close(3)
+    async with another_program(server.url) as channel:
+        yield channel
 
 
 async def test_a_connection_cut_before_the_confirm_is_unconfirmed_and_made_again(
@@ -185,6 +189,20 @@ async def test_a_message_of_another_program_rests_among_the_dead_with_its_bytes(
     assert dead.message.body == b"\xffnot ours"
     assert dead.death is not None
     assert (dead.death.queue, dead.death.failure.error_class) == (queue, "MessageDecodeError")
+
+
+async def test_a_flood_of_another_programs_messages_is_a_line_in_the_log_and_not_one_of_each(
+    harness: RabbitMQHarness, broker: Broker, queue: str
+) -> None:
+    await harness.write_foreign(queue, [b"not ours"] * 100)
+    with capture_logs() as logs:
+        async with broker.subscribe(queue, prefetch=100) as subscription:
+            assert await subscription.receive(1, 0.5) == []
+            assert len(await drain(broker, dead_letter_queue(queue), 100, 5)) == 100
+    lines = [line for line in logs if line["event"].startswith("messages that are not ours")]
+    assert sum(line["count"] for line in lines) == 100
+    assert len(lines) <= 2, "one a second"
+    assert "no forebay-v header" in lines[0]["first_reason"]
 
 
 async def test_a_deleted_queue_is_told_and_used_again_when_it_is_back(

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -27,6 +28,7 @@ from forebay.brokers.kafka.partition import Epoch, Receipt
 from forebay.brokers.kafka.records import Incoming, Outgoing, read
 from forebay.brokers.kafka.topics import group_of, topics_to_read
 from forebay.brokers.naming import is_dead_letter_queue
+from forebay.brokers.tally import Tally
 from forebay.errors import BrokerClosed, BrokerUnavailable, MessageTooLarge
 
 if TYPE_CHECKING:
@@ -75,6 +77,9 @@ class KafkaSubscription:
         self._moved_at = 0.0
         """When the consumer was last seen to read, or to have nothing to read."""
         self._task: asyncio.Task[None] | None = None
+        self._foreign = Tally(
+            partial(log.warning, "messages that are not ours are moved to the dead letters", queue=queue)
+        )
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -370,9 +375,9 @@ class KafkaSubscription:
             while epoch.ready:
                 offset, incoming = epoch.ready[0]
                 if incoming.foreign:
-                    log.warning(
-                        "a record that is not a Forebay message was dead-lettered",
-                        queue=self._queue, topic=epoch.topic, partition=epoch.number, offset=offset,
+                    self._foreign.add(
+                        first_topic=epoch.topic, first_partition=epoch.number, first_offset=offset,
+                        first_reason=incoming.foreign,
                     )  # fmt: skip
                     out = copies.foreign(self._queue, incoming)
                 elif incoming.due > now and incoming.hop <= now and not is_dead_letter_queue(self._queue):
@@ -425,6 +430,7 @@ class KafkaSubscription:
             if not done:
                 task.cancel()
                 await asyncio.wait([task], timeout=4)
+        self._foreign.close()
 
 
 def _now() -> int:

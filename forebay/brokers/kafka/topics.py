@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    BrokerNotAvailableError,
     GroupCoordinatorNotAvailableError,
     KafkaConnectionError,
     KafkaError,
@@ -109,8 +110,13 @@ class Admin:
         self.cluster_id = ""
 
     async def connect(self, timeout: float) -> None:
-        """Find out how many brokers there are."""
-        answer = await self._ask(lambda client: client.describe_cluster(), timeout)
+        """
+        Find out how many brokers there are; while the cluster itself does not know, it is asked again.
+
+        Raises:
+            BrokerUnavailable
+        """
+        answer = await self._ask(_described, timeout)
         self.brokers = len(answer["brokers"])
         self.cluster_id = str(answer["cluster_id"])
 
@@ -406,6 +412,14 @@ class Admin:
                     raise
                 self._client = client
             return self._client
+
+
+async def _described(client: AIOKafkaAdminClient) -> Any:
+    answer = await client.describe_cluster()
+    if not answer["brokers"]:
+        # A node that started a moment ago answers before it has heard of any, also of itself.
+        raise BrokerNotAvailableError("the cluster names none of its brokers yet")
+    return answer
 
 
 _background: set[asyncio.Task[None]] = set()

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ from forebay.brokers.rabbitmq.link import Channel, Link
 from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
 from forebay.brokers.rabbitmq.reading import usual
 from forebay.brokers.rabbitmq.topology import NOT_FOUND, PATIENCE, refusal
+from forebay.brokers.tally import Tally
 from forebay.brokers.wire import Decoded
 from forebay.errors import (
     BrokerClosed,
@@ -103,6 +105,12 @@ class RabbitMQSubscription:
         self._cancelled: Channel | None = None
         self._closed = False
         self._moves: set[asyncio.Task[Any]] = set()
+        self._foreign = Tally(
+            partial(log.warning, "messages that are not ours are moved to the dead letters", queue=queue)
+        )
+        self._unmoved = Tally(
+            partial(log.warning, "messages cannot be moved yet, and are tried again", queue=queue)
+        )
         loop = asyncio.get_running_loop()
         self.first: asyncio.Future[None] = loop.create_future()
         """Done when the first attempt to subscribe has ended."""
@@ -266,7 +274,7 @@ class RabbitMQSubscription:
             origin = origin_queue(self._queue)
             decoded = wire.adopt(properties, body, origin, error)
             if not is_dead_letter_queue(self._queue):
-                log.warning("a message that is not one of ours was dead-lettered", queue=self._queue)
+                self._foreign.add(first_reason=str(error))
                 self._start_move(tag, self._dead(decoded))
                 return
         death = decoded.death
@@ -504,7 +512,7 @@ class RabbitMQSubscription:
                         self._let_go([tag], [])
                     return
             except ForebayError as error:
-                log.warning("a message cannot be moved yet", queue=self._queue, error=str(error))
+                self._unmoved.add(error=str(error))
             await asyncio.sleep(AGAIN)
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
@@ -536,6 +544,8 @@ class RabbitMQSubscription:
                 move.cancel()
         channel = self._channel
         self._detach()
+        self._foreign.close()
+        self._unmoved.close()
         if channel is not None:
             # Until the server has it: whoever subscribes next finds the messages.
             await asyncio.wait((channel.closed,), timeout=timeout / 2)

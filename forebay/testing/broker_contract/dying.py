@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forebay.brokers.api import Ack, Broker, DeadLetter, Failure, Release, Retry
+from forebay.brokers.api import Ack, Broker, DeadLetter, Delivery, Failure, Release, Retry
 from forebay.brokers.naming import dead_letter_queue
 from forebay.errors import QueueFull
 from forebay.ids import new_id
@@ -20,6 +20,7 @@ from forebay.testing.broker_contract.harness import (
     failed_attempts,
     fresh_name,
     ids,
+    is_empty,
     message,
     messages,
     publish,
@@ -207,6 +208,32 @@ class DeadLetterContract(ContractTests):
         [dead] = await drain(broker, dead_letter_queue(queue), 1, harness.patience)
         assert dead.death is not None
         assert dead.death.failure.detail.startswith("xxxx")
+
+    async def test_a_flood_of_what_is_not_ours_rests_untouched_and_holds_up_nothing(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        """Also for one who borrows a message at a time."""
+        before, after = messages(5), messages(5)
+        foreign = [b"\xff\x00 not ours %d" % n for n in range(200)]
+        await publish(broker, queue, before)
+        await harness.write_foreign(queue, foreign)
+        await publish(broker, queue, after)
+        got: list[Delivery] = []
+        async with broker.subscribe(queue, prefetch=1) as subscription:
+            for _ in range(10):
+                [delivery] = await collect(subscription, 1, 2 * harness.patience)
+                assert await subscription.settle([Ack(delivery)]) == []
+                got.append(delivery)
+            assert await subscription.receive(1, harness.look) == []
+            dead = await drain(broker, dead_letter_queue(queue), 200, 2 * harness.patience)
+        assert sorted(ids(got)) == sorted(ids([*before, *after]))
+        assert {d.attempt for d in got} == {1}
+        assert sorted(d.message.body for d in dead) == sorted(foreign)
+        for letter in dead:
+            assert letter.death is not None
+            assert (letter.death.queue, letter.death.failure.error_class) == (queue, "MessageDecodeError")
+            assert letter.death.failure.reason
+        assert await is_empty(broker, dead_letter_queue(queue))
 
     async def test_dead_letters_do_not_come_back_by_themselves(
         self, harness: BrokerHarness, broker: Broker, queue: str

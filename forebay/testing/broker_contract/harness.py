@@ -50,6 +50,10 @@ class BrokerHarness(ABC):
         """Kill the server and start it again; return when it takes connections."""
         pytest.skip("this harness has no server to restart")
 
+    async def write_foreign(self, queue: str, bodies: Sequence[bytes]) -> None:
+        """Put these into the declared queue as another program would, which knows nothing of our headers."""
+        pytest.skip("this harness cannot write as another program would")
+
     def latest(self, delay: float, capabilities: Capabilities) -> float:
         """Seconds after which a delayed message must be there."""
         if capabilities.retry_delays is None:
