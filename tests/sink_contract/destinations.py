@@ -141,6 +141,7 @@ class MariaDBDatabase:
         with database.begin() as db:
             db.execute(sa.text("CREATE TABLE effects (id VARCHAR(36), body LONGBLOB) ENGINE=InnoDB"))
             columns = f"id VARCHAR(36) PRIMARY KEY, body LONGBLOB, {MORE}".replace("key text", "`key` text")
+            # MariaDB's own default is latin1, which does not hold every key.
             db.execute(sa.text(f"CREATE TABLE mapped ({columns}) ENGINE=InnoDB CHARACTER SET utf8mb4"))
             for table in ("messages", "effects", "mapped"):
                 db.exec_driver_sql(
