@@ -17,7 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from forebay.brokers.api import Delivery
+from forebay.message import Message
 from forebay.sinks import WriteResult
 
 LATE = 0.2
@@ -164,9 +167,9 @@ def _after_third_message(then: Callable[[], None]) -> None:
     call = Handler.call
     done = 0
 
-    def call_and_then(self: Handler, *arguments: Any) -> None:
+    def call_and_then(self: Handler, messages: Sequence[Message], db: Connection | None) -> None:
         nonlocal done
-        call(self, *arguments)
+        call(self, messages, db)
         done += 1
         if done == 3:
             then()
