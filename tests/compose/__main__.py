@@ -6,7 +6,9 @@
 
 The image is built, the stack comes up from nothing, and 10,000 flights go through it
 while a consumer is killed, the gateway is restarted and the consumers become four;
-`forebay verify`, run inside the network, judges. One dated row in bench/results.
+`forebay verify`, run inside the network, judges. Then the tutorial's project takes the
+place of the consumers, as docs/tutorial.md says (tests/compose/tutorial.py). One dated
+row in bench/results.
 
 It runs beside your own stack: as a project of its own, on free ports, removed with its
 volumes at the end. The image `forebay:local` is built anew.
@@ -28,100 +30,14 @@ from typing import Any
 from bench.report import Target, record
 from bench.report import versions as versions_of
 from tests import flights
-from tests.servers.postgres import free_port
+from tests.compose import tutorial
+from tests.compose.stack import ENV_FILES, PROJECT, ROOT, Stack, started_at
 from tests.system.harness import FOREBAY, Process, until
 
-ROOT = Path(__file__).parents[2]
-PROJECT = "forebay-compose-test"
-ENV_FILES = {"rabbitmq": ".env", "kafka": "deploy/kafka.env"}
 COUNT, RATE = 10_000, 500
 
 # Within a container all but the process that reaps, and itself.
 KILL_ALL = "import os, signal; os.kill(-1, signal.SIGKILL)"
-
-
-class Stack:
-    """The project of this test on one broker."""
-
-    def __init__(self, broker: str) -> None:
-        self._command = [
-            "docker", "compose", "--project-directory", str(ROOT), "-f", str(ROOT / "docker-compose.yml"),
-            "--env-file", str(ROOT / ENV_FILES[broker]), "-p", PROJECT,
-        ]  # fmt: skip
-        self.gateway_port, self.ui_port = free_port(), free_port()
-        # Variables of the caller would override the file's.
-        ours = ("FOREBAY_", "COMPOSE_", "BROKER", "CONSUMER_REPLICAS")
-        self._env = {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {
-            "GATEWAY_PORT": str(self.gateway_port),
-            "RABBITMQ_UI_PORT": str(self.ui_port),
-        }
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.gateway_port}"
-
-    def compose(self, *arguments: str, check: bool = True) -> str:
-        done = subprocess.run(
-            [*self._command, *arguments], env=self._env, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        if check and done.returncode != 0:
-            logs = self.compose("logs", "--tail", "30", check=False)
-            raise AssertionError(
-                f"docker compose {' '.join(arguments)}: exit code {done.returncode}\n"
-                f"{done.stderr}{done.stdout}\n{logs}"
-            )
-        return done.stdout
-
-    def up(self, *arguments: str) -> float:
-        """Seconds until all is healthy."""
-        began = time.monotonic()
-        self.compose("up", "-d", "--wait", *arguments)
-        return round(time.monotonic() - began, 1)
-
-    def containers(self, *services: str) -> list[dict[str, Any]]:
-        lines = self.compose("ps", "--all", "--format", "json", *services).splitlines()
-        return [json.loads(line) for line in lines]
-
-    def ids(self, *services: str) -> set[str]:
-        return {str(c["ID"]) for c in self.containers(*services)}
-
-    def healthy(self, service: str) -> int:
-        return sum(c["Health"] == "healthy" for c in self.containers(service))
-
-    def published(self) -> set[tuple[str, str, int]]:
-        """What this machine can reach: service, address, port."""
-        return {
-            (c["Service"], p["URL"], p["PublishedPort"])
-            for c in self.containers()
-            for p in c["Publishers"] or ()
-            if p["PublishedPort"]
-        }
-
-    def mounted(self) -> set[str]:
-        """The volumes that the containers use, by name; an anonymous one has a number for it."""
-        names = "{{range .Mounts}}{{.Name}} {{end}}"
-        inspected = subprocess.run(
-            ["docker", "inspect", "--format", names, *self.ids()], capture_output=True, text=True, check=True
-        )
-        return set(inspected.stdout.split())
-
-    def volumes(self) -> list[str]:
-        label = f"label=com.docker.compose.project={PROJECT}"
-        listed = subprocess.run(
-            ["docker", "volume", "ls", "-q", "--filter", label], capture_output=True, text=True, check=True
-        )
-        return listed.stdout.split()
-
-    def remove(self) -> None:
-        self.compose("--profile", "*", "down", "-v", "--remove-orphans")
-
-
-def started_at(container: str) -> str:
-    return subprocess.run(
-        ["docker", "inspect", "--format", "{{.State.StartedAt}}", container],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
 
 
 def run(broker: str, folder: Path) -> dict[str, Any]:
@@ -144,7 +60,7 @@ def _run(stack: Stack, broker: str, folder: Path) -> dict[str, Any]:
     assert stack.published() == ports
     assert stack.healthy("consumer") == 2
     # An anonymous one would be left behind by `down`.
-    assert stack.mounted() == {f"{PROJECT}_{name}" for name in ("secrets", "postgres", broker)}
+    assert stack.mounted() == {f"{PROJECT}_{name}" for name in ("secrets", "consumers", "postgres", broker)}
 
     before = stack.ids()
     figures["seconds_of_second_up"] = stack.up()
@@ -171,6 +87,8 @@ def _run(stack: Stack, broker: str, folder: Path) -> dict[str, Any]:
     figures["seconds_to_healthy_with_data"] = stack.up()
     again = _verify(stack, folder)
     assert again["stored"] == figures["verify"]["stored"]
+
+    figures["tutorial"] = tutorial.run(stack, folder)
     return figures
 
 
@@ -258,6 +176,11 @@ def main(only: list[str]) -> int:
         targets += [
             Target(f"{broker}: {what}", found[what], 0, at_most=True)
             for what in ("lost", "duplicated", "altered", "dead", "waiting")
+        ]
+        shop = figures[broker]["tutorial"]
+        targets += [
+            Target(f"{broker}: tutorial's orders done", shop["done"], tutorial.COUNT, at_most=False),
+            Target(f"{broker}: tutorial's orders done twice", shop["twice"], 0, at_most=True),
         ]
     return record(
         "compose",

@@ -12,11 +12,15 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from forebay.brokers.api import Delivery
+from forebay.message import Message
 from forebay.sinks import WriteResult
 
 LATE = 0.2
@@ -120,7 +124,79 @@ def auto_commit(_: str) -> None:
     Holdings.commit = commit  # type: ignore[method-assign]
 
 
-HOW = {f.__name__: f for f in (die_after_commit, ack_first, confirms_off, acks_1, auto_commit)}
+def die_in_handler(order: str) -> None:
+    """SIGKILL, with three messages handled and nothing committed, if the file `order` is there."""
+    _after_third_message(lambda: _die_if(order))
+
+
+def die_handled(order: str) -> None:
+    """SIGKILL with a handler's batch committed and not acknowledged, if the file `order` is there."""
+    _after_commit(lambda: _die_if(order))
+
+
+def stay_in_handler(_: str) -> None:
+    """Say so and do no more, with three messages handled and nothing committed."""
+    _after_third_message(_stay)
+
+
+def stay_handled(_: str) -> None:
+    """Say so and do no more with a handler's batch committed and not acknowledged."""
+    _after_commit(_stay)
+
+
+STAYS = "stays here until it is killed"
+
+
+def _die_if(order: str) -> None:
+    try:
+        os.unlink(order)
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stay() -> None:
+    print(STAYS, flush=True)
+    while True:
+        time.sleep(60)
+
+
+def _after_third_message(then: Callable[[], None]) -> None:
+    from consumers.handlers import Handler
+
+    call = Handler.call
+    done = 0
+
+    def call_and_then(self: Handler, messages: Sequence[Message], db: Connection | None) -> None:
+        nonlocal done
+        call(self, messages, db)
+        done += 1
+        if done == 3:
+            then()
+
+    Handler.call = call_and_then  # type: ignore[method-assign]
+
+
+def _after_commit(then: Callable[[], None]) -> None:
+    from consumers.sinks.python import PythonSink
+
+    write = PythonSink.write
+
+    async def write_and_then(self: PythonSink, batch: Sequence[Delivery]) -> list[WriteResult]:
+        results = await write(self, batch)
+        then()
+        return results
+
+    PythonSink.write = write_and_then  # type: ignore[method-assign]
+
+
+HOW = {
+    f.__name__: f
+    for f in (
+        die_after_commit, ack_first, confirms_off, acks_1, auto_commit,
+        die_in_handler, die_handled, stay_in_handler, stay_handled,
+    )
+}  # fmt: skip
 
 
 if __name__ == "__main__":

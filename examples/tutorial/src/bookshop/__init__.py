@@ -1,0 +1,1 @@
+"""A bookshop that takes orders from its stock."""
