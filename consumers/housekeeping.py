@@ -8,6 +8,7 @@ import random
 import structlog
 
 from consumers.sinks.threads import SinkThreads
+from forebay.storage import suspects
 from forebay.storage.database import Database
 from forebay.storage.retention import forget_processed
 
@@ -17,8 +18,15 @@ EVERY = 3_600.0
 """Seconds between two rounds, on average; those of several processes spread by themselves."""
 
 
+SUSPECT_FOR = 86_400.0
+"""Seconds after which a message that was in hand when a consumer died is no longer remembered for it."""
+
+
 class Housekeeper:
-    """Forgets once-only records that are older than `retention` seconds; None keeps them for ever."""
+    """
+    Forgets once-only records that are older than `retention` seconds (None keeps them for ever), and
+    suspicions that nobody ever cleared.
+    """
 
     def __init__(self, database: Database | None, retention: float | None) -> None:
         self._database = database
@@ -26,21 +34,22 @@ class Housekeeper:
 
     async def run(self) -> None:
         """Tidy up for ever; to be cancelled. What fails is tried again in the next round."""
-        if self._database is None or self._retention is None:
+        if self._database is None:
             return
         threads = SinkThreads("forebay-housekeeping")
         try:
             while True:
                 await asyncio.sleep(EVERY * random.uniform(0.5, 1.5))
                 try:
-                    forgotten = await threads.run(self._forget, self._database, self._retention)
+                    forgotten = await threads.run(self._tidy, self._database)
                 except Exception as error:
-                    log.info("once-only records could not be tidied up", reason=str(error))
+                    log.info("old records could not be tidied up", reason=str(error))
                 else:
                     if forgotten:
                         log.info("forgot once-only records", count=forgotten, older_than=self._retention)
         finally:
             threads.close()
 
-    def _forget(self, database: Database, retention: float) -> int:
-        return forget_processed(database, older_than=retention)
+    def _tidy(self, database: Database) -> int:
+        suspects.forget(database, older_than=SUSPECT_FOR)
+        return 0 if self._retention is None else forget_processed(database, older_than=self._retention)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import sqlalchemy as sa
 
@@ -66,6 +67,17 @@ def acquit(database: Database, places: Iterable[Place]) -> None:
     for start in range(0, len(wanted), _CHUNK):
         with database.begin() as connection:
             connection.execute(sa.delete(table).where(_any(wanted[start : start + _CHUNK])))
+
+
+def forget(database: Database, *, older_than: float) -> int:
+    """
+    Forget those of more than `older_than` seconds ago; return how many.
+
+    One that another consumer had handled before anybody knew is never seen again, and nobody acquits it.
+    """
+    with database.begin() as connection:
+        before = connection.execute(sa.select(now_in(database))).scalar_one() - timedelta(seconds=older_than)
+        return connection.execute(sa.delete(table).where(table.c.seen_at < before)).rowcount
 
 
 def _any(places: Collection[Place]) -> sa.ColumnElement[bool]:

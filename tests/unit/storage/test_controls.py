@@ -72,3 +72,10 @@ def test_suspects_are_counted_and_forgotten(database: Database) -> None:
     }
     suspects.acquit(database, [("orders", "a"), ("orders", "gone")])
     assert suspects.read(database, ["orders", "clicks"]).keys() == {("orders", "b"), ("clicks", "c")}
+
+
+def test_a_suspicion_that_nobody_clears_ends_by_age(database: Database) -> None:
+    suspects.accuse(database, [("orders", "a")], alone=False)
+    assert suspects.forget(database, older_than=60.0) == 0
+    assert suspects.forget(database, older_than=-60.0) == 1
+    assert suspects.read(database, ["orders"]) == {}
