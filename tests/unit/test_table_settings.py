@@ -152,3 +152,13 @@ def test_the_reference_has_the_columns_and_the_starter_file_changes_nothing(tmp_
     (tmp_path / "forebay.toml").write_text(starter_file(["orders"]))
 
     assert load(environ={}, cwd=tmp_path).settings.queue("orders").table is None
+
+
+def test_the_example_in_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sinks.md").read_text()
+    example = page.partition("## table\n")[2].partition("```toml\n")[2].partition("```")[0]
+
+    table = loaded(tmp_path, example).settings.queue("flights").table
+
+    assert table is not None
+    assert {c.name for c in table.spec().columns} >= {"id", "air_time", "carrier", "departed", "source"}

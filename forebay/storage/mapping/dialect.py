@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import sqlalchemy as sa
 
+from forebay.brokers.api import Delivery
 from forebay.storage.mapping.description import Description
 from forebay.storage.mapping.plan import Plan
 from forebay.storage.mapping.rows import Rows
@@ -19,6 +21,19 @@ class KnownAlready(Exception):
 
 class Writer(Protocol):
     """Writes rows as one plan wants them."""
+
+    overlaps_from: float
+    """How many messages are worth `overlapped`; infinity where the driver cannot."""
+
+    def overlapped(
+        self, connection: sa.Connection, batch: Sequence[Delivery], make: Callable[[Sequence[Delivery]], Rows]
+    ) -> None:
+        """
+        As `at_once`, in parts: the server works on one part while `make` makes the rows of the next.
+
+        What `make` raises is raised; the transaction is then to be rolled back.
+        """
+        ...
 
     def at_once(self, connection: sa.Connection, rows: Rows) -> None:
         """

@@ -8,12 +8,14 @@ one are refused for `on_conflict`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
+from forebay.brokers.api import Delivery
 from forebay.storage.classify import TransientError
 from forebay.storage.dead_letters import resolve
 from forebay.storage.mapping.description import Column, Description
@@ -170,12 +172,19 @@ def _column(row: tuple[Any, ...], documents: set[str]) -> Column:
 
 
 class MySQLWriter:
+    overlaps_from = math.inf
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._literals = [_LITERALS[c.kind] if c.kind else _text for c in plan.columns]
         names = ", ".join(quoted(c.name) for c in plan.columns)
         self._start = f"INSERT INTO {table_name(plan.spec)} ({names}) VALUES ".encode()  # noqa: S608  # quoted
         self._end = _on_duplicate_key(plan).encode()
+
+    def overlapped(
+        self, connection: sa.Connection, batch: Sequence[Delivery], make: Callable[[Sequence[Delivery]], Rows]
+    ) -> None:
+        raise NotImplementedError
 
     def at_once(self, connection: sa.Connection, rows: Rows) -> None:
         ids = [d.message.id for d in rows.deliveries]

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 
+from forebay.brokers.api import Delivery
 from forebay.storage import pgarrays
 from forebay.storage.mapping.description import Column, Description
 from forebay.storage.mapping.dialect import last_of_each_key, updated
 from forebay.storage.mapping.plan import Plan
-from forebay.storage.mapping.rows import Rows
+from forebay.storage.mapping.rows import Rows, digest
 from forebay.storage.mapping.spec import Kind, TableSpec
 from forebay.storage.postgresql import cursor
 
@@ -88,6 +90,9 @@ resolved AS (
     AND sha256(d.body) = g.digest
 )
 """
+
+_ROWS_PER_PART = 250
+"""Of an overlapped write: fewer make the server plan more often than the overlap is worth."""
 
 
 def quoted(name: str) -> str:
@@ -189,6 +194,8 @@ def _as_strings(values: Sequence[Any]) -> pgarrays.BinaryArray:
 
 
 class PostgreSQLWriter:
+    overlaps_from = 2 * _ROWS_PER_PART
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         encodings = [_encoding(column) for column in plan.columns]
@@ -205,18 +212,31 @@ class PostgreSQLWriter:
         # messages wait for each other instead of forming a deadlock.
         self._at_once = "\n".join((_CLAIM, head, "WHERE (SELECT count(*) FROM claimed) >= 0", tail))
 
+    def overlapped(
+        self, connection: sa.Connection, batch: Sequence[Delivery], make: Callable[[Sequence[Delivery]], Rows]
+    ) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        with cursor(connection) as cur, driver.pipeline():
+            digests = [digest(d.message.body) for d in batch]
+            cur.execute(_CLAIM + "SELECT 1", self._claim([d.message.id for d in batch], digests))
+            for start in range(0, len(batch), _ROWS_PER_PART):
+                cur.execute(self._insert, self._arrays(make(batch[start : start + _ROWS_PER_PART])))
+
     def at_once(self, connection: sa.Connection, rows: Rows) -> None:
-        ids = [d.message.id for d in rows.deliveries]
+        claim = self._claim([d.message.id for d in rows.deliveries], rows.digests)
+        with cursor(connection) as cur:
+            cur.execute(self._at_once, claim + self._arrays(rows))
+
+    def _claim(self, ids: list[str], digests: list[bytes]) -> list[object]:
         order = sorted(range(len(ids)), key=ids.__getitem__)
         destination = self._plan.spec.destination
-        parameters: list[object] = [
+        return [
             pgarrays.uuids([ids[i] for i in order]),
-            pgarrays.byteas([rows.digests[i] for i in order]),
+            pgarrays.byteas([digests[i] for i in order]),
             destination,
             destination,
         ]
-        with cursor(connection) as cur:
-            cur.execute(self._at_once, parameters + self._arrays(rows))
 
     def insert(self, connection: sa.Connection, rows: Rows) -> None:
         with cursor(connection) as cur:

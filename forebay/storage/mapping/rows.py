@@ -35,6 +35,16 @@ class Rows:
         )
 
 
+_EMPTY = hashlib.sha256()
+
+
+def digest(body: bytes) -> bytes:
+    """SHA-256. A copy of an empty hash costs less than a new one."""
+    made = _EMPTY.copy()
+    made.update(body)
+    return made.digest()
+
+
 class RowMaker:
     """Makes rows as one plan wants them."""
 
@@ -63,7 +73,7 @@ class RowMaker:
                 rejected.setdefault(position, error)
         rows = Rows(
             deliveries=list(batch),
-            digests=[hashlib.sha256(d.message.body).digest() for d in batch],
+            digests=[digest(d.message.body) for d in batch],
             columns=columns,
         )
         if rejected:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from forebay.brokers.api import Delivery
 from forebay.storage.dead_letters import resolve
 from forebay.storage.mapping.description import Column, Description
 from forebay.storage.mapping.dialect import last_of_each_key, updated
@@ -107,6 +109,8 @@ def _column(
 
 
 class SQLiteWriter:
+    overlaps_from = math.inf
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._adapt = [_ADAPT.get(c.kind) if c.kind else None for c in plan.columns]
@@ -114,6 +118,11 @@ class SQLiteWriter:
         marks = ", ".join("?" * len(plan.columns))
         insert = f"INSERT INTO {table_name(plan.spec)} ({names}) VALUES ({marks})"  # noqa: S608  # quoted
         self._insert = f"{insert} {_on_conflict(plan)}".strip()
+
+    def overlapped(
+        self, connection: sa.Connection, batch: Sequence[Delivery], make: Callable[[Sequence[Delivery]], Rows]
+    ) -> None:
+        raise NotImplementedError
 
     def at_once(self, connection: sa.Connection, rows: Rows) -> None:
         now = time_text(datetime.now(UTC))
