@@ -172,7 +172,7 @@ def _column(row: tuple[Any, ...], documents: set[str]) -> Column:
 
 
 class MySQLWriter:
-    overlaps_from = math.inf
+    overlaps_from: float = math.inf
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

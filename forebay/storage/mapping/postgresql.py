@@ -194,7 +194,7 @@ def _as_strings(values: Sequence[Any]) -> pgarrays.BinaryArray:
 
 
 class PostgreSQLWriter:
-    overlaps_from = 2 * _ROWS_PER_PART
+    overlaps_from: float = 2 * _ROWS_PER_PART
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

@@ -109,7 +109,7 @@ def _column(
 
 
 class SQLiteWriter:
-    overlaps_from = math.inf
+    overlaps_from: float = math.inf
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
