@@ -42,7 +42,7 @@ class Terminal:
         script = f"{command}\npwd > {after}.pwd; env -0 > {after}.env"
         done = subprocess.run(
             ["bash", "-ec", script], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=400,
+            capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         said = f"{done.stdout}{done.stderr}"
         if "pip" in command and any(word in said for word in ("NewConnectionError", "timed out")):
@@ -78,6 +78,7 @@ def terminal(checkout: Path, postgres_url: str, tmp_path: Path) -> Iterator[Term
         "PATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_COMPILE": "1",  # most of what is installed is never imported here
         "FOREBAY_DATABASE__URL": postgres_url,
         "FOREBAY_GATEWAY__PORT": str(port),
         "FOREBAY_URL": f"http://127.0.0.1:{port}",
