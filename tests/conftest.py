@@ -16,6 +16,9 @@ from tests.servers.postgres import Postgres, PostgresNotInstalled
 
 HERE = Path(__file__).parent
 
+# Failures inside the contract suites show their values too. Here, before anything imports them.
+pytest.register_assert_rewrite("forebay.testing.broker_contract", "forebay.testing.sink_contract")
+
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:

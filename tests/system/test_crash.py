@@ -79,6 +79,7 @@ def test_a_message_that_kills_its_consumer_is_dead_lettered_and_harms_no_other(
     # Once in a batch, by each of the consumers at most, and twice alone; or once more, by one who did not
     # know yet.
     assert 3 <= len(consumers.deaths) <= 5, consumers.deaths
-    assert site.sql("select count(*) from crash_suspects") == [(0,)]
+    # One that another consumer took before anybody suspected it stays on the list, and leaves it by age.
+    assert site.sql("select max(alone) from crash_suspects") in ([(None,)], [(0,)])
     shown = site.run("dead-letters", "list", "--json")
     assert re.match(r"killed [23] consumers that handled nothing", json.loads(shown.stdout)[0]["reason"])

@@ -146,8 +146,9 @@ def test_a_table_that_refuses_every_row_does_not_empty_the_queue_into_the_dead_l
     bench.act("ALTER TABLE messages DROP COLUMN tenant")
     assert site.run("resume", "orders").returncode == 0
     bench.consumer.until(lambda: site.stored() + bench.dead() == 270, what="all that was not given up")
-    done = site.run(
-        "dead-letters", "redrive", "--error-class", "CheckViolation", "--queue", "orders", "--yes"
-    )
+    # The first of them was bad before, and is so now: a redrive would stop at it.
+    ((bad,),) = site.sql("SELECT id FROM dead_letters ORDER BY died_at LIMIT 1")
+    assert site.run("dead-letters", "discard", "--id", str(bad), "--yes").returncode == 0
+    done = site.run("dead-letters", "redrive", "--queue", "orders", "--yes")
     bench.consumer.until(lambda: site.stored() == 269, what=f"what was given up\n{done.stdout}{done.stderr}")
-    assert site.sql("SELECT count(*) FROM dead_letters WHERE status IN ('dead', 'redriving')") == [(1,)]
+    assert site.sql("SELECT count(*) FROM dead_letters WHERE status IN ('dead', 'redriving')") == [(0,)]
