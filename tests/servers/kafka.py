@@ -128,7 +128,7 @@ class KafkaNode(Node):
         return f"127.0.0.1:{self.port}"
 
     def command(self) -> list[str]:
-        options = ("-Xmx320m", "-Xms96m") if len(self._site.nodes) == 1 else ("-Xmx256m", "-Xms96m")
+        options = ("-Xmx384m", "-Xms96m") if len(self._site.nodes) == 1 else ("-Xmx320m", "-Xms96m")
         return self._site.java(*options, "kafka.Kafka", str(self.folder / "server.properties"))
 
     def ready(self) -> bool:
@@ -283,6 +283,9 @@ class KafkaCluster(Cluster[KafkaNode]):
             "inter.broker.listener.name": inner,
             "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,{protocols}",
             "log.dirs": str(node.folder / "data"),
+            # Its own 128 MiB would be half of the heap; a thousand partitions need the rest.
+            "log.cleaner.dedupe.buffer.size": "4194304",
+            "num.recovery.threads.per.data.dir": "2",
             "default.replication.factor": copies,
             "min.insync.replicas": in_sync,
             "offsets.topic.replication.factor": copies,
