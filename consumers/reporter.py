@@ -15,6 +15,7 @@ from typing import TypeVar
 import structlog
 
 from consumers.sinks.threads import SinkThreads
+from consumers.status import QueueStatus
 from consumers.supervisor import Supervisor
 from forebay.brokers.api import Broker, Depth
 from forebay.brokers.naming import dead_letter_queue
@@ -131,10 +132,17 @@ async def _report(watched: Watched) -> list[QueueReport]:
                     # Now: the share and the depth are to be of one moment.
                     share=supervisor.share(name),
                     state=states[name].state if name in states else "",
-                    pause_reason=states[name].pause_reason if name in states else None,
+                    pause_reason=_own_reason(states.get(name)),
                 )
             )
     return found
+
+
+def _own_reason(status: QueueStatus | None) -> str | None:
+    """Why a queue is paused, unless `queue_controls` says it: that is known at once, a report only later."""
+    if status is None or status.paused_by not in ("destination", "schedule"):
+        return None
+    return status.pause_reason
 
 
 async def _depth(broker: Broker, queue: str) -> Depth | None:

@@ -155,7 +155,7 @@ def judge(
         which = "; ".join(f"{queue} is paused: {why}" for queue, why in reasons.items())
         return Verdict(
             ok=False,
-            sentence=f"Paused: {_messages(waiting)} wait on {names}. {_sentence(which)}"
+            sentence=f"Paused: {_messages(waiting)} waiting on {names}. {_sentence(which)}"
             f" Nothing is lost and no attempt is counted.{dead}",
         )
     stuck = [trend for trend in behind if trend.change == 0]

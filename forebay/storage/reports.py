@@ -153,11 +153,11 @@ class Paused:
 
 
 def paused_queues(database: Database) -> list[Paused]:
-    """The queues that consumers alive have reported as paused, with a reason."""
+    """The queues that consumers alive have reported as paused, for a reason of their own."""
     c = consumer_reports.c
     query = (
         sa.select(c.queue, c.pause_reason, sa.func.count().label("consumers"))
-        .where(c.state == "paused", c.reported_at > _before(database, FRESH))
+        .where(c.state == "paused", c.pause_reason.is_not(None), c.reported_at > _before(database, FRESH))
         .group_by(c.queue, c.pause_reason)
         .order_by(c.queue, sa.desc("consumers"))
     )

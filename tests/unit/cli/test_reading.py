@@ -466,7 +466,7 @@ def test_a_paused_queue_is_not_fine_and_says_why() -> None:
     verdict = judge([fresh], paused={"orders": "paused by ann@host; to go on: forebay resume orders"})
     assert not verdict.ok
     assert verdict.sentence.startswith(
-        "Paused: 3 messages wait on orders. orders is paused: paused by ann@host"
+        "Paused: 3 messages waiting on orders. orders is paused: paused by ann@host"
     )
 
 
