@@ -76,7 +76,8 @@ def test_a_canary_stops_at_the_first_while_nothing_is_repaired(repaired: tuple[S
 def test_two_operators_at_once_send_each_one_once(repaired: tuple[Site, Process]) -> None:
     """The same selection is refused to the second; over another one that overlaps they share the work."""
     site, consumer = repaired
-    args = ("dead-letters", "redrive", "--no-canary", "--rate", "100", "--yes", "--json")
+    # Slow enough that the third comes while the two are at work, however slowly a command starts.
+    args = ("dead-letters", "redrive", "--no-canary", "--rate", "15", "--yes", "--json")
     ann = site.start(*args, "--all", log="ann", env={"FOREBAY_OPERATOR": "ann"})
     bob = site.start(*args, "--queue", "orders", log="bob", env={"FOREBAY_OPERATOR": "bob"})
     ann.until(lambda: count(site, "dead") < POISON, what="the first page")

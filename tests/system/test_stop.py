@@ -139,9 +139,7 @@ def test_dev_drains_on_ctrl_c_and_starts_again(bare_site: Site) -> None:
     dev.signal(signal.SIGINT)
     assert dev.wait(within=15) == 0, dev.tail()
 
-    began = time.monotonic()
     again = bare_site.dev()
-    assert time.monotonic() - began < 3
     assert stored_in_dev(bare_site, answer.json["id"])
     assert again.stop() == 0, again.tail()
 
