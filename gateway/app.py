@@ -1,4 +1,4 @@
-"""The HTTP application: the hot endpoint before FastAPI's router, problems for every error."""
+"""The HTTP application: the hot endpoints before FastAPI's router, problems for every error."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from starlette.types import Receive, Scope, Send
 from forebay import __version__
 from forebay.brokers.api import DURABILITIES, Broker, Durability
 from forebay.errors import SettingsError
-from gateway import endpoint, openapi, pages
+from gateway import openapi, pages
 from gateway.answer import Answer
 from gateway.asking import Questions
+from gateway.bodies import BodyReader
 from gateway.depths import warn_of_left_behind
 from gateway.endpoint import MessagesEndpoint
 from gateway.health import Health
@@ -48,7 +49,7 @@ log = structlog.get_logger()
 
 
 class Gateway(FastAPI):
-    """FastAPI with one endpoint in front of its router, and a truthful answer when all else fails."""
+    """FastAPI with a few endpoints in front of its router, and a truthful answer when all else fails."""
 
     parts: Parts | None = None
     """Set while the lifespan runs."""
@@ -58,10 +59,13 @@ class Gateway(FastAPI):
             await super().__call__(scope, receive, send)
             return
         try:
-            if self.parts is not None and endpoint.matches(scope["path"]):
-                await self.parts.endpoint(scope, receive, send)
-            else:
-                await super().__call__(scope, receive, send)
+            if self.parts is not None:
+                path = scope["path"]
+                for endpoint in self.parts.endpoints:
+                    if endpoint.matches(path):
+                        await endpoint(scope, receive, send)
+                        return
+            await super().__call__(scope, receive, send)
         except Exception:
             log.exception("request failed unexpectedly", method=scope["method"], path=scope["path"][:200])
             if not scope.get(_ANSWERED):
@@ -109,11 +113,12 @@ def create_app(
                 await _check_durability(opened, durability, settings, queue)
             health = Health(opened.ping)
             ingest = Ingest(opened, settings, metrics=metrics, health=health)
+            bodies = BodyReader(ingest, timeout=settings.body_timeout)
             questions = Questions(database)
             warning = asyncio.create_task(warn_of_left_behind(opened, questions, drained))
             app.parts = Parts(
                 broker=opened,
-                endpoint=MessagesEndpoint(ingest, queues, opened, body_timeout=settings.body_timeout),
+                endpoints=(MessagesEndpoint(ingest, queues, opened, bodies),),
                 health=health,
                 ingest=ingest,
                 questions=questions,

@@ -11,20 +11,18 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
 from forebay.brokers.api import Broker
 from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
 from forebay.errors import BrokerError
 from gateway.answer import Answer
+from gateway.bodies import BodyReader
 from gateway.ingest import Ingest, Ticket
 from gateway.problems import (
-    BODY_TIMEOUT,
     INVALID_QUEUE_NAME,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
-    NOT_READY,
     broker_problem,
     problem,
     queue_not_found,
@@ -34,23 +32,20 @@ from gateway.queues import QueueRegistry
 PREFIX = "/v1/queues/"
 SUFFIX = "/messages"
 
-MIN_RATE = 1024.0
-"""Bytes per second that a body must keep up on average; a trickle must not hold a place for ever."""
-
-
-def matches(path: str) -> bool:
-    return path.startswith(PREFIX) and path.endswith(SUFFIX) and len(path) > len(PREFIX) + len(SUFFIX)
-
 
 class MessagesEndpoint:
     """One request: admit, read, accept, answer."""
 
-    def __init__(self, ingest: Ingest, queues: QueueRegistry, broker: Broker, *, body_timeout: float) -> None:
+    def __init__(self, ingest: Ingest, queues: QueueRegistry, broker: Broker, bodies: BodyReader) -> None:
         self._ingest = ingest
         self._queues = queues
         self._broker = broker
-        self._body_timeout = body_timeout
+        self._read_body = bodies.read
         self._loop = asyncio.get_running_loop()
+
+    @staticmethod
+    def matches(path: str) -> bool:
+        return path.startswith(PREFIX) and path.endswith(SUFFIX) and len(path) > len(PREFIX) + len(SUFFIX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         queue = scope["path"][len(PREFIX) : -len(SUFFIX)]
@@ -71,14 +66,7 @@ class MessagesEndpoint:
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _take(self, ticket: Ticket, receive: Receive) -> Answer | None:
-        try:
-            body = await self._read(ticket, receive)
-        except asyncio.CancelledError:
-            # The server's last resort at the end of a drain.
-            return self._ingest.refuse(ticket, problem(NOT_READY, NOT_READY.advice))
-        except BaseException:
-            self._ingest.abandon(ticket)
-            raise
+        body = await self._read_body(ticket, receive)
         if not isinstance(body, bytes):
             return body
         outcome: asyncio.Future[Answer] = self._loop.create_future()
@@ -88,58 +76,6 @@ class MessagesEndpoint:
         except asyncio.CancelledError:
             # The same, with the message handed in: the client still gets a true word.
             return self._ingest.unknown(ticket)
-
-    async def _read(self, ticket: Ticket, receive: Receive) -> bytes | Answer | None:
-        """The whole body; or the answer that makes it pointless; None if it was cut off."""
-        # Uvicorn starts us when the headers are complete, and mostly the body has come
-        # with them: its `receive` belongs to an object that knows. Then no timer is
-        # needed, which is all that this shortcut saves.
-        if getattr(getattr(receive, "__self__", None), "more_body", True) is not False:
-            return await self._read_slowly(ticket, receive)
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            self._ingest.abandon(ticket)
-            return None
-        body: bytes = event["body"]
-        if len(body) > ticket.reserved:
-            refused = self._ingest.grow(ticket, len(body))
-            if refused is not None:
-                return refused
-        return body
-
-    async def _read_slowly(self, ticket: Ticket, receive: Receive) -> bytes | Answer | None:
-        pieces: list[bytes] = []
-        size = 0
-        loop = self._loop
-        started = loop.time()
-        try:
-            async with asyncio.timeout(self._body_timeout) as limit:
-                while True:
-                    event: Event = await receive()
-                    if event["type"] == "http.disconnect":
-                        self._ingest.abandon(ticket)
-                        return None
-                    piece: bytes = event.get("body", b"")
-                    size += len(piece)
-                    refused = self._ingest.grow(ticket, size)
-                    if refused is not None:
-                        return refused
-                    pieces.append(piece)
-                    if not event.get("more_body", False):
-                        return b"".join(pieces)
-                    limit.reschedule(
-                        min(loop.time() + self._body_timeout, started + self._body_timeout + size / MIN_RATE)
-                    )
-        except TimeoutError:
-            return self._ingest.refuse(
-                ticket,
-                problem(
-                    BODY_TIMEOUT,
-                    f"The body stalled after {size} bytes, for longer than {self._body_timeout:g} s or slower"
-                    f" than {MIN_RATE:.0f} bytes per second. Nothing was stored.",
-                    headers=[(b"connection", b"close")],
-                ),
-            )
 
     async def _irregular(self, queue: str, scope: Scope) -> Answer | None:
         """What is the matter with a request that is not plainly for a declared queue; None: nothing."""

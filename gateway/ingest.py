@@ -27,6 +27,7 @@ from forebay.ids import id_from_key, new_id
 from forebay.message import Message
 from gateway.admission import Admission
 from gateway.answer import AcceptedAnswers, Answer, RawHeaders
+from gateway.callers import ANYONE, Caller
 from gateway.group_commit import GroupCommit
 from gateway.headers import HeaderReader, Meta, Refused, due_times
 from gateway.health import Health
@@ -49,23 +50,31 @@ log = structlog.get_logger()
 
 Respond = Callable[[Answer], None]
 
-NO_TENANT = ""
-"""The tenant of ids made of idempotency keys while there are no API keys."""
-
 _RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABILITIES)}
 
 
 class Ticket:
     """One request in work, from its headers to its answer."""
 
-    __slots__ = ("answered", "deadline", "inside", "message", "meta", "queue", "reserved", "respond")
+    __slots__ = (
+        "answered",
+        "caller",
+        "deadline",
+        "inside",
+        "message",
+        "meta",
+        "queue",
+        "reserved",
+        "respond",
+    )
 
     message: Message
     respond: Respond
     deadline: float
 
-    def __init__(self, queue: str, meta: Meta, reserved: int) -> None:
+    def __init__(self, queue: str, meta: Meta, caller: Caller, reserved: int) -> None:
         self.queue = queue
+        self.caller = caller
         self.meta = meta
         self.reserved = reserved
         """Body bytes counted for it."""
@@ -97,12 +106,16 @@ class Ingest:
 
     # ---- what a shell calls
 
-    def admit(self, queue: str, headers: RawHeaders) -> Ticket | Answer:
+    def admit(self, queue: str, headers: RawHeaders, caller: Caller = ANYONE) -> Ticket | Answer:
         """A place for the request, before anything of its body is read; or why not."""
         try:
             meta = self._reader.read(headers)
         except Refused as refused:
             return self.refused(refused.answer)
+        return self.enter(queue, meta, caller)
+
+    def enter(self, queue: str, meta: Meta, caller: Caller = ANYONE) -> Ticket | Answer:
+        """The same for a request whose headers somebody else has read."""
         size = meta.content_length or 0
         if size > self.max_body_bytes:
             return self.refused(self._too_large(f"The body is {size} bytes"))
@@ -118,7 +131,7 @@ class Ingest:
             )
         if not self._admission.enter(size):
             return self.refused(self._overloaded())
-        return Ticket(queue, meta, size)
+        return Ticket(queue, meta, caller, size)
 
     def grow(self, ticket: Ticket, received: int) -> Answer | None:
         """Account for a body of which `received` bytes are here; an answer if that is too many."""
@@ -163,7 +176,7 @@ class Ingest:
                 return
         key = meta.idempotency_key
         message = ticket.message = Message(
-            id=new_id() if key is None else id_from_key(NO_TENANT, ticket.queue, key),
+            id=new_id() if key is None else id_from_key(ticket.caller.tenant, ticket.queue, key),
             body=body,
             accepted_at=now,
             key=meta.ordering_key,

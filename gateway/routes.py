@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Path, Query
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from forebay.brokers.api import Broker
 from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
@@ -19,7 +20,6 @@ from gateway import pages
 from gateway.answer import Answer
 from gateway.asking import Questions
 from gateway.depths import queue_depths
-from gateway.endpoint import MessagesEndpoint
 from gateway.health import Check, Health
 from gateway.ingest import Ingest
 from gateway.metrics import GatewayMetrics, render
@@ -37,12 +37,20 @@ from gateway.queues import QueueRegistry
 from gateway.status import StatusLookup
 
 
+class Endpoint(Protocol):
+    """A route that stands before FastAPI's router, as bare ASGI; the first that matches a path has it."""
+
+    def matches(self, path: str) -> bool: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What lives from the lifespan's start to its end."""
 
     broker: Broker
-    endpoint: MessagesEndpoint
+    endpoints: Sequence[Endpoint]
     health: Health
     ingest: Ingest
     questions: Questions
