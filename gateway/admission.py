@@ -5,9 +5,10 @@ from __future__ import annotations
 
 class Admission:
     """
-    Counts requests in work and the body bytes they hold; says no above the limits.
+    Counts messages in work and the body bytes held in memory; says no above the limits.
 
-    Bytes are taken before they are read, from Content-Length, or as they arrive.
+    A place is taken by a whole message, bytes as they arrive: a body that is only announced holds
+    nothing.
     """
 
     __slots__ = ("count", "max_count", "max_size", "size")
@@ -18,22 +19,32 @@ class Admission:
         self.count = 0
         self.size = 0
 
-    def enter(self, size: int) -> bool:
-        """Take a place and `size` bytes, or neither."""
-        if self.count >= self.max_count or self.size + size > self.max_size:
+    def fits(self, size: int) -> bool:
+        """Whether a message of so many bytes could be taken now."""
+        return self.count < self.max_count and self.size + size <= self.max_size
+
+    def over(self, size: int) -> int:
+        """How many bytes too many `size` more would be."""
+        return self.size + size - self.max_size
+
+    def enter(self) -> bool:
+        """Take a place."""
+        if self.count >= self.max_count:
             return False
         self.count += 1
-        self.size += size
         return True
 
     def grow(self, size: int) -> bool:
-        """Take `size` more bytes for a request that has a place."""
+        """Take `size` more bytes."""
         if self.size + size > self.max_size:
             return False
         self.size += size
         return True
 
-    def leave(self, size: int) -> None:
-        """Give the place back, with all the bytes taken for it."""
+    def leave(self) -> None:
+        """Give a place back."""
         self.count -= 1
+
+    def shrink(self, size: int) -> None:
+        """Give bytes back."""
         self.size -= size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from starlette.types import Message as Event
 from starlette.types import Receive
@@ -56,35 +57,47 @@ class BodyReader:
         return body
 
     async def _read_slowly(self, ticket: Ticket, receive: Receive) -> bytes | Answer | None:
-        pieces: list[bytes] = []
-        size = 0
+        # Not a list of pieces: a client that sends two bytes at a time would make it cost us
+        # twenty times what is counted.
+        body = bytearray()
         loop = self._loop
         started = loop.time()
         try:
             async with asyncio.timeout(self._timeout) as limit:
+                self._ingest.arriving(ticket, partial(limit.reschedule, 0))
                 while True:
                     event: Event = await receive()
                     if event["type"] == "http.disconnect":
                         self._ingest.abandon(ticket)
                         return None
+                    if not ticket.inside:
+                        return self._given_up()
                     piece: bytes = event.get("body", b"")
-                    size += len(piece)
-                    refused = self._ingest.grow(ticket, size)
+                    refused = self._ingest.grow(ticket, len(body) + len(piece))
                     if refused is not None:
                         return refused
-                    pieces.append(piece)
+                    body += piece
                     if not event.get("more_body", False):
-                        return b"".join(pieces)
+                        return bytes(body)
                     limit.reschedule(
-                        min(loop.time() + self._timeout, started + self._timeout + size / MIN_RATE)
+                        min(loop.time() + self._timeout, started + self._timeout + len(body) / MIN_RATE)
                     )
         except TimeoutError:
+            if not ticket.inside:
+                return self._given_up()
             return self._ingest.refuse(
                 ticket,
                 problem(
                     BODY_TIMEOUT,
-                    f"The body stalled after {size} bytes, for longer than {self._timeout:g} s or slower"
+                    f"The body stalled after {len(body)} bytes, for longer than {self._timeout:g} s or slower"
                     f" than {MIN_RATE:.0f} bytes per second. Nothing was stored.",
                     headers=[(b"connection", b"close")],
                 ),
             )
+        finally:
+            self._ingest.arrived(ticket)
+
+    def _given_up(self) -> Answer:
+        answer = self._ingest.given_up()
+        answer.headers.append((b"connection", b"close"))
+        return answer

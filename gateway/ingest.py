@@ -9,6 +9,7 @@ HTTP beyond header pairs and answers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -27,6 +28,7 @@ from forebay.ids import id_from_key, new_id
 from forebay.message import Message
 from gateway.admission import Admission
 from gateway.answer import AcceptedAnswers, Answer, RawHeaders
+from gateway.arriving import Arriving
 from gateway.callers import ANYONE, Caller
 from gateway.group_commit import GroupCommit
 from gateway.headers import HeaderReader, Meta, Refused, due_times
@@ -63,6 +65,7 @@ class Ticket:
         "inside",
         "message",
         "meta",
+        "placed",
         "queue",
         "reserved",
         "respond",
@@ -72,15 +75,17 @@ class Ticket:
     respond: Respond
     deadline: float
 
-    def __init__(self, queue: str, meta: Meta, caller: Caller, reserved: int) -> None:
+    def __init__(self, queue: str, meta: Meta, caller: Caller) -> None:
         self.queue = queue
         self.caller = caller
         self.meta = meta
-        self.reserved = reserved
-        """Body bytes counted for it."""
+        self.reserved = 0
+        """Body bytes counted for it: those that are here."""
         self.answered = False
         self.inside = True
-        """It still counts as in work."""
+        """It may still hold bytes and a place."""
+        self.placed = False
+        """Its body is whole, and it counts as in work."""
 
 
 class Ingest:
@@ -94,6 +99,7 @@ class Ingest:
         self._least = _RANK[settings.min_durability]
         self._reader = HeaderReader(settings.keep_headers)
         self._admission = Admission(settings.max_in_flight, settings.max_in_flight_bytes)
+        self.bodies_on_their_way = Arriving(asyncio.get_running_loop().time)
         self._memory: IdempotencyMemory[Ticket] = IdempotencyMemory(settings.idempotency_memory)
         self._answers = AcceptedAnswers()
         self._metrics = metrics
@@ -107,7 +113,7 @@ class Ingest:
     # ---- what a shell calls
 
     def admit(self, queue: str, headers: RawHeaders, caller: Caller = ANYONE) -> Ticket | Answer:
-        """A place for the request, before anything of its body is read; or why not."""
+        """Whether the request may send its body, before anything of it is read; or why not."""
         try:
             meta = self._reader.read(headers)
         except Refused as refused:
@@ -129,9 +135,9 @@ class Ingest:
                     durability=self._capability,
                 )
             )
-        if not self._admission.enter(size):
+        if not self._room_for(size):
             return self.refused(self._overloaded())
-        return Ticket(queue, meta, caller, size)
+        return Ticket(queue, meta, caller)
 
     def grow(self, ticket: Ticket, received: int) -> Answer | None:
         """Account for a body of which `received` bytes are here; an answer if that is too many."""
@@ -140,17 +146,40 @@ class Ingest:
             return self.refused(self._too_large("The body has too many bytes"))
         more = received - ticket.reserved
         if more > 0:
-            if not self._admission.grow(more):
+            if not self._take(ticket, more):
                 self.abandon(ticket)
                 return self.refused(self._overloaded())
             ticket.reserved = received
         return None
 
+    def arriving(self, ticket: Ticket, wake: Callable[[], None]) -> None:
+        """
+        The body comes in pieces: it is given up when others need the room and it is slow.
+
+        Then the ticket is not `inside` any more, and `wake` is called; the answer is `given_up`.
+        """
+
+        def give_up() -> None:
+            self.abandon(ticket)
+            wake()
+
+        self.bodies_on_their_way.add(ticket, give_up)
+
+    def arrived(self, ticket: Ticket) -> None:
+        """No more pieces are waited for."""
+        self.bodies_on_their_way.remove(ticket)
+
+    def given_up(self) -> Answer:
+        """The answer for a body that was given up for the sake of others."""
+        return self.refused(self._overloaded())
+
     def abandon(self, ticket: Ticket) -> None:
         """The body will not come: forget the request. Does nothing to one that left already."""
         if ticket.inside:
             ticket.inside = False
-            self._admission.leave(ticket.reserved)
+            self._admission.shrink(ticket.reserved)
+            if ticket.placed:
+                self._admission.leave()
 
     def refuse(self, ticket: Ticket, answer: Answer) -> Answer:
         """Give the request's place back, with this answer."""
@@ -165,6 +194,10 @@ class Ingest:
         changes nothing: what was handed in is published.
         """
         ticket.respond = respond
+        if not self._admission.enter():
+            respond(self.refuse(ticket, self._overloaded()))
+            return
+        ticket.placed = True
         meta = ticket.meta
         now = datetime.now(UTC)
         not_before = expires_at = None
@@ -205,6 +238,24 @@ class Ingest:
     async def close(self) -> None:
         """Wait until everything handed in has its outcome; the requests' deadlines bound this."""
         await self._commit.close()
+
+    # ---- room
+
+    def _room_for(self, size: int) -> bool:
+        """Whether the message fits now, if need be in the place of slow bodies. Nothing is taken yet."""
+        admission = self._admission
+        if admission.fits(size):
+            return True
+        return admission.count < admission.max_count and self.bodies_on_their_way.could_make_room(
+            admission.over(size)
+        )
+
+    def _take(self, ticket: Ticket, more: int) -> bool:
+        admission = self._admission
+        if admission.grow(more):
+            return True
+        made = self.bodies_on_their_way.make_room(admission.over(more), asking=ticket)
+        return made and admission.grow(more)
 
     # ---- idempotency
 

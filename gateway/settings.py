@@ -27,9 +27,9 @@ class GatewaySettings(Section):
     max_body_bytes: ByteCount = 900_000
     """Larger bodies are answered 413, before the rest is read."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000
-    """Requests whose message is being read or published; above it 503 + Retry-After."""
+    """Messages that are being published; above it 503 + Retry-After."""
     max_in_flight_bytes: ByteCount = 32 * 2**20
-    """Body bytes of those requests together; above it 503 + Retry-After."""
+    """Body bytes in memory, of those and of requests that are being read; above it 503 + Retry-After."""
     request_timeout: PositiveSeconds = 5.0
     """Every request is answered within this time after its body arrived."""
     body_timeout: PositiveSeconds = 10.0

@@ -63,9 +63,9 @@ async def test_a_truncated_body_publishes_nothing(sent: bytes) -> None:
         await connection.send(sent)
         parts = gateway.app.parts
         assert parts is not None
-        await until(lambda: parts.ingest._admission.count == 1)
+        await until(lambda: len(parts.ingest.bodies_on_their_way) == 1)
         connection.close()
-        await until(lambda: parts.ingest._admission.count == 0)
+        await until(lambda: len(parts.ingest.bodies_on_their_way) == 0)
 
         assert gateway.broker.publishes == []
         assert parts.ingest._admission.size == 0

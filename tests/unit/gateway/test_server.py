@@ -133,7 +133,7 @@ async def test_a_body_that_does_not_end_in_time_for_the_drain_is_told_to_come_ba
         )
         parts = gateway.app.parts
         assert parts is not None
-        await until(lambda: parts.ingest._admission.count == 1)
+        await until(lambda: len(parts.ingest.bodies_on_their_way) == 1)
         gateway.stop.set()
         answer = await connection.answer()
 
