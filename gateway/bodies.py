@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 
 from starlette.types import Message as Event
 from starlette.types import Receive
 
 from gateway.answer import Answer
+from gateway.compression import CorruptBody, Inflater
 from gateway.ingest import Ingest, Ticket
-from gateway.problems import BODY_TIMEOUT, NOT_READY, problem
+from gateway.problems import BODY_TIMEOUT, CORRUPT_BODY, NOT_READY, problem
 
 MIN_RATE = 1024.0
 """Bytes per second that a body must keep up on average; a trickle must not hold a place for ever."""
+
+OVERHEAD = 64 * 2**10
+"""
+Bytes by which a compressed body may be larger than the largest body: what cannot be compressed grows.
+
+A stream of empty members inflates to nothing, and would otherwise have no end.
+"""
 
 
 class BodyReader:
@@ -24,14 +33,15 @@ class BodyReader:
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
 
-    async def read(self, ticket: Ticket, receive: Receive) -> bytes | Answer | None:
+    async def read(self, ticket: Ticket, receive: Receive, *, as_sent: bool = False) -> bytes | Answer | None:
         """
         The whole body; or the answer that makes it pointless; None if it was cut off.
 
-        With anything but a body the ticket's place has been given back.
+        A compressed body is inflated, and its size is that of what comes out; with `as_sent` it
+        is left as it is. With anything but a body the ticket's place has been given back.
         """
         try:
-            return await self._whole(ticket, receive)
+            return await self._whole(ticket, receive, None if as_sent else ticket.meta.encoding)
         except asyncio.CancelledError:
             # The server's last resort at the end of a drain.
             return self._ingest.refuse(ticket, problem(NOT_READY, NOT_READY.advice))
@@ -39,12 +49,15 @@ class BodyReader:
             self._ingest.abandon(ticket)
             raise
 
-    async def _whole(self, ticket: Ticket, receive: Receive) -> bytes | Answer | None:
+    async def _whole(self, ticket: Ticket, receive: Receive, encoding: str | None) -> bytes | Answer | None:
         # Uvicorn starts us when the headers are complete, and mostly the body has come
         # with them: its `receive` belongs to an object that knows. Then no timer is
         # needed, which is all that this shortcut saves.
-        if getattr(getattr(receive, "__self__", None), "more_body", True) is not False:
-            return await self._read_slowly(ticket, receive)
+        if (
+            encoding is not None
+            or getattr(getattr(receive, "__self__", None), "more_body", True) is not False
+        ):
+            return await self._read_slowly(ticket, receive, encoding)
         event = await receive()
         if event["type"] == "http.disconnect":
             self._ingest.abandon(ticket)
@@ -56,10 +69,14 @@ class BodyReader:
                 return refused
         return body
 
-    async def _read_slowly(self, ticket: Ticket, receive: Receive) -> bytes | Answer | None:
+    async def _read_slowly(
+        self, ticket: Ticket, receive: Receive, encoding: str | None
+    ) -> bytes | Answer | None:
+        inflater = None if encoding is None else Inflater(encoding)
         # Not a list of pieces: a client that sends two bytes at a time would make it cost us
         # twenty times what is counted.
         body = bytearray()
+        sent = 0
         loop = self._loop
         started = loop.time()
         try:
@@ -72,15 +89,23 @@ class BodyReader:
                         return None
                     if not ticket.inside:
                         return self._given_up()
-                    piece: bytes = event.get("body", b"")
-                    refused = self._ingest.grow(ticket, len(body) + len(piece))
+                    data: bytes = event.get("body", b"")
+                    sent += len(data)
+                    inflated: Iterable[bytes] = (data,) if inflater is None else inflater.feed(data)
+                    for piece in inflated:
+                        refused = self._ingest.grow(ticket, len(body) + len(piece))
+                        if refused is not None:
+                            return refused
+                        body += piece
+                    refused = self._ingest.grow(ticket, sent - OVERHEAD)
                     if refused is not None:
                         return refused
-                    body += piece
                     if not event.get("more_body", False):
+                        if inflater is not None:
+                            inflater.finish()
                         return bytes(body)
                     limit.reschedule(
-                        min(loop.time() + self._timeout, started + self._timeout + len(body) / MIN_RATE)
+                        min(loop.time() + self._timeout, started + self._timeout + sent / MIN_RATE)
                     )
         except TimeoutError:
             if not ticket.inside:
@@ -89,11 +114,13 @@ class BodyReader:
                 ticket,
                 problem(
                     BODY_TIMEOUT,
-                    f"The body stalled after {len(body)} bytes, for longer than {self._timeout:g} s or slower"
+                    f"The body stalled after {sent} bytes, for longer than {self._timeout:g} s or slower"
                     f" than {MIN_RATE:.0f} bytes per second. Nothing was stored.",
                     headers=[(b"connection", b"close")],
                 ),
             )
+        except CorruptBody as error:
+            return self._ingest.refuse(ticket, problem(CORRUPT_BODY, f"{error} Nothing was stored."))
         finally:
             self._ingest.arrived(ticket)
 

@@ -10,6 +10,7 @@ from forebay.brokers.api import DURABILITIES, Durability
 from forebay.errors import SettingsError
 from forebay.section import parse_duration
 from gateway.answer import Answer, RawHeaders
+from gateway.compression import ENCODINGS
 from gateway.problems import (
     HEADERS_TOO_LARGE,
     INVALID_HEADER,
@@ -59,6 +60,7 @@ class Meta:
         "delay",
         "deliver_at",
         "durability",
+        "encoding",
         "idempotency_key",
         "kept",
         "ordering_key",
@@ -71,6 +73,8 @@ class Meta:
         self.delay: float | None = None
         self.deliver_at: datetime | None = None
         self.durability: Durability | None = None
+        self.encoding: str | None = None
+        """How the body is compressed; one of `compression.ENCODINGS`."""
         self.idempotency_key: str | None = None
         self.kept: dict[str, str] = {}
         self.ordering_key: str | None = None
@@ -120,7 +124,7 @@ class HeaderReader:
                 if name in self._keep:
                     _keep(meta, name, value)
                     continue
-                if name != b"prefer":
+                if name not in _LISTS:
                     if seen is None:
                         seen = set()
                     if name in seen:
@@ -243,8 +247,22 @@ def _prefer(meta: Meta, value: bytes) -> None:
 
 
 def _content_encoding(meta: Meta, value: bytes) -> None:
-    if value.strip().lower() not in (b"", b"identity"):
-        raise invalid("Content-Encoding", UNSUPPORTED_ENCODING.advice, UNSUPPORTED_ENCODING)
+    for coding in value.decode("latin-1").lower().split(","):
+        coding = coding.strip()
+        if coding in ("", "identity"):
+            continue
+        if coding == "x-gzip":  # the same (RFC 9110, section 8.4.1.3)
+            coding = "gzip"
+        if coding not in ENCODINGS or meta.encoding is not None:
+            raise Refused(
+                problem(
+                    UNSUPPORTED_ENCODING,
+                    f"Content-Encoding: {', '.join(ENCODINGS)} or none is taken, and only one of them.",
+                    header="Content-Encoding",
+                    headers=[(b"accept-encoding", ", ".join(ENCODINGS).encode())],
+                )
+            )
+        meta.encoding = coding
 
 
 _FORWARDED = frozenset({b"forebay-attempt", b"forebay-queue", b"forebay-accepted-at"})
@@ -298,6 +316,9 @@ def _check_times(meta: Meta) -> None:
     if meta.delay is not None and meta.deliver_at is not None:
         raise invalid("Forebay-Deliver-At", "sent together with Forebay-Delay; send one of them")
 
+
+_LISTS = frozenset({b"prefer", b"content-encoding"})
+"""Headers that may be sent several times: they are one list then (RFC 9110, section 5.3)."""
 
 _CONTROL = {
     b"idempotency-key": _idempotency_key,

@@ -123,6 +123,9 @@ class Ingest:
     def enter(self, queue: str, meta: Meta, caller: Caller = ANYONE) -> Ticket | Answer:
         """The same for a request whose headers somebody else has read."""
         size = meta.content_length or 0
+        if meta.encoding is not None:
+            # What it will be uncompressed only reading tells.
+            size = min(size, self.max_body_bytes)
         if size > self.max_body_bytes:
             return self.refused(self._too_large(f"The body is {size} bytes"))
         asked = meta.durability

@@ -6,6 +6,7 @@ from typing import Any
 
 from forebay.brokers.api import DURABILITIES
 from forebay.brokers.naming import QUEUE_NAME
+from gateway.compression import ENCODINGS
 
 PROBLEM: dict[str, Any] = {
     "type": "object",
@@ -95,6 +96,12 @@ SEND: dict[str, Any] = {
             pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
         ),
         _header("Prefer", "durability=X asks for at least that.", "durability=synced"),
+        _header(
+            "Content-Encoding",
+            "How the body is compressed. It is kept, and its size limited, uncompressed.",
+            "identity",
+            enum=["identity", *ENCODINGS],
+        ),
     ],
     "requestBody": {"required": True, "content": {"*/*": {"schema": {}}, "application/json": {"schema": {}}}},
     "responses": {
@@ -105,12 +112,15 @@ SEND: dict[str, Any] = {
             },
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
         },
-        "400": problem_response("A header or the queue's name is not valid."),
+        "400": problem_response("A header, the queue's name or the compressed body is not valid."),
         "404": problem_response("The queue is not declared."),
         "405": problem_response("Only POST is taken here."),
         "408": problem_response("The body did not arrive in time."),
         "413": problem_response("The body is too large."),
-        "415": problem_response("The body is compressed."),
+        "415": {
+            **problem_response("The body is compressed in a way that is not taken."),
+            "headers": {"Accept-Encoding": {"schema": {"type": "string"}, "description": "What is taken."}},
+        },
         "422": problem_response("The idempotency key was used for another message."),
         "431": problem_response("The headers to keep are too large."),
         "503": problem_response("Not now: send it again after Retry-After, with the same Idempotency-Key."),

@@ -73,12 +73,19 @@ BODY_TOO_LARGE = Kind(
     advice="The member “limit” is the largest body taken, in bytes. Store large content elsewhere and"
     " send a reference, or raise gateway.max_body_bytes and the broker's own limit.",
 )
+CORRUPT_BODY = Kind(
+    name="corrupt-body",
+    status=400,
+    title="The compressed body cannot be read",
+    advice="It is damaged, ends too early, or is not compressed as its Content-Encoding says. Nothing of it"
+    " was stored.",
+)
 UNSUPPORTED_ENCODING = Kind(
     name="unsupported-encoding",
     status=415,
-    title="Compressed bodies are not taken",
-    advice="The body would be stored without word of its Content-Encoding, and nobody could read it. Send it"
-    " uncompressed; or, if your consumer expects compressed bytes, send them without Content-Encoding.",
+    title="The body is compressed in a way that is not taken",
+    advice="The answer's Accept-Encoding header lists what is. Bodies are stored uncompressed; if your"
+    " consumer expects compressed bytes, send them without Content-Encoding.",
 )
 IDEMPOTENCY_CONFLICT = Kind(
     name="idempotency-conflict",

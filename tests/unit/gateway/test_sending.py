@@ -158,15 +158,6 @@ async def test_a_control_header_sent_twice_is_refused() -> None:
         assert answer.status_code == 400
 
 
-async def test_a_compressed_body_is_not_stored_as_if_it_were_plain() -> None:
-    async with running() as gateway:
-        refused = await gateway.post(b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
-        plain = await gateway.post(headers={"Content-Encoding": "identity"})
-
-        assert (refused.status_code, refused.json()["type"]) == (415, "/problems/unsupported-encoding")
-        assert plain.status_code == 202
-
-
 @pytest.mark.parametrize("headers", [{f"ce-n{n}": "x" for n in range(65)}, {"ce-big": "x" * 17_000}])
 async def test_kept_headers_are_bounded(headers: dict[str, str]) -> None:
     async with running() as gateway:
