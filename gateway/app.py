@@ -41,6 +41,7 @@ from gateway.queues import QueueRegistry
 from gateway.routes import Parts, make_router, to_response
 from gateway.settings import GatewaySettings
 from gateway.status import StatusLookup
+from gateway.waiting import Waiting, looker
 
 if TYPE_CHECKING:
     from forebay.storage.database import Database
@@ -77,9 +78,10 @@ class Gateway(FastAPI):
         return self.openapi_schema
 
     def drain(self) -> None:
-        """From now on /readyz says 503; requests are still served."""
+        """From now on /readyz says 503; requests are still served, and none waits for what becomes of it."""
         if self.parts is not None:
             self.parts.health.draining = True
+            self.parts.waiting.close()
 
 
 def create_app(
@@ -115,20 +117,24 @@ def create_app(
             ingest = Ingest(opened, settings, metrics=metrics, health=health)
             bodies = BodyReader(ingest, timeout=settings.body_timeout)
             questions = Questions(database)
+            # Without a database nobody could ever be told anything.
+            waiting = Waiting(looker(questions), most=settings.max_waiting if database else 0)
             warning = asyncio.create_task(warn_of_left_behind(opened, questions, drained))
             app.parts = Parts(
                 broker=opened,
-                endpoints=(MessagesEndpoint(ingest, queues, opened, bodies),),
+                endpoints=(MessagesEndpoint(ingest, queues, opened, bodies, waiting),),
                 health=health,
                 ingest=ingest,
                 questions=questions,
-                status=StatusLookup(questions, ingest.recent),
+                status=StatusLookup(questions, ingest.recent, waiting),
+                waiting=waiting,
             )
             try:
                 yield
             finally:
                 health.draining = True
                 warning.cancel()
+                waiting.close()
                 await ingest.close()
                 questions.close()
                 app.parts = None

@@ -9,6 +9,7 @@ it all the same (gateway/openapi.py). Decisions are in gateway/ingest.py.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from functools import partial
 
 from starlette.types import Receive, Scope, Send
@@ -28,6 +29,7 @@ from gateway.problems import (
     queue_not_found,
 )
 from gateway.queues import QueueRegistry
+from gateway.waiting import Waiting, Wanted, after_waiting
 
 PREFIX = "/v1/queues/"
 SUFFIX = "/messages"
@@ -36,11 +38,14 @@ SUFFIX = "/messages"
 class MessagesEndpoint:
     """One request: admit, read, accept, answer."""
 
-    def __init__(self, ingest: Ingest, queues: QueueRegistry, broker: Broker, bodies: BodyReader) -> None:
+    def __init__(
+        self, ingest: Ingest, queues: QueueRegistry, broker: Broker, bodies: BodyReader, waiting: Waiting
+    ) -> None:
         self._ingest = ingest
         self._queues = queues
         self._broker = broker
         self._read_body = bodies.read
+        self._waiting = waiting
         self._loop = asyncio.get_running_loop()
 
     @staticmethod
@@ -72,10 +77,22 @@ class MessagesEndpoint:
         outcome: asyncio.Future[Answer] = self._loop.create_future()
         self._ingest.accept(ticket, body, partial(_resolve, outcome))
         try:
-            return await outcome
+            answer = await outcome
         except asyncio.CancelledError:
             # The same, with the message handed in: the client still gets a true word.
             return self._ingest.unknown(ticket)
+        if ticket.meta.wait and answer.status == 202 and self._waiting.takes_more:
+            return await self._waited(ticket, body, answer, receive)
+        return answer
+
+    async def _waited(self, ticket: Ticket, body: bytes, accepted: Answer, receive: Receive) -> Answer:
+        keyed = ticket.meta.idempotency_key is not None
+        wanted = Wanted(ticket.message.id, hashlib.sha256(body).digest() if keyed else None)
+        try:
+            status = await self._waiting.outcome(wanted, ticket.meta.wait, receive)
+        except asyncio.CancelledError:
+            return accepted  # which is true all the same
+        return after_waiting(accepted, ticket.meta.wait, status)
 
     async def _irregular(self, queue: str, scope: Scope) -> Answer | None:
         """What is the matter with a request that is not plainly for a declared queue; None: nothing."""

@@ -29,9 +29,13 @@ MAX_AHEAD = timedelta(days=366)
 
 MAX_KEY = 255
 
+MAX_WAIT = 30.0
+"""Seconds that a request may wait for what becomes of its message; who asks for more gets this."""
+
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
 _META_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _MEDIA_TYPE = re.compile(r"[\x20-\x7e\t]{1,255}")
+_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
 
 _SECRET = re.compile(
@@ -65,6 +69,7 @@ class Meta:
         "kept",
         "ordering_key",
         "ttl",
+        "wait",
     )
 
     def __init__(self) -> None:
@@ -79,6 +84,8 @@ class Meta:
         self.kept: dict[str, str] = {}
         self.ordering_key: str | None = None
         self.ttl: float | None = None
+        self.wait = 0.0
+        """Seconds to wait for what becomes of the message."""
 
 
 def is_secret(name: str) -> bool:
@@ -234,16 +241,44 @@ def _deliver_at(meta: Meta, value: bytes) -> None:
 
 
 def _prefer(meta: Meta, value: bytes) -> None:
+    for name, wanted in _preferences(value):
+        if name == "durability":
+            level = wanted.lower()
+            if level not in DURABILITIES:
+                raise invalid(
+                    "Prefer", f"durability is one of {', '.join(DURABILITIES)}, like: durability=synced"
+                )
+            meta.durability = DURABILITIES[DURABILITIES.index(level)]
+        elif name == "wait":
+            meta.wait = _wait(wanted)
+
+
+def _preferences(value: bytes) -> Iterable[tuple[str, str]]:
+    """Names and values; preferences nobody knows are ignored (RFC 7240)."""
     for preference in value.decode("latin-1").split(","):
         name, _, wanted = preference.partition(";")[0].partition("=")
-        if name.strip().lower() != "durability":
-            continue  # preferences nobody knows are ignored (RFC 7240)
-        level = wanted.strip().strip('"').lower()
-        if level not in DURABILITIES:
-            raise invalid(
-                "Prefer", f"durability is one of {', '.join(DURABILITIES)}, like: durability=synced"
-            )
-        meta.durability = DURABILITIES[DURABILITIES.index(level)]
+        yield name.strip().lower(), wanted.strip().strip('"')
+
+
+def _wait(text: str) -> float:
+    if not _SECONDS.fullmatch(text):
+        raise invalid("Prefer", "wait is a whole number of seconds, like: wait=10")
+    return min(float(text), MAX_WAIT)
+
+
+def wait_of(headers: RawHeaders) -> float:
+    """
+    How long the client would wait, in seconds, MAX_WAIT at most; 0.0 if it says nothing of it.
+
+    Raises:
+        Refused
+    """
+    for name, value in headers:
+        if name == b"prefer":
+            for preference, wanted in _preferences(value):
+                if preference == "wait":
+                    return _wait(wanted)
+    return 0.0
 
 
 def _content_encoding(meta: Meta, value: bytes) -> None:

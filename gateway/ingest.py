@@ -305,7 +305,7 @@ class Ingest:
             if durability is not None:
                 accepted += 1
                 size += len(message.body)
-                self.recent.add(message.id, queue, message.accepted_at)
+                self.recent.add(message.id, queue, message.accepted_at, durability)
                 twins = self._memory.confirm(message.id, durability) if keyed else ()
                 if not ticket.answered:
                     self._answer_accepted(ticket, durability, duplicate=False)

@@ -29,6 +29,20 @@ ACCEPTED: dict[str, Any] = {
         "queue": {"type": "string"},
         "durability": {"enum": list(DURABILITIES)},
         "duplicate": {"type": "boolean", "description": "This gateway accepted the same message before."},
+        "state": {
+            "enum": ["accepted", "journaled", "waiting", "stored", "done", "dead", "discarded"],
+            "description": "With Prefer: wait: what had become of the message when the wait ended.",
+        },
+        "reason": {"type": "string", "description": "Why it is dead."},
+    },
+}
+
+
+ACCEPTED_HEADERS: dict[str, Any] = {
+    "Location": {"schema": {"type": "string"}, "description": "Where its state can be asked."},
+    "Preference-Applied": {
+        "schema": {"type": "string"},
+        "description": "Those of the preferences asked for that were honoured.",
     },
 }
 
@@ -95,7 +109,12 @@ SEND: dict[str, Any] = {
             "shop",
             pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
         ),
-        _header("Prefer", "durability=X asks for at least that.", "durability=synced"),
+        _header(
+            "Prefer",
+            "durability=X asks for at least that; wait=N answers when the message is stored, or after"
+            " N seconds (at most 30).",
+            "durability=synced, wait=10",
+        ),
         _header(
             "Content-Encoding",
             "How the body is compressed. It is kept, and its size limited, uncompressed.",
@@ -105,11 +124,14 @@ SEND: dict[str, Any] = {
     ],
     "requestBody": {"required": True, "content": {"*/*": {"schema": {}}, "application/json": {"schema": {}}}},
     "responses": {
+        "201": {
+            "description": "With Prefer: wait: it is stored in the database, or done.",
+            "headers": ACCEPTED_HEADERS,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
+        },
         "202": {
-            "description": "Stored, as durably as `durability` says.",
-            "headers": {
-                "Location": {"schema": {"type": "string"}, "description": "Where its state can be asked."}
-            },
+            "description": "Stored in the queue, as durably as `durability` says.",
+            "headers": ACCEPTED_HEADERS,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
         },
         "400": problem_response("A header, the queue's name or the compressed body is not valid."),

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import NamedTuple
+
+from forebay.brokers.api import Durability
 
 GENERATION = 20_000
+
+
+class Accepted(NamedTuple):
+    queue: str
+    at: datetime
+    durability: Durability
 
 
 class RecentIds:
@@ -19,15 +28,14 @@ class RecentIds:
 
     def __init__(self, generation: int = GENERATION) -> None:
         self._generation = generation
-        self._new: dict[str, tuple[str, datetime]] = {}
-        self._old: dict[str, tuple[str, datetime]] = {}
+        self._new: dict[str, Accepted] = {}
+        self._old: dict[str, Accepted] = {}
 
-    def add(self, message_id: str, queue: str, accepted_at: datetime) -> None:
+    def add(self, message_id: str, queue: str, accepted_at: datetime, durability: Durability) -> None:
         if len(self._new) >= self._generation:
             self._old = self._new
             self._new = {}
-        self._new[message_id] = (queue, accepted_at)
+        self._new[message_id] = Accepted(queue, accepted_at, durability)
 
-    def get(self, message_id: str) -> tuple[str, datetime] | None:
-        """The queue it went to, and when it was accepted."""
+    def get(self, message_id: str) -> Accepted | None:
         return self._new.get(message_id) or self._old.get(message_id)

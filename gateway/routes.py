@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from datetime import datetime
+from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from forebay.brokers.api import Broker
+from forebay.brokers.api import Broker, Durability
 from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
 from forebay.errors import BrokerError
 from gateway import pages
@@ -35,6 +36,7 @@ from gateway.problems import (
 )
 from gateway.queues import QueueRegistry
 from gateway.status import StatusLookup
+from gateway.waiting import Waiting
 
 
 class Endpoint(Protocol):
@@ -55,6 +57,7 @@ class Parts:
     ingest: Ingest
     questions: Questions
     status: StatusLookup
+    waiting: Waiting
 
 
 class QueueDepth(BaseModel):
@@ -79,12 +82,33 @@ class QueueList(BaseModel):
     queues: list[QueueDepth]
 
 
+class MessageEvent(BaseModel):
+    """One step of a message's life; members that do not apply are left out."""
+
+    state: str
+    at: datetime
+    durability: Durability | None = None
+    attempt: int | None = None
+    reason: str | None = None
+    destination: str | None = None
+
+
 class MessageState(BaseModel):
     """What is known; members that do not apply are left out."""
 
     id: str
-    state: str
-    queue: str
+    state: Literal["accepted", "journaled", "waiting", "stored", "done", "dead", "discarded"]
+    queue: str | None = None
+    durability: Durability | None = None
+    destination: str | None = None
+    accepted_at: datetime | None = None
+    stored_at: datetime | None = None
+    attempts: int | None = None
+    reason: str | None = None
+    died_at: datetime | None = None
+    original_id: str | None = None
+    conflicts: list[str] | None = None
+    timeline: list[MessageEvent]
 
 
 def to_response(answer: Answer) -> Response:
@@ -145,13 +169,23 @@ def make_router(
         tags=["messages"],
         summary="What became of a message",
         responses=problem_responses(
-            s400="Not a message id.",
+            s400="Not a message id, or a preference that cannot be read.",
             s404="Nothing is known of it yet.",
             s503="The database cannot be asked.",
         ),
     )
-    async def show_message(message_id: str) -> Response:
-        return to_response(await parts().status.answer(message_id))
+    async def show_message(
+        message_id: str,
+        request: Request,
+        prefer: Annotated[
+            str | None,
+            Header(
+                description="wait=N: answer when nothing more will happen, within N seconds (at most 30).",
+                examples=["wait=10"],
+            ),
+        ] = None,
+    ) -> Response:
+        return to_response(await parts().status.answer(message_id, request.scope["headers"], request.receive))
 
     @router.get("/livez", tags=["health"], summary="The process answers")
     async def livez() -> dict[str, str]:

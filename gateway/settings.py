@@ -32,6 +32,9 @@ class GatewaySettings(Section):
     """Body bytes in memory, of those and of requests that are being read; above it 503 + Retry-After."""
     request_timeout: PositiveSeconds = 5.0
     """Every request is answered within this time after its body arrived."""
+    max_waiting: Annotated[int, Field(ge=0)] = 2_000
+    """Requests that wait at once for what becomes of their message (Prefer: wait); others are not kept
+    waiting, and are answered when the message is accepted."""
     body_timeout: PositiveSeconds = 10.0
     """The longest pause between two pieces of a body; then 408."""
     min_durability: Durability = "journaled"

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from starlette.types import Receive
 
 from forebay.ids import canonical
-from gateway.answer import Answer
+from gateway.answer import Answer, RawHeaders
 from gateway.asking import NoAnswer, Questions
+from gateway.callers import ANYONE, Caller
+from gateway.headers import Refused, wait_of
 from gateway.problems import INVALID_REQUEST, NOT_SEEN_YET, STATUS_UNAVAILABLE, problem
-from gateway.recent import RecentIds
+from gateway.recent import Accepted, RecentIds
+from gateway.waiting import OVER, Waiting, Wanted, applied
 
 if TYPE_CHECKING:
     from forebay.storage.database import Database
+    from forebay.storage.states import MessageStatus
 
 
 class StatusLookup:
     """Answers GET /v1/messages/{id}."""
 
-    def __init__(self, questions: Questions, recent: RecentIds) -> None:
+    def __init__(self, questions: Questions, recent: RecentIds, waiting: Waiting) -> None:
         self._questions = questions
         self._recent = recent
+        self._waiting = waiting
 
-    async def answer(self, text: str) -> Answer:
+    async def answer(
+        self, text: str, headers: RawHeaders, receive: Receive, caller: Caller = ANYONE
+    ) -> Answer:
         message_id = canonical(text)
         if message_id is None:
             return problem(
                 INVALID_REQUEST, "A message id is a UUID, like: 01890a5d-ac96-774b-bcce-b302099a8057"
             )
+        try:
+            wait = wait_of(headers)
+        except Refused as refused:
+            return refused.answer
         accepted = self._recent.get(message_id)
         try:
             found = await self._questions.ask(lambda database: _query(database, message_id))
@@ -41,22 +54,55 @@ class StatusLookup:
                 id=message_id,
                 accepted=accepted is not None,
             )
-        if found is not None:
-            return _json(found)
+        if not wait or not self._waiting.takes_more or (found is not None and found.state in OVER):
+            return _answer(message_id, found, accepted)
+        try:
+            found = await self._waiting.outcome(Wanted(message_id), wait, receive) or found
+        except asyncio.CancelledError:
+            wait = 0.0  # the server stops: what is known is still true
+        answer = _answer(message_id, found, accepted)
+        if wait:
+            answer.headers.append((b"preference-applied", applied(wait, answer)))
+        return answer
+
+
+def _answer(message_id: str, found: MessageStatus | None, accepted: Accepted | None) -> Answer:
+    if found is not None:
+        document = {n: v for n, v in dataclasses.asdict(found).items() if v is not None}
+        document["timeline"] = [
+            {n: v for n, v in event.items() if v is not None} for event in document["timeline"]
+        ]
         if accepted is not None:
-            queue, accepted_at = accepted
-            return _json({"id": message_id, "state": "accepted", "queue": queue, "accepted_at": accepted_at})
-        return problem(NOT_SEEN_YET, NOT_SEEN_YET.advice, id=message_id)
+            document.setdefault("queue", accepted.queue)
+            document.setdefault("accepted_at", accepted.at)
+            document["timeline"] = [
+                _accepted(accepted),
+                *(event for event in document["timeline"] if event["state"] != "accepted"),
+            ]
+        return _json(document)
+    if accepted is not None:
+        return _json(
+            {
+                "id": message_id,
+                "state": "journaled" if accepted.durability == "journaled" else "accepted",
+                "queue": accepted.queue,
+                "durability": accepted.durability,
+                "accepted_at": accepted.at,
+                "timeline": [_accepted(accepted)],
+            }
+        )
+    return problem(NOT_SEEN_YET, NOT_SEEN_YET.advice, id=message_id)
 
 
-def _query(database: Database, message_id: str) -> dict[str, object] | None:
+def _accepted(accepted: Accepted) -> dict[str, Any]:
+    return {"state": "accepted", "at": accepted.at, "durability": accepted.durability}
+
+
+def _query(database: Database, message_id: str) -> MessageStatus | None:
     # Only here: a gateway without a database loads nothing of it.
-    from forebay.storage.queries import message_status
+    from forebay.storage.states import message_status
 
-    found = message_status(database, message_id)
-    if found is None:
-        return None
-    return {n: v for n, v in dataclasses.asdict(found).items() if v is not None}
+    return message_status(database, message_id)
 
 
 def _json(document: dict[str, Any]) -> Answer:

@@ -29,7 +29,7 @@ def message(
     Exit codes: 0 found, 4 the database has not seen it: it still waits in its queue, or
     was never accepted.
     """
-    from forebay.storage.queries import message_status
+    from forebay.storage.states import message_status
 
     if canonical(id) is None:
         raise CommandError(f"{id!r} is not a message id; they look like {_EXAMPLE}", ExitCode.USAGE)
@@ -62,10 +62,14 @@ _WORDS = {
 def _print(known: dict[str, Any]) -> None:
     emit(f"{known['id']} is {_WORDS[known['state']].format(**known)}")
     for name, value in known.items():
-        if name in ("id", "state"):
+        if name in ("id", "state", "timeline"):
             continue
         if name == "conflicts":
             value = ", ".join(value) + "  (other bodies that came under this id)"
         if name == "stored_at" and known["state"] == "done":
             name = "handled_at"
         emit(f"{name.replace('_', ' '):<12} {value}")
+    for event in known["timeline"]:
+        words = [event["state"], *(f"{n} {event[n]}" for n in ("attempt", "destination") if event[n])]
+        why = f": {event['reason']}" if event["reason"] else ""
+        emit(f"{event['at']:%Y-%m-%d %H:%M:%S}  {' '.join(words)}{why}")

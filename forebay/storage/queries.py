@@ -1,4 +1,4 @@
-"""Where a message is now, as far as the database knows; and how large the tables are."""
+"""What rests where, by its digest; and how large the tables are."""
 
 from __future__ import annotations
 
@@ -12,41 +12,11 @@ import sqlalchemy as sa
 
 from forebay.ids import canonical
 from forebay.storage.database import Database
+from forebay.storage.states import any_of
 from forebay.storage.tables import dead_letters, messages, processed_messages
-
-State = Literal["stored", "done", "dead", "discarded", "waiting"]
 
 _BATCH = 5_000
 """Ids per query of `digests`."""
-
-# `resolved` without a row: it arrived, and was pruned since. Open ones first: with one destination dead
-# and another one discarded a message is dead.
-_OF_STATUS: dict[str, State] = {
-    "dead": "dead", "redriving": "waiting", "discarded": "discarded", "resolved": "done",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessageStatus:
-    """What the database knows about one message."""
-
-    id: str
-    state: State
-    """`waiting`: was dead, and is on its way back to its queue."""
-    queue: str | None = None
-    """None for `done`: the once-only record does not keep it."""
-    destination: str | None = None
-    """Who handled it, or did not take it."""
-    accepted_at: datetime | None = None
-    stored_at: datetime | None = None
-    """When it was stored, or handled."""
-    attempts: int | None = None
-    reason: str | None = None
-    """Why it is dead."""
-    died_at: datetime | None = None
-    original_id: str | None = None
-    conflicts: tuple[str, ...] | None = None
-    """Ids of dead letters that came with this id and other bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,58 +47,6 @@ class TableSize:
     """Those that came within the last 24 hours: the growth."""
 
 
-def message_status(database: Database, message_id: str) -> MessageStatus | None:
-    """
-    The state of a message; None when the database has not seen it.
-
-    Stored comes before done, done before dead: a dead letter that arrived after all
-    is not dead, even if nobody has marked it so yet.
-    """
-    id = canonical(message_id)
-    if id is None:
-        return None
-    m, p, d = messages.c, processed_messages.c, dead_letters.c
-    with database.read() as connection:
-        letters = connection.execute(
-            sa.select(
-                d.id, d.destination, d.queue, d.accepted_at, d.attempts, d.reason, d.died_at, d.status,
-                d.original_id,
-            )
-            .where(sa.or_(d.id == id, d.original_id == id))
-            .order_by(d.died_at.desc())
-        ).all()  # fmt: skip
-        conflicts = tuple(sorted({x.id for x in letters if x.id != id})) or None
-        stored = connection.execute(
-            sa.select(m.queue, m.accepted_at, m.stored_at, m.attempts).where(m.id == id)
-        ).one_or_none()
-        if stored is not None:
-            return MessageStatus(id=id, state="stored", **stored._mapping, conflicts=conflicts)
-        done = connection.execute(
-            sa.select(p.destination, p.processed_at).where(p.id == id).order_by(p.processed_at).limit(1)
-        ).one_or_none()
-        if done is not None:
-            return MessageStatus(
-                id=id, state="done", destination=done.destination, stored_at=done.processed_at,
-                conflicts=conflicts,
-            )  # fmt: skip
-    own = sorted((x for x in letters if x.id == id), key=lambda x: list(_OF_STATUS).index(x.status))
-    if not own and conflicts is None:
-        return None
-    letter = own[0] if own else letters[0]
-    return MessageStatus(
-        id=id,
-        state=_OF_STATUS[letter.status],
-        queue=letter.queue,
-        destination=letter.destination,
-        accepted_at=letter.accepted_at,
-        attempts=letter.attempts,
-        reason=letter.reason,
-        died_at=letter.died_at,
-        original_id=letter.original_id,
-        conflicts=conflicts,
-    )
-
-
 def digests(database: Database, ids: Sequence[str]) -> dict[str, list[StoredDigest]]:
     """
     Where each of `ids` rests, with the digest of what rests there; ids not found are absent.
@@ -153,7 +71,9 @@ def _digests(database: Database, connection: sa.Connection, ids: list[str]) -> I
     stored = [messages.c.id, messages.c.attempts]
     for id, attempts, digest in _body_digests(database, connection, messages, stored, messages.c.id, ids):
         yield StoredDigest(id=id, where="stored", digest=digest, attempts=attempts)
-    for row in connection.execute(sa.select(p.id, p.destination, p.digest).where(_any(database, p.id, ids))):
+    for row in connection.execute(
+        sa.select(p.id, p.destination, p.digest).where(any_of(database, p.id, ids))
+    ):
         yield StoredDigest(
             id=row.id, where="done", digest=bytes(row.digest).hex(), destination=row.destination
         )
@@ -185,23 +105,11 @@ def _body_digests(
             if database.dialect == "mysql"
             else sa.func.encode(sa.func.sha256(table.c.body), sa.literal_column("'hex'"))
         )
-        for row in connection.execute(sa.select(*columns, hashed).where(_any(database, by, ids))):
+        for row in connection.execute(sa.select(*columns, hashed).where(any_of(database, by, ids))):
             yield tuple(row)
     else:
-        for row in connection.execute(sa.select(*columns, table.c.body).where(_any(database, by, ids))):
+        for row in connection.execute(sa.select(*columns, table.c.body).where(any_of(database, by, ids))):
             yield (*row[:-1], hashlib.sha256(row[-1]).hexdigest())
-
-
-def _any(database: Database, column: sa.Column[Any], ids: list[str]) -> sa.ColumnElement[bool]:
-    """`column` is one of `ids`, with one parameter however many they are."""
-    if database.dialect == "postgresql":
-        # As rows, not `= ANY (array)`: the array would be read from its text again for every row.
-        array = sa.cast(sa.literal("{" + ",".join(ids) + "}", sa.Text), sa.ARRAY(sa.Uuid(as_uuid=False)))
-        return column.in_(sa.select(sa.func.unnest(array)))
-    if database.dialect == "mysql":
-        return column.in_(ids)  # the driver writes them into the statement
-    values = sa.func.json_each(sa.literal("[" + ",".join(f'"{i}"' for i in ids) + "]", sa.Text))
-    return column.in_(sa.select(values.table_valued("value").c.value))
 
 
 def table_sizes(database: Database) -> list[TableSize]:

@@ -271,7 +271,7 @@ def test_recent_ids_forget_a_generation_at_a_time() -> None:
 
     recent, now = RecentIds(2), datetime.now(UTC)
     for name in "abcde":
-        recent.add(name, "orders", now)
+        recent.add(name, "orders", now, "synced")
 
     assert [name for name in "abcde" if recent.get(name)] == ["c", "d", "e"]
 

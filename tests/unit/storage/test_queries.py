@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from forebay import ids
+from forebay.brokers.api import Attempt
 from forebay.storage.database import Database
 from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
 from forebay.storage.messages import MessageStore
 from forebay.storage.once import claim
 from forebay.storage.prune import prune
-from forebay.storage.queries import digests, message_status, table_sizes
+from forebay.storage.queries import digests, table_sizes
+from forebay.storage.states import message_status, message_statuses
 from tests.unit.storage.deliveries import ACCEPTED, dead, delivery, stored_count
 
 
@@ -98,6 +101,51 @@ def test_a_stored_message_is_not_dead_and_names_its_conflicts(database: Database
     assert status is not None
     assert status.state == "stored"
     assert status.conflicts == (ids.conflict_id(sent.message.id, b"b"),)
+
+
+def test_a_dead_letters_life_is_told_in_order(database: Database) -> None:
+    letters = DeadLetterStore(database)
+    tried = Attempt(
+        number=1, failed_at=ACCEPTED + timedelta(minutes=3), worker="h:1", seconds=0.1, error_class="X",
+        reason="500 Internal Server Error",
+    )  # fmt: skip
+    sent = dead(destination="http:orders")
+    assert sent.death is not None
+    sent = replace(sent, death=replace(sent.death, history=(tried,)))
+    letters.archive([sent])
+    with database.begin() as connection:
+        claim(connection, "http:orders", [sent])
+
+    status = message_status(database, sent.message.id)
+
+    assert status is not None
+    assert status.state == "done"
+    assert [(event.state, event.attempt) for event in status.timeline] == [
+        ("accepted", None),
+        ("retrying", 1),
+        ("dead", None),
+        ("done", None),
+        ("resolved", None),
+    ]
+
+
+def test_the_states_of_many_are_one_query(database: Database) -> None:
+    stored, done, died = (delivery(b"%d" % n) for n in range(3))
+    MessageStore(database).write([stored])
+    with database.begin() as connection:
+        claim(connection, "handler:orders", [done])
+    DeadLetterStore(database).archive([dead(b"2", id=died.message.id)])
+    asked: list[str] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+
+    found = message_statuses(database, [d.message.id for d in (stored, done, died)] + [ids.new_id()])
+
+    assert {i: status.state for i, status in found.items()} == {
+        stored.message.id: "stored",
+        done.message.id: "done",
+        died.message.id: "dead",
+    }
+    assert len([statement for statement in asked if "SELECT" in statement]) == 1
 
 
 def test_digests_tell_where_and_what(database: Database) -> None:
