@@ -89,6 +89,11 @@ class QueueSettings(Section):
     "key": messages with the same ordering key are handled in order, where the broker can. A failing one
     holds back its own key, and no other, until it is done or dead.
     """
+    journal: bool | None = None
+    """
+    Whether a gateway may journal its messages while the broker is away. None: unless order = "key", since
+    the order is kept among messages of one gateway process only.
+    """
     rate: Annotated[float, Field(gt=0)] | None = None
     """Messages per second that one process takes at most; `forebay throttle` changes it while it runs."""
     schedule: str | None = None

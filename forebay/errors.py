@@ -16,8 +16,11 @@ ForebayError
 │   ├── MessageDecodeError     stored bytes are not one of our messages
 │   └── PublishError           about one message, carried in its PublishResult
 │       ├── PublishRejected    certainly not stored
+│       │   ├── DurabilityUnavailable  there is a place for it, but a less safe one than it asks for
 │       │   ├── MessageTooLarge
+│       │   ├── NotSent        for no fault of the message: worth another try, or another broker
 │       │   └── QueueFull
+│       │       └── JournalFull  the gateway's own journal
 │       └── PublishUnconfirmed maybe stored; send again with the same id
 └── SinkError
     ├── SinkUnavailable        the destination as a whole: release, open the breaker, count nothing
@@ -92,6 +95,23 @@ class MessageTooLarge(PublishRejected):
 
 class QueueFull(PublishRejected):
     """The queue, or the disk under it, is at its limit; back off and try again."""
+
+
+class DurabilityUnavailable(PublishRejected):
+    """What could take the message now is less durable than it asks for."""
+
+
+class JournalFull(QueueFull):
+    """The gateway's journal is at its limit, in bytes or age, or the disk under it is full."""
+
+
+class NotSent(PublishRejected):
+    """
+    The broker did not get the message, for no fault of the message's own.
+
+    A plain PublishRejected and MessageTooLarge are about the message, and final; this one is worth
+    another try, or another broker.
+    """
 
 
 class PublishUnconfirmed(PublishError):

@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from forebay.brokers.settings import BrokerSettings
     from forebay.storage.database import Database
     from gateway.app import Gateway
+    from gateway.outlets.opening import Elsewhere
 
 log = structlog.get_logger()
 
@@ -101,11 +103,15 @@ def make_gateway(
     registry: CollectorRegistry | None = None,
 ) -> Gateway:
     """The HTTP side. With `on_declared` any valid queue name is declared on first use."""
+    from forebay.brokers.factory import open_broker
     from gateway.app import create_app
     from gateway.queues import QueueRegistry
 
+    elsewhere = make_elsewhere(settings)
     return create_app(
-        broker=broker or broker_opener(settings.broker),
+        # With another place for messages the broker is not waited for: it is opened beside.
+        broker=broker
+        or (broker_opener(settings.broker) if elsewhere is None else lambda: open_broker(settings.broker)),
         settings=settings.gateway,
         queues=QueueRegistry(
             settings.queues,
@@ -114,7 +120,36 @@ def make_gateway(
         ),
         database=(lambda: make_database(settings)) if settings.database.url else None,
         drained=[safe_url(old) for old in settings.broker.old()],
+        elsewhere=elsewhere,
         registry=registry,
+    )
+
+
+def make_elsewhere(settings: Settings) -> Elsewhere | None:
+    """Where a gateway puts messages when its broker is away; None: nowhere."""
+    from forebay.brokers.factory import body_limit, open_broker, open_journal
+    from gateway.outlets.opening import Elsewhere
+
+    fallbacks = settings.broker.fallbacks()
+    if settings.gateway.journal is None and not fallbacks:
+        return None
+    limits = [body_limit(one) for one in (settings.broker, *fallbacks)]
+    most = settings.gateway.max_body_bytes
+
+    def may_journal(queue: str) -> bool:
+        of_queue = settings.queue(queue)
+        return of_queue.journal if of_queue.journal is not None else of_queue.order != "key"
+
+    return Elsewhere(
+        broker_takes=min([limit for limit in limits if limit is not None], default=most),
+        fallbacks=[
+            (f"fallback-{number}", partial(open_broker, one)) for number, one in enumerate(fallbacks, 1)
+        ],
+        open_journal=None
+        if settings.gateway.journal is None
+        else partial(open_journal, settings=settings.broker, max_body_bytes=most),
+        may_journal=may_journal,
+        may_fall_back=lambda queue: settings.queue(queue).order != "key",
     )
 
 

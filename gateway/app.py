@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -28,6 +29,8 @@ from gateway.endpoint import MessagesEndpoint
 from gateway.health import Health
 from gateway.ingest import Ingest
 from gateway.metrics import GatewayMetrics
+from gateway.outlets.opening import Elsewhere, checks, open_outlets
+from gateway.outlets.publishing import Outlets
 from gateway.problems import (
     HTTP_ERROR,
     INTERNAL,
@@ -91,6 +94,7 @@ def create_app(
     queues: QueueRegistry,
     database: Callable[[], Database] | None = None,
     drained: Sequence[str] = (),
+    elsewhere: Elsewhere | None = None,
     registry: CollectorRegistry | None = None,
 ) -> Gateway:
     """
@@ -100,21 +104,41 @@ def create_app(
     consumers know of their queues is null. `drained` are the brokers that are drained, as
     URLs without credentials: nobody need be warned of them.
 
+    With `elsewhere` messages that the broker does not take go there, and it need not be there
+    at the start.
+
     The lifespan raises SettingsError for settings this broker cannot satisfy, and
     BrokerUnavailable.
     """
     registry = registry or CollectorRegistry()
     metrics = GatewayMetrics(registry)
 
+    async def prepare(opened: Broker) -> None:
+        await _check_durability(opened, opened.capabilities.durability, settings)
+        for queue, durability in (await queues.declare_all(opened)).items():
+            await _check_durability(opened, durability, settings, queue)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert isinstance(app, Gateway)
-        async with broker() as opened:
-            await _check_durability(opened, opened.capabilities.durability, settings)
-            for queue, durability in (await queues.declare_all(opened)).items():
-                await _check_durability(opened, durability, settings, queue)
-            health = Health(opened.ping)
-            ingest = Ingest(opened, settings, metrics=metrics, health=health)
+        async with AsyncExitStack() as stack:
+            opened: Broker
+            publisher: Broker | Outlets
+            if elsewhere is None:
+                opened = publisher = await stack.enter_async_context(broker())
+                await prepare(opened)
+                health = Health(opened.ping)
+            else:
+                publisher = await stack.enter_async_context(
+                    open_outlets(
+                        broker, elsewhere, prepare=prepare, settings=settings, queues=queues, metrics=metrics
+                    )
+                )
+                opened = publisher.outlets[0].broker
+                health = Health(
+                    partial(publisher.ping, settings.min_durability), more=partial(checks, publisher)
+                )
+            ingest = Ingest(publisher, settings, metrics=metrics, health=health)
             bodies = BodyReader(ingest, timeout=settings.body_timeout)
             questions = Questions(database)
             # Without a database nobody could ever be told anything.

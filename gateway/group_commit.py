@@ -44,9 +44,10 @@ E = TypeVar("E", bound=Entry)
 
 @dataclass(slots=True)
 class _Lane(Generic[E]):
-    """One queue's entries: those that wait for a publish, and those in a running one."""
+    """Entries of one queue and publisher: those that wait for a publish, and those in a running one."""
 
     queue: str
+    publisher: Publisher
     waiting: deque[E] = field(default_factory=deque)
     running: list[list[E]] = field(default_factory=list)
     scheduled: bool = False
@@ -60,6 +61,8 @@ class GroupCommit(Generic[E]):
     with whatever else arrived in it. While a publish runs, later ones gather; as
     soon as it ends, or enough for a worthwhile publish have gathered and fewer than
     `max_publishes` run, they go out as well.
+
+    Entries for which `choose` names another publisher than `publisher` are gathered apart.
 
     Every entry has a deadline, `timeout` seconds after `add`. At it, `expired` is
     called: with sent=False the entry has been taken out and was never sent; with
@@ -76,6 +79,7 @@ class GroupCommit(Generic[E]):
         timeout: float,
         settled: Callable[[str, list[E], Sequence[PublishResult | BrokerError], float], None],
         expired: Callable[[E, bool], None],
+        choose: Callable[[E], Publisher] | None = None,
         max_messages: int = 500,
         max_bytes: int = 4 * 2**20,
         max_publishes: int = 4,
@@ -90,16 +94,18 @@ class GroupCommit(Generic[E]):
         self._max_publishes = max_publishes
         self._worthwhile = worthwhile
         self._loop = asyncio.get_running_loop()
-        self._lanes: dict[str, _Lane[E]] = {}
+        self._choose = choose
+        self._lanes: dict[tuple[str, Publisher], _Lane[E]] = {}
         self._watched: deque[E] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, queue: str, entry: E) -> None:
         """Publish the entry's message; the outcome comes through `settled` or `expired`."""
-        lane = self._lanes.get(queue)
+        publisher = self._publisher if self._choose is None else self._choose(entry)
+        lane = self._lanes.get((queue, publisher))
         if lane is None:
-            lane = self._lanes[queue] = _Lane(queue)
+            lane = self._lanes[queue, publisher] = _Lane(queue, publisher)
         self._time(entry)
         lane.waiting.append(entry)
         if not lane.scheduled:
@@ -158,7 +164,7 @@ class GroupCommit(Generic[E]):
         outcomes: Sequence[PublishResult | BrokerError]
         try:
             async with asyncio.timeout_at(deadline + GRACE):
-                outcomes = await self._publisher.publish(
+                outcomes = await lane.publisher.publish(
                     lane.queue,
                     [entry.message for entry in batch],
                     timeout=max(deadline - started - REPORT * self._timeout, 0.001),

@@ -33,9 +33,14 @@ class Health:
     """
 
     def __init__(
-        self, ping: Callable[[], Awaitable[None]], *, clock: Callable[[], float] = time.monotonic
+        self,
+        ping: Callable[[], Awaitable[None]],
+        *,
+        more: Callable[[], list[Check]] = list,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ping = ping
+        self._more = more
         self._clock = clock
         self._lock = asyncio.Lock()
         self._published_at: float | None = None
@@ -63,7 +68,7 @@ class Health:
         draining = Check(
             name="serving", ok=not self.draining, detail="draining" if self.draining else "ok", age=None
         )
-        return [draining, await self._broker()]
+        return [draining, await self._broker(), *self._more()]
 
     async def _broker(self) -> Check:
         now = self._clock()

@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 
 import structlog
 
-from forebay.brokers.api import DURABILITIES, Broker, Durability, PublishResult
+from forebay.brokers.api import DURABILITIES, Broker, Durability, Publisher, PublishResult
 from forebay.errors import (
     BrokerError,
     BrokerUnavailable,
+    DurabilityUnavailable,
     MessageTooLarge,
+    NotSent,
     PublishUnconfirmed,
     QueueFull,
     QueueNotFound,
@@ -35,6 +37,7 @@ from gateway.headers import HeaderReader, Meta, Refused, due_times
 from gateway.health import Health
 from gateway.idempotency import IdempotencyMemory, Known, Verdict, fingerprint
 from gateway.metrics import GatewayMetrics
+from gateway.outlets.publishing import Outlets
 from gateway.problems import (
     BODY_TOO_LARGE,
     DURABILITY_UNAVAILABLE,
@@ -92,9 +95,9 @@ class Ingest:
     """Admission, idempotency and group commit around one broker."""
 
     def __init__(
-        self, broker: Broker, settings: GatewaySettings, *, metrics: GatewayMetrics, health: Health
+        self, broker: Broker | Outlets, settings: GatewaySettings, *, metrics: GatewayMetrics, health: Health
     ) -> None:
-        self._capability = broker.capabilities.durability
+        self._broker = broker
         self.max_body_bytes = min(settings.max_body_bytes, broker.capabilities.max_body_bytes)
         self._least = _RANK[settings.min_durability]
         self._reader = HeaderReader(settings.keep_headers)
@@ -107,7 +110,11 @@ class Ingest:
         self._failing_since: float | None = None
         self.recent = RecentIds()
         self._commit: GroupCommit[Ticket] = GroupCommit(
-            broker, timeout=settings.request_timeout, settled=self._settled, expired=self._expired
+            broker,
+            timeout=settings.request_timeout,
+            settled=self._settled,
+            expired=self._expired,
+            choose=self._publisher_for if isinstance(broker, Outlets) else None,
         )
 
     # ---- what a shell calls
@@ -129,13 +136,13 @@ class Ingest:
         if size > self.max_body_bytes:
             return self.refused(self._too_large(f"The body is {size} bytes"))
         asked = meta.durability
-        if asked is not None and _RANK[asked] > _RANK[self._capability]:
+        if asked is not None and _RANK[asked] > _RANK[best := self._broker.capabilities.durability]:
             return self.refused(
                 problem(
                     DURABILITY_UNAVAILABLE,
                     f"Prefer: durability={asked} was asked for; this gateway's broker reaches"
-                    f" {self._capability!r}. Nothing was stored.",
-                    durability=self._capability,
+                    f" {best!r}. Nothing was stored.",
+                    durability=best,
                 )
             )
         if not self._room_for(size):
@@ -238,6 +245,13 @@ class Ingest:
             queue=ticket.queue,
         )
 
+    def _publisher_for(self, ticket: Ticket) -> Publisher:
+        """What stores it no less safely than it asks for."""
+        assert isinstance(self._broker, Outlets)
+        asked = ticket.meta.durability
+        wanted = self._least if asked is None else max(self._least, _RANK[asked])
+        return self._broker.reaching(DURABILITIES[wanted])
+
     async def close(self) -> None:
         """Wait until everything handed in has its outcome; the requests' deadlines bound this."""
         await self._commit.close()
@@ -337,7 +351,10 @@ class Ingest:
                 self._health.failed(str(trouble))
             if self._failing_since is None:
                 self._failing_since = self._health.now()
-                expected = isinstance(trouble, (BrokerUnavailable, PublishUnconfirmed, QueueFull))
+                expected = isinstance(
+                    trouble,
+                    (BrokerUnavailable, DurabilityUnavailable, NotSent, PublishUnconfirmed, QueueFull),
+                )
                 (log.warning if expected else log.error)(
                     "publishes fail",
                     queue=queue,

@@ -64,6 +64,37 @@ class GatewayMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.outlet_messages = Counter(
+            "forebay_gateway_outlet_messages_total",
+            "Messages stored, by where: the broker, one of its fallbacks, or the journal.",
+            ["outlet"],
+            registry=registry,
+        )
+        self.outlet_works = Gauge(
+            "forebay_gateway_outlet_works",
+            "1 while this broker takes messages, 0 while it is left out.",
+            ["outlet"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.journal_messages = Gauge(
+            "forebay_journal_messages",
+            "Messages in the journals of this gateway.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.journal_bytes = Gauge(
+            "forebay_journal_bytes",
+            "Bytes of their bodies.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.journal_oldest = Gauge(
+            "forebay_journal_oldest_seconds",
+            "How long ago the oldest of them was accepted.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.ready = Gauge(
             "forebay_gateway_ready",
             "1 if the last readiness check found that messages can be accepted durably.",

@@ -146,6 +146,15 @@ QUEUE_FULL = Kind(
     " send the message again after Retry-After.",
     retryable=True,
 )
+JOURNAL_FULL = Kind(
+    name="journal-full",
+    status=503,
+    title="The queue cannot be reached, and the gateway's journal is full",
+    advice="The broker is away, and what this gateway may keep for it meanwhile (gateway.journal_max_bytes,"
+    " gateway.journal_max_age) is used up, or its disk is full. Nothing was stored; send the message again"
+    " after Retry-After.",
+    retryable=True,
+)
 PUBLISH_REFUSED = Kind(
     name="publish-refused",
     status=503,
@@ -197,13 +206,16 @@ KINDS: dict[str, Kind] = {k.name: k for k in list(globals().values()) if isinsta
 BROKER_ERRORS: dict[type[errors.BrokerError], Kind] = {
     errors.BrokerError: INTERNAL,
     errors.BrokerUnavailable: BROKER_UNAVAILABLE,
+    errors.DurabilityUnavailable: DURABILITY_UNAVAILABLE,
     errors.BrokerClosed: NOT_READY,
     errors.QueueNotFound: QUEUE_NOT_FOUND,
     errors.MessageDecodeError: INTERNAL,
     errors.PublishError: OUTCOME_UNKNOWN,
     errors.PublishRejected: PUBLISH_REFUSED,
     errors.MessageTooLarge: BODY_TOO_LARGE,
+    errors.NotSent: BROKER_UNAVAILABLE,
     errors.QueueFull: QUEUE_FULL,
+    errors.JournalFull: JOURNAL_FULL,
     errors.PublishUnconfirmed: OUTCOME_UNKNOWN,
 }
 

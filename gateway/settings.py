@@ -43,6 +43,17 @@ class GatewaySettings(Section):
     """Request headers kept with the message, besides Forebay-Meta-* and ce-*."""
     idempotency_memory: Annotated[int, Field(ge=0)] = 100_000
     """Idempotency keys whose replies one process remembers."""
+    broker_budget: PositiveSeconds = 1.0
+    """With a journal or a fallback: how long the broker, and each fallback, may take to confirm a message."""
+    journal: Path | None = None
+    """
+    A directory where messages are kept while the broker is away; it must outlive the process, and gateways
+    of one host may share it. None: then they are refused. docs/journal.md says what it promises.
+    """
+    journal_max_bytes: ByteCount = 2**30
+    """Bytes of bodies in the journal of one process; above it 503 `journal-full`."""
+    journal_max_age: PositiveSeconds = 86_400.0
+    """Once the oldest message in the journal is older, no more are taken: 503 `journal-full`."""
     drain_delay: Seconds = 0.0
     """After SIGTERM: how long to go on serving while /readyz already says 503."""
     shutdown_timeout: PositiveSeconds = 25.0
@@ -54,5 +65,14 @@ class GatewaySettings(Section):
             raise ValueError(
                 f"max_in_flight_bytes is {self.max_in_flight_bytes}, less than one body of"
                 f" max_body_bytes ({self.max_body_bytes}); raise it, or lower max_body_bytes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_journal_has_time_left(self) -> Self:
+        if self.journal is not None and self.broker_budget >= self.request_timeout:
+            raise ValueError(
+                f"broker_budget is {self.broker_budget:g} s, which leaves nothing of request_timeout"
+                f" ({self.request_timeout:g} s) for the journal; lower it"
             )
         return self

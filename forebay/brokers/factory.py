@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from forebay.brokers.api import Broker
 from forebay.brokers.settings import BrokerSettings
 from forebay.errors import SettingsError
+
+if TYPE_CHECKING:
+    from forebay.brokers.sqlite.rescue import Rescue
 
 ENTRY_POINTS = "forebay.brokers"
 
@@ -21,6 +25,9 @@ EXAMPLES = """\
   broker.url = "amqp://user:password@host:5672,host2:5672/vhost"  RabbitMQ (amqps: encrypted)
   broker.url = "kafka://host:9092,host2:9092"       Kafka
   broker.url = "memory://"                          for tests: gone with the process"""
+
+JOURNAL_BALLAST = 4 * 2**20
+"""Bytes kept back beside a journal, so that what was handed over can be acknowledged on a full disk."""
 
 Driver = Callable[[str, BrokerSettings], AbstractAsyncContextManager[Broker]]
 """What an entry point of the group `forebay.brokers`, named as the URL's scheme, refers to."""
@@ -51,6 +58,55 @@ def open_broker(settings: BrokerSettings, *, create: bool = True) -> AbstractAsy
     if scheme == "kafka":
         return _open_kafka(url, settings)
     return _driver(scheme)(url, settings)
+
+
+@contextlib.asynccontextmanager
+async def open_journal(path: Path, settings: BrokerSettings, *, max_body_bytes: int) -> AsyncIterator[Broker]:
+    """
+    An embedded queue at `path` that lends delayed messages at once: whoever takes them on keeps their time.
+
+    It is bounded by the disk only (`broker.sqlite.min_free_bytes`).
+
+    Raises:
+        SettingsError, BrokerUnavailable: on entering the context.
+    """
+    from forebay.brokers.sqlite.broker import SQLiteBroker
+
+    tuned = settings.sqlite.model_copy(
+        update={"max_bytes": 2**62, "max_body_bytes": max_body_bytes, "ballast_bytes": JOURNAL_BALLAST}
+    )
+    async with SQLiteBroker.open(path, tuned, at_once=True) as broker:
+        yield broker
+
+
+def damage(path: Path) -> str | None:
+    """
+    What is wrong with an embedded queue's file; None if it is sound, or not there. Reads all of it.
+
+    Raises:
+        BrokerUnavailable: it cannot be read now.
+    """
+    from forebay.brokers.sqlite.rescue import damage
+
+    return damage(path)
+
+
+def rescue(path: Path) -> Rescue:
+    """What can be read of an embedded queue's file that nobody else uses."""
+    from forebay.brokers.sqlite.rescue import Rescue
+
+    return Rescue(path)
+
+
+def body_limit(settings: BrokerSettings) -> int | None:
+    """The largest body that the broker of `settings.url` takes, by the settings alone; None: not known."""
+    scheme = "" if settings.url is None else settings.url.get_secret_value().partition(":")[0].lower()
+    return {
+        "sqlite": settings.sqlite.max_body_bytes,
+        "amqp": settings.rabbitmq.max_body_bytes,
+        "amqps": settings.rabbitmq.max_body_bytes,
+        "kafka": settings.kafka.max_body_bytes,
+    }.get(scheme)
 
 
 def sqlite_path(url: str) -> Path:

@@ -21,6 +21,9 @@ class BrokerSettings(Section):
     """Old brokers, as URLs: consumed beside `url` until they are empty, never published to. As text the
     URLs are separated by commas; only one before a scheme counts, so several hosts in a URL are fine.
     How to swap brokers: docs/swapping-brokers.md."""
+    fallback: tuple[SecretStr, ...] = ()
+    """Other brokers, as URLs, that gateways publish to while `url` is away, in this order; always consumed
+    beside it. Queues with order = "key" never go there. docs/journal.md."""
     sqlite: SQLiteSettings = SQLiteSettings()
     """Tunes the embedded queue; ignored by other drivers."""
     rabbitmq: RabbitMQSettings = RabbitMQSettings()
@@ -34,8 +37,14 @@ class BrokerSettings(Section):
             raise ValueError(
                 "drain names the URL that is url too; drain is for the old broker, url for the new one"
             )
+        if self.url is not None and self.url in self.fallback:
+            raise ValueError("fallback names the URL that is url too; a fallback is another broker")
         return self
+
+    def fallbacks(self) -> list[BrokerSettings]:
+        """The same settings for each fallback, as for the brokers to drain."""
+        return [self.model_copy(update={"url": url, "drain": (), "fallback": ()}) for url in self.fallback]
 
     def old(self) -> list[BrokerSettings]:
         """The same settings for each broker to drain: the drivers' tables apply to those as well."""
-        return [self.model_copy(update={"url": url, "drain": ()}) for url in self.drain]
+        return [self.model_copy(update={"url": url, "drain": (), "fallback": ()}) for url in self.drain]

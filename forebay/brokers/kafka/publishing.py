@@ -26,8 +26,8 @@ from forebay.brokers.kafka.topics import Topic
 from forebay.errors import (
     BrokerUnavailable,
     MessageTooLarge,
+    NotSent,
     PublishError,
-    PublishRejected,
     PublishUnconfirmed,
 )
 
@@ -155,7 +155,7 @@ class Writer:
         if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
             return MessageTooLarge(max(len(r.value) for r in records), self._settings.max_body_bytes)
         if isinstance(error, TopicAuthorizationFailedError | ClusterAuthorizationFailedError):
-            return PublishRejected(f"Kafka does not allow us to write to {records[0].topic}: {error!r}")
+            return NotSent(f"Kafka does not allow us to write to {records[0].topic}: {error!r}")
         return PublishUnconfirmed(f"Kafka reported {type(error).__name__}; the message may be stored")
 
     def _doubt(self, producer: AIOKafkaProducer, error: KafkaError) -> None:

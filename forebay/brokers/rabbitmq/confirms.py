@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from forebay.brokers.api import Durability, PublishResult
-from forebay.errors import PublishError, PublishRejected, PublishUnconfirmed, QueueFull
+from forebay.errors import NotSent, PublishError, PublishUnconfirmed, QueueFull
 
 
 class Batch:
@@ -98,7 +98,7 @@ class Confirms:
             times = self._returned.pop(key, 0)
             if times:
                 gone = f"delay queue {key[1]!r}" if key[1] else f"queue {key[2]!r}"
-                error = PublishRejected(f"the {gone} is not there (any more)")
+                error = NotSent(f"the {gone} is not there (any more)")
             if times > 1:
                 self._returned[key] = times - 1
         batch.settle(index, error)

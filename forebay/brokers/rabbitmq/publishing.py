@@ -18,7 +18,7 @@ from forebay.brokers.rabbitmq.confirms import Batch, Confirms
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
 from forebay.brokers.rabbitmq.wire import FRAME_MAX
-from forebay.errors import BrokerUnavailable, PublishRejected, QueueFull
+from forebay.errors import BrokerUnavailable, NotSent, PublishRejected
 
 log = structlog.get_logger()
 
@@ -255,16 +255,14 @@ class PublishLink:
                     raise BrokerUnavailable(
                         f"no room to send within {timeout:g} s: {self._confirms.count} unconfirmed"
                     )
-                batch.settle(index, QueueFull("not sent: too many messages wait for their confirmation"))
+                batch.settle(index, NotSent("too many messages wait for their confirmation"))
                 continue
             if self._channel is None or self.blocked is not None:
                 if not sent:
                     self.check_up()
                 batch.settle(
                     index,
-                    PublishRejected(
-                        f"not sent: no connection to RabbitMQ: {self.blocked or self.link.reason}"
-                    ),
+                    NotSent(f"no connection to RabbitMQ: {self.blocked or self.link.reason}"),
                 )
                 continue
             try:
@@ -272,7 +270,7 @@ class PublishLink:
             except AMQPError as error:
                 if not sent:
                     raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
-                batch.settle(index, PublishRejected(f"not sent: no connection to RabbitMQ: {error!r}"))
+                batch.settle(index, NotSent(f"no connection to RabbitMQ: {error!r}"))
                 continue
             confirms.sent(batch, index, len(m.body), m.exchange, m.routing_key)
             sent += 1

@@ -47,11 +47,18 @@ class SQLiteBroker:
     never wait for a writer.
     """
 
-    def __init__(self, files: SideFiles, settings: SQLiteSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        files: SideFiles,
+        settings: SQLiteSettings,
+        clock: Callable[[], float],
+        *,
+        at_once: bool = False,
+    ) -> None:
         self._files = files
         self._settings = settings
         self._clock = clock
-        self._limits = Limits(files, settings)
+        self._limits = Limits(files, settings, at_once)
         self._publisher = Writer(
             "forebay-publish",
             files,
@@ -84,9 +91,13 @@ class SQLiteBroker:
         *,
         create: bool = True,
         clock: Callable[[], float] = time.time,
+        at_once: bool = False,
     ) -> AsyncIterator[SQLiteBroker]:
         """
         Open the queue file; with `create`, make it and its directory if they are missing.
+
+        With `at_once` what is published with a time to wait for is lent before it: for a journal, whose
+        messages go on to a broker that does the waiting.
 
         Raises:
             SettingsError: the path cannot be a queue.
@@ -94,7 +105,7 @@ class SQLiteBroker:
         """
         settings = settings or SQLiteSettings()
         files = await asyncio.to_thread(prepare, path, settings, create)
-        broker = SQLiteBroker(files, settings, clock)
+        broker = SQLiteBroker(files, settings, clock, at_once=at_once)
         try:
             yield broker
         finally:

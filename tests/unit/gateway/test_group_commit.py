@@ -34,7 +34,7 @@ def waiting(name: str = "a", body: bytes = b"{}") -> Waiting:
 class Commit:
     """A group commit that notes on each entry what it was told."""
 
-    def __init__(self, publisher: Any, *, timeout: float = 5.0, **limits: int) -> None:
+    def __init__(self, publisher: Any, *, timeout: float = 5.0, **limits: Any) -> None:
         self.group: GroupCommit[Waiting] = GroupCommit(
             publisher, timeout=timeout, settled=self._settled, expired=self._expired, **limits
         )

@@ -1,0 +1,149 @@
+"""
+The files of a journal's directory, and who may use them.
+
+    journal-1.db  -wal  -shm  .run/     an embedded queue (forebay/brokers/sqlite)
+    journal-1.lock                      held by the process whose journal it is, as long as that lives
+    damaged/                            what was set aside because it could not be read in full
+
+A process takes the lowest number that is free: after a restart that is its old one, and its
+messages are still in front of the new ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from forebay.errors import BrokerUnavailable, SettingsError
+
+_NAME = re.compile(r"journal-([1-9][0-9]*)\.(?:db|lock)")
+MOST = 1_000
+"""More files than any host has gateways: then something else is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFile:
+    """One number of a directory, whether or not there is a file."""
+
+    directory: Path
+    number: int
+
+    @property
+    def path(self) -> Path:
+        return self.directory / f"journal-{self.number}.db"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / f"journal-{self.number}.lock"
+
+    def owned(self) -> bool:
+        """Whether a living process has it."""
+        try:
+            fd = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def claim(self) -> Claim | None:
+        """Take it; None if a living process has it."""
+        fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return Claim(self, fd)
+
+
+class Claim:
+    """A file that is ours until `release`, or until this process ends."""
+
+    def __init__(self, file: JournalFile, fd: int) -> None:
+        self.file = file
+        self._fd: int | None = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+
+    def set_aside(self) -> Path:
+        """Move the file, as it is, out of the way; return where to."""
+        damaged = self.file.directory / "damaged"
+        damaged.mkdir(mode=0o700, exist_ok=True)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        for count in range(MOST):
+            to = damaged / f"{self.file.path.stem}-{stamp}{f'-{count}' if count else ''}.db"
+            if not to.exists():
+                break
+        # The log first: without it the file is older, with a log of another file it is wrong.
+        for suffix in ("-wal", "-shm", ""):
+            part = Path(f"{self.file.path}{suffix}")
+            if part.exists():
+                part.rename(f"{to}{suffix}")
+        shutil.rmtree(f"{self.file.path}.run", ignore_errors=True)
+        return to
+
+    def remove(self) -> None:
+        """Delete the file, which is closed and holds nothing any more."""
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self.file.path}{suffix}").unlink(missing_ok=True)
+        shutil.rmtree(f"{self.file.path}.run", ignore_errors=True)
+
+
+def journal_files(directory: Path) -> list[JournalFile]:
+    """Those that are there, by number."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unusable(directory, error) from error
+    numbers = {int(m[1]) for name in names if name.endswith(".db") and (m := _NAME.fullmatch(name))}
+    return [JournalFile(directory, number) for number in sorted(numbers)]
+
+
+def claim_own(directory: Path) -> Claim:
+    """
+    A file for this process; the directory is made if it is missing.
+
+    Raises:
+        SettingsError: the directory cannot be used.
+        BrokerUnavailable: its disk is full.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for number in range(1, MOST):
+            if (claim := JournalFile(directory, number).claim()) is not None:
+                return claim
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise BrokerUnavailable(f"the disk under {directory} is full") from error
+        raise unusable(directory, error) from error
+    raise SettingsError(f"{directory} has {MOST} journals in use; give gateway.journal another directory")
+
+
+def unusable(directory: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"the journal's directory {directory} cannot be used: {error.strerror or error}; give gateway.journal"
+        " one that this user may write"
+    )
