@@ -127,10 +127,12 @@ def checks(outlets: Outlets) -> list[Check]:
     if journal is None:
         detail = outlets.no_journal
     elif not journal.messages:
-        detail = "empty"
+        detail = "empty" if not journal.set_aside else f"empty, {journal.set_aside} set aside"
     else:
         age = "" if journal.oldest_age is None else f", the oldest {journal.oldest_age:.0f} s old"
-        detail = f"holds {journal.messages} messages of {journal.size} bytes{age}"
+        detail = (
+            f"holds {journal.messages} messages of {journal.size} bytes{age}, {journal.set_aside} set aside"
+        )
     since = outlets.outlets[0].away_since
     if journal is not None and since is not None and not any(o.usable for o in outlets.outlets):
         detail = f"journaling since {since.isoformat(timespec='seconds')}; {detail}"

@@ -67,9 +67,12 @@ class Rescue:
     def messages(self) -> Iterator[tuple[str, Message]]:
         """Each readable message with its queue, in the order of arrival; dead-letter queues among them."""
         try:
-            db = schema.open_file(self.path, create=False)
-        except (BrokerUnavailable, SettingsError):
-            return  # not one page of it is a database's
+            # Only to read: closing it must not move its log into it.
+            db = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+            # With this SQLite reads a file of which the end is missing; without, not one page of it.
+            db.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
+        except apsw.Error:
+            return
         try:
             for id_, name in _both_ways(db, "select id, name from queue order by id {0}"):
                 self._queues[id_] = name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from forebay.brokers.api import Broker, Capabilities, Depth, Durability, Finding
 from forebay.errors import BrokerError, QueueNotFound
 from forebay.message import Message
 from gateway.app import Gateway, create_app
+from gateway.outlets.opening import Elsewhere
 from gateway.queues import QueueRegistry
 from gateway.server import bind, serve
 from gateway.settings import GatewaySettings
@@ -189,6 +190,8 @@ async def running(
     *,
     queues: QueueRegistry | None = None,
     database: Any = None,
+    elsewhere: Elsewhere | None = None,
+    broker_opener: Callable[[], AbstractAsyncContextManager[Broker]] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     broker = broker or ScriptedBroker()
@@ -203,10 +206,11 @@ async def running(
 
     own = GatewaySettings(port=0, **settings)
     app = create_app(
-        broker=opened,
+        broker=broker_opener or opened,
         settings=own,
         queues=queues or QueueRegistry(["orders", "clicks"]),
         database=database,
+        elsewhere=elsewhere,
         registry=registry,
     )
     sock = bind(own)
