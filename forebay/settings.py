@@ -37,6 +37,7 @@ from forebay.settings_schema import (
 from forebay.settings_sources import Assignment, SettingPath, dotted, from_environment, from_toml, unreadable
 from forebay.storage.settings import DatabaseSettings
 from gateway.settings import GatewaySettings
+from gateway.sources.settings import SourceName, SourceSettings
 
 DEFAULT_FILE = "forebay.toml"
 
@@ -61,6 +62,8 @@ class Settings(Section):
     """Where messages end up."""
     gateway: GatewaySettings = GatewaySettings()
     """The HTTP side."""
+    sources: dict[SourceName, SourceSettings] = Field(default_factory=dict)
+    """Services whose webhooks are taken, one table each, `[sources.shop]`."""
     consumer: ConsumerSettings = ConsumerSettings()
     """The consumers of one process."""
     admin: AdminSettings = AdminSettings()

@@ -162,8 +162,8 @@ def _service_link(name: str, text: str) -> bool:
 
 def _path_of(name: str) -> SettingPath:
     parts = tuple(name.removeprefix(PREFIX).lower().split("__"))
-    if parts[0] == "queues" and len(parts) > 1:
-        # FOREBAY_QUEUES__BIG_ORDERS__SINK: a shell cannot write a hyphen, a queue name has no underscore.
+    if parts[0] in ("queues", "sources") and len(parts) > 1:
+        # FOREBAY_QUEUES__BIG_ORDERS__SINK: a shell cannot write a hyphen, these names have no underscore.
         parts = (parts[0], parts[1].replace("_", "-"), *parts[2:])
     return parts
 

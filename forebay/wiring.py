@@ -121,6 +121,7 @@ def make_gateway(
         database=(lambda: make_database(settings)) if settings.database.url else None,
         drained=[safe_url(old) for old in settings.broker.old()],
         elsewhere=elsewhere,
+        sources=settings.sources,
         registry=registry,
     )
 

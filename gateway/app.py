@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,9 @@ from gateway.problems import (
 from gateway.queues import QueueRegistry
 from gateway.routes import Parts, make_router, to_response
 from gateway.settings import GatewaySettings
+from gateway.sources.endpoint import SourcesEndpoint
+from gateway.sources.settings import SourceSettings
+from gateway.sources.source import Source
 from gateway.status import StatusLookup
 from gateway.waiting import Waiting, looker
 
@@ -95,6 +98,7 @@ def create_app(
     database: Callable[[], Database] | None = None,
     drained: Sequence[str] = (),
     elsewhere: Elsewhere | None = None,
+    sources: Mapping[str, SourceSettings] | None = None,
     registry: CollectorRegistry | None = None,
 ) -> Gateway:
     """
@@ -107,11 +111,16 @@ def create_app(
     With `elsewhere` messages that the broker does not take go there, and it need not be there
     at the start.
 
+    `sources` are the services whose webhooks are taken, by name.
+
+    Raises SettingsError for a source without a queue.
+
     The lifespan raises SettingsError for settings this broker cannot satisfy, and
     BrokerUnavailable.
     """
     registry = registry or CollectorRegistry()
     metrics = GatewayMetrics(registry)
+    _check_sources(sources or {}, queues)
 
     async def prepare(opened: Broker) -> None:
         await _check_durability(opened, opened.capabilities.durability, settings)
@@ -146,7 +155,16 @@ def create_app(
             warning = asyncio.create_task(warn_of_left_behind(opened, questions, drained))
             app.parts = Parts(
                 broker=opened,
-                endpoints=(MessagesEndpoint(ingest, queues, opened, bodies, waiting),),
+                endpoints=(
+                    MessagesEndpoint(ingest, queues, opened, bodies, waiting),
+                    SourcesEndpoint(
+                        ingest,
+                        queues,
+                        opened,
+                        bodies,
+                        {n: Source(n, s, metrics=metrics) for n, s in (sources or {}).items()},
+                    ),
+                ),
                 health=health,
                 ingest=ingest,
                 questions=questions,
@@ -210,6 +228,16 @@ async def _check_durability(
             f' {reached!r}{why}; choose another broker.url, or set gateway.min_durability = "{reached}"'
             f" (FOREBAY_GATEWAY__MIN_DURABILITY={reached})"
         )
+
+
+def _check_sources(sources: Mapping[str, SourceSettings], queues: QueueRegistry) -> None:
+    """Every source has a queue, or nothing starts: a delivery must not find out."""
+    for name, source in sources.items():
+        if source.queue not in queues and not queues.declare_on_first_use:
+            raise SettingsError(
+                f"sources.{name}.queue is {source.queue!r}, which is not declared;"
+                f" add it to queue_names, or write [queues.{source.queue}]"
+            )
 
 
 async def _send(answer: Answer, send: Send) -> None:

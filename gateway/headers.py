@@ -66,6 +66,7 @@ class Meta:
         "durability",
         "encoding",
         "idempotency_key",
+        "keeps_conflicts",
         "kept",
         "ordering_key",
         "ttl",
@@ -81,6 +82,8 @@ class Meta:
         self.encoding: str | None = None
         """How the body is compressed; one of `compression.ENCODINGS`."""
         self.idempotency_key: str | None = None
+        self.keeps_conflicts = False
+        """Another message under a known key is not refused but published, for the database to set aside."""
         self.kept: dict[str, str] = {}
         self.ordering_key: str | None = None
         self.ttl: float | None = None
@@ -145,7 +148,7 @@ class HeaderReader:
         if seen is not None:
             _check_times(meta)
         if meta.kept:
-            _check_kept(meta.kept)
+            check_kept(meta.kept)
         return meta
 
 
@@ -334,7 +337,13 @@ def _keep(meta: Meta, name: bytes, value: bytes) -> None:
     meta.kept[text] = kept if before is None else f"{before}, {kept}"
 
 
-def _check_kept(kept: dict[str, str]) -> None:
+def check_kept(kept: dict[str, str]) -> dict[str, str]:
+    """
+    These headers, if every broker can carry them beside a body.
+
+    Raises:
+        Refused
+    """
     size = sum(len(n) + len(v.encode()) for n, v in kept.items())
     if len(kept) > MAX_KEPT_HEADERS or size > MAX_KEPT_BYTES:
         raise Refused(
@@ -345,6 +354,7 @@ def _check_kept(kept: dict[str, str]) -> None:
                 limit=MAX_KEPT_BYTES,
             )
         )
+    return kept
 
 
 def _check_times(meta: Meta) -> None:

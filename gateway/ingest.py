@@ -287,6 +287,10 @@ class Ingest:
         elif isinstance(verdict, Known):
             self._answer_accepted(ticket, verdict.durability, duplicate=True)
             self.abandon(ticket)
+        elif ticket.meta.keeps_conflicts:
+            # Published like a message of no key, which this process need not remember.
+            ticket.meta.idempotency_key = None
+            self._commit.add(ticket.queue, ticket)
         else:
             self._answer(
                 ticket,

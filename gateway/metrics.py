@@ -38,6 +38,13 @@ class GatewayMetrics:
             ["problem"],
             registry=registry,
         )
+        self.deliveries = Counter(
+            "forebay_gateway_deliveries_total",
+            "Webhooks by what came of their check: verified, ping, challenge,"
+            " missing, malformed, wrong, expired.",
+            ["source", "outcome"],
+            registry=registry,
+        )
         self.publish_seconds = Histogram(
             "forebay_gateway_publish_seconds",
             "How long one publish took, which all messages in it waited for.",

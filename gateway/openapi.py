@@ -4,59 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from forebay.brokers.api import DURABILITIES
 from forebay.brokers.naming import QUEUE_NAME
 from gateway.compression import ENCODINGS
-
-PROBLEM: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string", "description": "Path of a page that explains the problem."},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "retryable": {"type": "boolean", "description": "The same request may work later."},
-        "id": {"type": "string", "description": "The message's id, once it has one."},
-    },
-}
-
-ACCEPTED: dict[str, Any] = {
-    "type": "object",
-    "required": ["id", "queue", "durability", "duplicate"],
-    "properties": {
-        "id": {"type": "string", "format": "uuid"},
-        "queue": {"type": "string"},
-        "durability": {"enum": list(DURABILITIES)},
-        "duplicate": {"type": "boolean", "description": "This gateway accepted the same message before."},
-        "state": {
-            "enum": ["accepted", "journaled", "waiting", "stored", "done", "dead", "discarded"],
-            "description": "With Prefer: wait: what had become of the message when the wait ended.",
-        },
-        "reason": {"type": "string", "description": "Why it is dead."},
-    },
-}
-
-
-ACCEPTED_HEADERS: dict[str, Any] = {
-    "Location": {"schema": {"type": "string"}, "description": "Where its state can be asked."},
-    "Preference-Applied": {
-        "schema": {"type": "string"},
-        "description": "Those of the preferences asked for that were honoured.",
-    },
-}
-
-
-def problem_response(description: str) -> dict[str, Any]:
-    return {
-        "description": description,
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-
-
-def problem_responses(**by_status: str) -> dict[int | str, dict[str, Any]]:
-    """For FastAPI's `responses`: s404="Not declared" and the like."""
-    return {int(name[1:]): problem_response(text) for name, text in by_status.items()}
+from gateway.openapi_parts import ACCEPTED, PROBLEM, accepted_response, problem_response
+from gateway.sources.document import DELIVER, PING
 
 
 def _header(name: str, description: str, example: str, **schema: Any) -> dict[str, Any]:
@@ -124,37 +75,39 @@ SEND: dict[str, Any] = {
     ],
     "requestBody": {"required": True, "content": {"*/*": {"schema": {}}, "application/json": {"schema": {}}}},
     "responses": {
-        "201": {
-            "description": "With Prefer: wait: it is stored in the database, or done.",
-            "headers": ACCEPTED_HEADERS,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
-        },
-        "202": {
-            "description": "Stored in the queue, as durably as `durability` says.",
-            "headers": ACCEPTED_HEADERS,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
-        },
+        "201": accepted_response("With Prefer: wait: it is stored in the database, or done."),
+        "202": accepted_response(),
         "400": problem_response("A header, the queue's name or the compressed body is not valid."),
         "404": problem_response("The queue is not declared."),
-        "405": problem_response("Only POST is taken here."),
+        "405": problem_response("Only POST is taken here.", headers={"Allow": "POST."}),
         "408": problem_response("The body did not arrive in time."),
         "413": problem_response("The body is too large."),
-        "415": {
-            **problem_response("The body is compressed in a way that is not taken."),
-            "headers": {"Accept-Encoding": {"schema": {"type": "string"}, "description": "What is taken."}},
-        },
+        "415": problem_response(
+            "The body is compressed in a way that is not taken.",
+            headers={"Accept-Encoding": "What is taken."},
+        ),
         "422": problem_response("The idempotency key was used for another message."),
         "431": problem_response("The headers to keep are too large."),
-        "503": problem_response("Not now: send it again after Retry-After, with the same Idempotency-Key."),
+        "500": problem_response("A bug of ours: send it again, with the same Idempotency-Key."),
+        "503": problem_response(
+            "Not now: send it again after Retry-After, with the same Idempotency-Key.", retry=True
+        ),
     },
 }
 
 
+BARE: dict[str, Any] = {
+    "/v1/queues/{queue}/messages": {"post": SEND},
+    "/v1/sources/{source}": {"post": DELIVER},
+}
+"""The paths of endpoints that stand before FastAPI's router."""
+
+
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Add what FastAPI does not know of, and take out the error body that we never send."""
-    document["paths"] = {"/v1/queues/{queue}/messages": {"post": SEND}, **document["paths"]}
+    document["paths"] = BARE | document["paths"]
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= {"Problem": PROBLEM, "Accepted": ACCEPTED}
+    schemas |= {"Problem": PROBLEM, "Accepted": ACCEPTED, "Ping": PING}
     for path in document["paths"].values():
         for operation in path.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):

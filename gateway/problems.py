@@ -32,6 +32,14 @@ INVALID_QUEUE_NAME = Kind(
     advice="Queue names are lower-case letters, digits and hyphens, at most 63,"
     " starting with a letter or digit.",
 )
+SIGNATURE_INVALID = Kind(
+    name="signature-invalid",
+    status=401,
+    title="The delivery is not shown to be genuine",
+    advice="A webhook's signature, or the time or id that it covers, is missing, wrong or too old. Compare"
+    " the secret at the service with sources.<name>.secrets, and this host's clock with the time; the"
+    " gateway's log and forebay_gateway_deliveries_total say which check failed.",
+)
 NOT_FOUND = Kind(
     name="not-found",
     status=404,

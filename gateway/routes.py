@@ -24,7 +24,7 @@ from gateway.depths import queue_depths
 from gateway.health import Check, Health
 from gateway.ingest import Ingest
 from gateway.metrics import GatewayMetrics, render
-from gateway.openapi import problem_responses
+from gateway.openapi_parts import problem_responses
 from gateway.problems import (
     INVALID_QUEUE_NAME,
     KINDS,

@@ -68,8 +68,8 @@ def _tables() -> list[tuple[SettingPath, list[tuple[SettingPath, FieldInfo]]]]:
 
 
 def _example_name(table: SettingPath) -> str:
-    """What stands for the name of one of many: queues are many, and holders of tokens."""
-    return "orders" if table[:1] == ("queues",) else "ann"
+    """What stands for the name of one of many: queues are many, sources, and holders of tokens."""
+    return "shop" if table[:1] == ("sources",) else "orders" if table[:1] == ("queues",) else "ann"
 
 
 def _row(path: SettingPath, field: FieldInfo) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from gateway.outlets.opening import Elsewhere
 from gateway.queues import QueueRegistry
 from gateway.server import bind, serve
 from gateway.settings import GatewaySettings
+from gateway.sources.settings import SourceSettings
 
 Failure = BrokerError | Callable[[Message], PublishResult]
 
@@ -192,6 +193,7 @@ async def running(
     database: Any = None,
     elsewhere: Elsewhere | None = None,
     broker_opener: Callable[[], AbstractAsyncContextManager[Broker]] | None = None,
+    sources: Mapping[str, SourceSettings] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     broker = broker or ScriptedBroker()
@@ -211,6 +213,7 @@ async def running(
         queues=queues or QueueRegistry(["orders", "clicks"]),
         database=database,
         elsewhere=elsewhere,
+        sources=sources,
         registry=registry,
     )
     sock = bind(own)

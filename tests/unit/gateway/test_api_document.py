@@ -65,7 +65,7 @@ CHECKS = [
 
 def test_every_answer_is_as_documented(api: Any) -> None:
     operations = [result.ok() for result in api.get_all_operations()]
-    assert len(operations) == 6
+    assert len(operations) == 7
     for operation in operations:
 
         @given(case=operation.as_strategy())

@@ -1,0 +1,1 @@
+"""Webhooks: deliveries of other services, taken when their signature is right."""

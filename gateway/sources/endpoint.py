@@ -1,0 +1,174 @@
+"""
+POST /v1/sources/{source}: deliveries of other services, as a bare ASGI endpoint.
+
+No API key is asked for: the signature is the credential, and it can only be checked when the body
+is here. Nothing that is not signed decides anything: headers that mean something to us elsewhere
+(Idempotency-Key, Forebay-Delay, Prefer) mean nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+
+from starlette.types import Receive, Scope, Send
+
+from forebay.brokers.api import Broker
+from forebay.errors import BrokerError
+from gateway.answer import Answer, RawHeaders
+from gateway.bodies import BodyReader
+from gateway.headers import HeaderReader, Meta, Refused, check_kept
+from gateway.ingest import Ingest, Ticket
+from gateway.problems import (
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    SIGNATURE_INVALID,
+    UNSUPPORTED_ENCODING,
+    broker_problem,
+    problem,
+    queue_not_found,
+)
+from gateway.queues import QueueRegistry
+from gateway.sources.recipe import Delivery, Unverified
+from gateway.sources.source import Source
+
+PREFIX = "/v1/sources/"
+
+_READ = frozenset({b"content-type", b"content-length", b"content-encoding"})
+
+
+class SourcesEndpoint:
+    """One delivery: admit, read, verify, accept, answer."""
+
+    def __init__(
+        self,
+        ingest: Ingest,
+        queues: QueueRegistry,
+        broker: Broker,
+        bodies: BodyReader,
+        sources: Mapping[str, Source],
+    ) -> None:
+        self._ingest = ingest
+        self._queues = queues
+        self._broker = broker
+        self._sources = sources
+        self._bodies = bodies
+        self._reader = HeaderReader()
+
+    @staticmethod
+    def matches(path: str) -> bool:
+        return path.startswith(PREFIX)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self._answer(scope, receive)
+        if answer is not None:  # else the client left before its body was complete
+            await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+            await send({"type": "http.response.body", "body": answer.body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer | None:
+        ingest = self._ingest
+        name = scope["path"][len(PREFIX) :]
+        source = self._sources.get(name)
+        if source is None or b"%" in scope.get("raw_path", b""):
+            return ingest.refused(
+                problem(
+                    NOT_FOUND,
+                    "There is no such source. A source is a table [sources.<name>] of the settings.",
+                )
+            )
+        if scope["method"] != "POST":
+            return ingest.refused(
+                problem(
+                    METHOD_NOT_ALLOWED, "Deliveries are sent here with POST.", headers=[(b"allow", b"POST")]
+                )
+            )
+        if (undeclared := await self._undeclared(source.queue)) is not None:
+            return ingest.refused(undeclared)
+        try:
+            meta = self._read(scope["headers"])
+        except Refused as refused:
+            return ingest.refused(refused.answer)
+        admitted = ingest.enter(source.queue, meta, source.caller)
+        if not isinstance(admitted, Ticket):
+            return admitted
+        body = await self._bodies.read(admitted, receive)
+        if not isinstance(body, bytes):
+            return body
+        return await self._take(source, admitted, _delivery(scope, body))
+
+    async def _undeclared(self, queue: str) -> Answer | None:
+        """In development a queue is declared by its first message; elsewhere it is there from the start."""
+        if queue in self._queues:
+            return None
+        try:
+            if await self._queues.first_use(self._broker, queue):
+                return None
+        except BrokerError as error:
+            return broker_problem(error, queue=queue)
+        return queue_not_found(queue)
+
+    def _read(self, headers: RawHeaders) -> Meta:
+        meta = self._reader.read([pair for pair in headers if pair[0] in _READ])
+        if meta.encoding is not None:
+            # What was signed is what came out, or what went in: services that sign do not compress.
+            raise Refused(
+                problem(
+                    UNSUPPORTED_ENCODING,
+                    "A delivery is stored as the bytes that were signed; it must not be compressed.",
+                    headers=[(b"accept-encoding", b"identity")],
+                )
+            )
+        return meta
+
+    async def _take(self, source: Source, ticket: Ticket, delivery: Delivery) -> Answer:
+        try:
+            recipe = source.verify(delivery)
+        except Unverified:
+            return self._ingest.refuse(ticket, _unverified())
+        if (reply := source.reply(recipe, delivery)) is not None:
+            self._ingest.abandon(ticket)
+            return reply
+        meta = ticket.meta
+        try:
+            meta.kept = check_kept(source.kept(recipe, delivery.headers))
+        except Refused as refused:
+            return self._ingest.refuse(ticket, refused.answer)
+        meta.idempotency_key = source.event_id(recipe, delivery)
+        meta.keeps_conflicts = True
+        outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._ingest.accept(ticket, delivery.body, partial(_resolve, outcome))
+        try:
+            return await outcome
+        except asyncio.CancelledError:
+            # The message is handed in: the service still gets a true word.
+            return self._ingest.unknown(ticket)
+
+
+def _delivery(scope: Scope, body: bytes) -> Delivery:
+    headers: dict[str, str] = {}
+    for raw, value in scope["headers"]:
+        name, text = raw.decode("latin-1"), value.decode("latin-1")
+        headers[name] = f"{headers[name]},{text}" if name in headers else text
+    return Delivery(
+        headers=headers,
+        body=body,
+        method=scope["method"],
+        path=scope["path"],
+        query=scope["query_string"].decode("latin-1"),
+    )
+
+
+def _unverified() -> Answer:
+    # The same for every check: which one failed would tell how far a forgery has come.
+    return problem(
+        SIGNATURE_INVALID,
+        "The delivery's signature, its time or its id is missing, wrong or too old. Nothing was stored."
+        " The gateway's log says which.",
+        headers=[(b"www-authenticate", b"Webhook-Signature")],
+    )
+
+
+def _resolve(outcome: asyncio.Future[Answer], answer: Answer) -> None:
+    if not outcome.done():
+        outcome.set_result(answer)
