@@ -7,6 +7,7 @@ a client library that gives up on 4xx must not drop a message because of us.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,12 +60,14 @@ def problem(
     status: int | None = None,
     title: str | None = None,
     headers: Iterable[tuple[bytes, bytes]] = (),
+    wait: float | None = None,
     **members: object,
 ) -> Answer:
     """
     The answer for one problem; `members` are added to the document, None left out.
 
-    `status` and `title` replace the kind's only for what frameworks make by themselves.
+    `status` and `title` replace the kind's only for what frameworks make by themselves. `wait` is
+    after how many seconds the request can work, where that is known.
     """
     code = status or kind.status
     document: dict[str, object] = {
@@ -82,6 +85,8 @@ def problem(
         *headers,
     ]
     # A 404 that may become something else asks to wait too.
-    if code in (429, 503) or (code == 404 and kind.retryable):
+    if wait is not None:
+        fields.append((b"retry-after", str(max(1, math.ceil(wait))).encode()))
+    elif code in (429, 503) or (code == 404 and kind.retryable):
         fields.append((b"retry-after", str(retry_after()).encode()))
     return Answer(status=code, headers=fields, body=body, problem=kind.name)

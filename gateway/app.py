@@ -24,10 +24,12 @@ from gateway import openapi, pages
 from gateway.answer import Answer
 from gateway.asking import Questions
 from gateway.bodies import BodyReader
+from gateway.callers import CALLER
 from gateway.depths import warn_of_left_behind
 from gateway.endpoint import MessagesEndpoint
 from gateway.health import Health
 from gateway.ingest import Ingest
+from gateway.keyring import Keyring
 from gateway.metrics import GatewayMetrics
 from gateway.outlets.opening import Elsewhere, checks, open_outlets
 from gateway.outlets.publishing import Outlets
@@ -55,6 +57,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
+AUTHENTICATED = "/v1/"
+"""Where a request needs an API key, once there are any. Health, metrics and documentation are open."""
+SIGNED = "/v1/sources/"
+"""But not here: these prove who they are by a signature."""
+
+
 class Gateway(FastAPI):
     """FastAPI with a few endpoints in front of its router, and a truthful answer when all else fails."""
 
@@ -68,6 +76,14 @@ class Gateway(FastAPI):
         try:
             if self.parts is not None:
                 path = scope["path"]
+                if path.startswith(AUTHENTICATED) and not path.startswith(SIGNED):
+                    caller = self.parts.keyring.caller(scope["headers"])
+                    if isinstance(caller, Answer):
+                        await _send(self.parts.ingest.refused(caller), send)
+                        return
+                    scope[CALLER] = caller
+                    if caller.quota is not None:
+                        send = caller.quota.telling(send)
                 for endpoint in self.parts.endpoints:
                     if endpoint.matches(path):
                         await endpoint(scope, receive, send)
@@ -148,6 +164,8 @@ def create_app(
                     partial(publisher.ping, settings.min_durability), more=partial(checks, publisher)
                 )
             ingest = Ingest(publisher, settings, metrics=metrics, health=health)
+            keyring = Keyring(settings)
+            watching = asyncio.create_task(keyring.watch(), name="API keys")
             bodies = BodyReader(ingest, timeout=settings.body_timeout)
             questions = Questions(database)
             # Without a database nobody could ever be told anything.
@@ -167,6 +185,7 @@ def create_app(
                 ),
                 health=health,
                 ingest=ingest,
+                keyring=keyring,
                 questions=questions,
                 status=StatusLookup(questions, ingest.recent, waiting),
                 waiting=waiting,
@@ -176,6 +195,7 @@ def create_app(
             finally:
                 health.draining = True
                 warning.cancel()
+                watching.cancel()
                 waiting.close()
                 await ingest.close()
                 questions.close()

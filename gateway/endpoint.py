@@ -19,7 +19,9 @@ from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
 from forebay.errors import BrokerError
 from gateway.answer import Answer
 from gateway.bodies import BodyReader
+from gateway.callers import Caller, caller_of
 from gateway.ingest import Ingest, Ticket
+from gateway.permits import barred
 from gateway.problems import (
     INVALID_QUEUE_NAME,
     METHOD_NOT_ALLOWED,
@@ -54,13 +56,14 @@ class MessagesEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         queue = scope["path"][len(PREFIX) : -len(SUFFIX)]
+        caller = caller_of(scope)
         answer: Answer | None = None
         if queue not in self._queues or scope["method"] != "POST" or b"%" in scope.get("raw_path", b""):
-            answer = await self._irregular(queue, scope)
+            answer = await self._irregular(queue, scope, caller)
         if answer is not None:
-            self._ingest.refused(answer)
+            self._ingest.refused(answer, caller)
         else:
-            admitted = self._ingest.admit(queue, scope["headers"])
+            admitted = self._ingest.admit(queue, scope["headers"], caller)
             if isinstance(admitted, Ticket):
                 answer = await self._take(admitted, receive)
                 if answer is None:
@@ -94,13 +97,15 @@ class MessagesEndpoint:
             return accepted  # which is true all the same
         return after_waiting(accepted, ticket.meta.wait, status)
 
-    async def _irregular(self, queue: str, scope: Scope) -> Answer | None:
+    async def _irregular(self, queue: str, scope: Scope, caller: Caller) -> Answer | None:
         """What is the matter with a request that is not plainly for a declared queue; None: nothing."""
         if "/" in queue or b"%" in scope.get("raw_path", b""):
             # Queue names never need escaping; an escaped one is somebody trying doors.
             return problem(NOT_FOUND, "There is nothing at this address; queue names need no escapes.")
         if not QUEUE_NAME.fullmatch(queue):
             return problem(INVALID_QUEUE_NAME, f"A queue name is made of {QUEUE_NAME_RULE}, like: orders")
+        if (forbidden := barred(caller, queue)) is not None:
+            return forbidden
         if scope["method"] != "POST":
             return problem(
                 METHOD_NOT_ALLOWED,
@@ -114,7 +119,7 @@ class MessagesEndpoint:
                 return None
         except BrokerError as error:
             return broker_problem(error, queue=queue)
-        return queue_not_found(queue, nearest=self._queues.nearest(queue))
+        return queue_not_found(queue, nearest=self._queues.nearest(queue, caller.may_use))
 
 
 def _resolve(outcome: asyncio.Future[Answer], answer: Answer) -> None:

@@ -28,6 +28,7 @@ from forebay.errors import (
 )
 from forebay.ids import id_from_key, new_id
 from forebay.message import Message
+from gateway import permits
 from gateway.admission import Admission
 from gateway.answer import AcceptedAnswers, Answer, RawHeaders
 from gateway.arriving import Arriving
@@ -130,6 +131,10 @@ class Ingest:
     def enter(self, queue: str, meta: Meta, caller: Caller = ANYONE) -> Ticket | Answer:
         """The same for a request whose headers somebody else has read."""
         size = meta.content_length or 0
+        if caller is not ANYONE:
+            refused = permits.barred(caller, queue) or permits.too_large(caller, size)
+            if refused is not None:
+                return self.refused(refused, caller)
         if meta.encoding is not None:
             # What it will be uncompressed only reading tells.
             size = min(size, self.max_body_bytes)
@@ -147,6 +152,10 @@ class Ingest:
             )
         if not self._room_for(size):
             return self.refused(self._overloaded())
+        if caller is not ANYONE:
+            refused = permits.enter(caller, 1, size, trouble=self._failing_since is not None)
+            if refused is not None:
+                return self.refused(refused, caller)
         return Ticket(queue, meta, caller)
 
     def grow(self, ticket: Ticket, received: int) -> Answer | None:
@@ -160,6 +169,13 @@ class Ingest:
                 self.abandon(ticket)
                 return self.refused(self._overloaded())
             ticket.reserved = received
+            caller = ticket.caller
+            if caller is not ANYONE:
+                refused = permits.grow(caller, more, trouble=self._failing_since is not None)
+                refused = permits.too_large(caller, received) or refused
+                if refused is not None:
+                    self.abandon(ticket)
+                    return self.refused(refused, caller)
         return None
 
     def arriving(self, ticket: Ticket, wake: Callable[[], None]) -> None:
@@ -188,13 +204,15 @@ class Ingest:
         if ticket.inside:
             ticket.inside = False
             self._admission.shrink(ticket.reserved)
+            permits.shrink(ticket.caller, ticket.reserved)
             if ticket.placed:
                 self._admission.leave()
+                permits.leave(ticket.caller)
 
     def refuse(self, ticket: Ticket, answer: Answer) -> Answer:
         """Give the request's place back, with this answer."""
         self.abandon(ticket)
-        return self.refused(answer)
+        return self.refused(answer, ticket.caller)
 
     def accept(self, ticket: Ticket, body: bytes, respond: Respond) -> None:
         """
@@ -207,7 +225,12 @@ class Ingest:
         if not self._admission.enter():
             respond(self.refuse(ticket, self._overloaded()))
             return
+        caller = ticket.caller
+        full = permits.place(caller, trouble=self._failing_since is not None)
         ticket.placed = True
+        if full is not None:
+            respond(self.refuse(ticket, full))
+            return
         meta = ticket.meta
         now = datetime.now(UTC)
         not_before = expires_at = None
@@ -219,7 +242,7 @@ class Ingest:
                 return
         key = meta.idempotency_key
         message = ticket.message = Message(
-            id=new_id() if key is None else id_from_key(ticket.caller.tenant, ticket.queue, key),
+            id=new_id() if key is None else id_from_key(caller.tenant, ticket.queue, key),
             body=body,
             accepted_at=now,
             key=meta.ordering_key,
@@ -430,9 +453,11 @@ class Ingest:
     def _count(self, queue: str, outcome: str) -> None:
         self._metrics.messages.labels(queue, outcome).inc()
 
-    def refused(self, answer: Answer) -> Answer:
+    def refused(self, answer: Answer, caller: Caller = ANYONE) -> Answer:
         """Count a request that no message was made of; returns the answer."""
         self._metrics.refused.labels(answer.problem).inc()
+        if caller.name:
+            self._metrics.refused_by_key.labels(caller.name, answer.problem).inc()
         return answer
 
     def _too_large(self, what: str) -> Answer:

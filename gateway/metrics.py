@@ -45,6 +45,12 @@ class GatewayMetrics:
             ["source", "outcome"],
             registry=registry,
         )
+        self.refused_by_key = Counter(
+            "forebay_gateway_refused_by_key_total",
+            "The same, of requests with a valid API key, by its name.",
+            ["key", "problem"],
+            registry=registry,
+        )
         self.publish_seconds = Histogram(
             "forebay_gateway_publish_seconds",
             "How long one publish took, which all messages in it waited for.",

@@ -40,6 +40,20 @@ SIGNATURE_INVALID = Kind(
     " the secret at the service with sources.<name>.secrets, and this host's clock with the time; the"
     " gateway's log and forebay_gateway_deliveries_total say which check failed.",
 )
+UNAUTHENTICATED = Kind(
+    name="unauthenticated",
+    status=401,
+    title="A valid API key is needed",
+    advice="Send Authorization: Bearer with a key. Whoever runs this gateway makes one with"
+    " forebay api-keys create NAME. Nothing of the request was read.",
+)
+QUEUE_FORBIDDEN = Kind(
+    name="queue-forbidden",
+    status=403,
+    title="This API key may not use this queue",
+    advice="Whether there is such a queue is not said. The queues a key may use are in gateway.keys_file, or"
+    " given to forebay api-keys create NAME --queues. Nothing was stored.",
+)
 NOT_FOUND = Kind(
     name="not-found",
     status=404,
@@ -114,6 +128,15 @@ HEADERS_TOO_LARGE = Kind(
     title="The request's headers are too large",
     advice="Headers kept with a message are limited in number and size, so that every broker can carry"
     " them. Move the data into the body.",
+)
+QUOTA_EXCEEDED = Kind(
+    name="quota-exceeded",
+    status=429,
+    title="This API key sends more than it may",
+    advice="The member “violated-policies” names the limit: messages or bytes per second, or in-flight, the"
+    " tenant's share of what the gateway may hold in work. Nothing was stored; send it again after"
+    " Retry-After. The limits are in gateway.keys_file.",
+    retryable=True,
 )
 INTERNAL = Kind(
     name="internal",

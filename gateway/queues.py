@@ -56,9 +56,10 @@ class QueueRegistry:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def nearest(self, name: str) -> str | None:
-        """The declared queue that `name` may be a slip of."""
-        return next(iter(difflib.get_close_matches(name, self._names, n=1, cutoff=0.75)), None)
+    def nearest(self, name: str, allowed: Callable[[str], bool] = lambda _: True) -> str | None:
+        """The declared queue, of those allowed, that `name` may be a slip of."""
+        names = [own for own in self._names if allowed(own)]
+        return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.75)), None)
 
     async def declare_all(self, broker: Declares) -> dict[str, Durability]:
         """

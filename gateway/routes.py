@@ -20,11 +20,14 @@ from forebay.errors import BrokerError
 from gateway import pages
 from gateway.answer import Answer
 from gateway.asking import Questions
+from gateway.callers import caller_of
 from gateway.depths import queue_depths
 from gateway.health import Check, Health
 from gateway.ingest import Ingest
+from gateway.keyring import Keyring
 from gateway.metrics import GatewayMetrics, render
 from gateway.openapi_parts import problem_responses
+from gateway.permits import barred
 from gateway.problems import (
     INVALID_QUEUE_NAME,
     KINDS,
@@ -55,6 +58,7 @@ class Parts:
     endpoints: Sequence[Endpoint]
     health: Health
     ingest: Ingest
+    keyring: Keyring
     questions: Questions
     status: StatusLookup
     waiting: Waiting
@@ -127,12 +131,13 @@ def make_router(
         "/v1/queues",
         response_model=QueueList,
         tags=["queues"],
-        summary="All queues, with how much each holds",
+        summary="All queues that the caller may use, with how much each holds",
         responses=problem_responses(s503="The broker cannot be reached."),
     )
-    async def list_queues() -> Response:
+    async def list_queues(request: Request) -> Response:
+        mine = [name for name in queues.names if caller_of(request.scope).may_use(name)]
         try:
-            depths = await queue_depths(parts().broker, parts().questions, queues.names)
+            depths = await queue_depths(parts().broker, parts().questions, mine)
         except BrokerError as error:
             return to_response(broker_problem(error))
         return JSONResponse({"queues": depths})
@@ -148,14 +153,16 @@ def make_router(
             s503="The broker cannot be reached.",
         ),
     )
-    async def show_queue(queue: Annotated[str, Path(examples=["orders"])]) -> Response:
+    async def show_queue(request: Request, queue: Annotated[str, Path(examples=["orders"])]) -> Response:
+        caller = caller_of(request.scope)
         if not QUEUE_NAME.fullmatch(queue):
             return to_response(problem(INVALID_QUEUE_NAME, f"A queue name is made of {QUEUE_NAME_RULE}"))
+        if (forbidden := barred(caller, queue)) is not None:
+            return to_response(parts().ingest.refused(forbidden, caller))
         if queue not in queues:
+            nearest = queues.nearest(queue, caller.may_use)
             return to_response(
-                queue_not_found(
-                    queue, nearest=queues.nearest(queue), made_by_first_use=queues.declare_on_first_use
-                )
+                queue_not_found(queue, nearest=nearest, made_by_first_use=queues.declare_on_first_use)
             )
         try:
             (depth,) = await queue_depths(parts().broker, parts().questions, [queue])
@@ -185,7 +192,8 @@ def make_router(
             ),
         ] = None,
     ) -> Response:
-        return to_response(await parts().status.answer(message_id, request.scope["headers"], request.receive))
+        caller, headers = caller_of(request.scope), request.scope["headers"]
+        return to_response(await parts().status.answer(message_id, headers, request.receive, caller))
 
     @router.get("/livez", tags=["health"], summary="The process answers")
     async def livez() -> dict[str, str]:

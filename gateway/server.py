@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import structlog
 import uvicorn
@@ -13,6 +14,7 @@ import uvicorn
 from forebay.errors import SettingsError
 from forebay.http_server import BACKLOG, Server, address_of, is_loopback, listen
 from gateway.app import Gateway
+from gateway.keys_file import read
 from gateway.protocol import Protocol
 from gateway.settings import GatewaySettings
 
@@ -36,16 +38,21 @@ def bind(settings: GatewaySettings) -> socket.socket:
             this machine, or it is beyond loopback and nobody would be authenticated.
     """
     if settings.keys_file is not None:
-        raise SettingsError(
-            "gateway.keys_file is set, but this release cannot check API keys yet;"
-            " remove it, and put a proxy that authenticates in front of the gateway"
-        )
+        # Here as well as in each process that serves: wrong keys are told before anything starts.
+        usable = [key for key in read(settings.keys_file).keys if not key.expired(datetime.now(UTC))]
+        if not usable:
+            log.warning(
+                "there is no valid API key, so every request is answered 401;"
+                " `forebay api-keys create NAME` makes one",
+                file=str(settings.keys_file),
+            )
     _, _, address = address_of(settings.host, settings.port, section="gateway")
-    if not settings.insecure_no_auth and not is_loopback(address):
+    if settings.keys_file is None and not settings.insecure_no_auth and not is_loopback(address):
         raise SettingsError(
             f"gateway.host {settings.host!r} can be reached from other machines, and anyone there could post;"
-            " listen on 127.0.0.1 behind a proxy that authenticates, or accept it with --insecure-no-auth"
-            " (FOREBAY_GATEWAY__INSECURE_NO_AUTH=true)"
+            " make an API key with `forebay api-keys create NAME --file keys.json` and set gateway.keys_file"
+            " (FOREBAY_GATEWAY__KEYS_FILE=keys.json), listen on 127.0.0.1 behind a proxy that authenticates,"
+            " or accept it with --insecure-no-auth (FOREBAY_GATEWAY__INSECURE_NO_AUTH=true)"
         )
     return listen(settings.host, settings.port, section="gateway")
 

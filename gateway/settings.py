@@ -15,15 +15,18 @@ class GatewaySettings(Section):
     """The HTTP side."""
 
     host: str = "127.0.0.1"
-    """Where to listen. Beyond loopback, authentication is required."""
+    """Where to listen. Beyond loopback, API keys (keys_file) are required."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Where to listen; 0 picks a free port and prints it."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes that share the port. One per container and more replicas is the better default."""
     insecure_no_auth: bool = False
-    """Listen beyond loopback without authentication: anyone who reaches the port may post."""
+    """Listen beyond loopback without API keys: anyone who reaches the port may post."""
     keys_file: Path | None = None
-    """API keys (hashes). Not in this release: where it is set, the gateway refuses to start."""
+    """
+    The API keys, as hashes: every request needs one of them. `forebay api-keys` writes it,
+    and a change counts within a second or two. With insecure_no_auth it is still used.
+    """
     max_body_bytes: ByteCount = 900_000
     """Larger bodies are answered 413, before the rest is read."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000

@@ -34,6 +34,11 @@ class StatusLookup:
     async def answer(
         self, text: str, headers: RawHeaders, receive: Receive, caller: Caller = ANYONE
     ) -> Answer:
+        """
+        The message's state, if the caller may use its queue.
+
+        If not, nothing is known of it: whether an id is in use is nobody else's business.
+        """
         message_id = canonical(text)
         if message_id is None:
             return problem(
@@ -44,6 +49,8 @@ class StatusLookup:
         except Refused as refused:
             return refused.answer
         accepted = self._recent.get(message_id)
+        if accepted is not None and not caller.may_use(accepted.queue):
+            accepted = None
         try:
             found = await self._questions.ask(lambda database: _query(database, message_id))
         except NoAnswer as error:
@@ -54,16 +61,32 @@ class StatusLookup:
                 id=message_id,
                 accepted=accepted is not None,
             )
+        if found is not None and not _may_see(caller, found, accepted):
+            return _answer(message_id, None, None)
         if not wait or not self._waiting.takes_more or (found is not None and found.state in OVER):
             return _answer(message_id, found, accepted)
         try:
             found = await self._waiting.outcome(Wanted(message_id), wait, receive) or found
         except asyncio.CancelledError:
             wait = 0.0  # the server stops: what is known is still true
+        if found is not None and not _may_see(caller, found, accepted):
+            found = None
         answer = _answer(message_id, found, accepted)
         if wait:
             answer.headers.append((b"preference-applied", applied(wait, answer)))
         return answer
+
+
+def _may_see(caller: Caller, found: MessageStatus, accepted: Accepted | None) -> bool:
+    """
+    Whether the caller may use the message's queue.
+
+    Of what is `done` the database keeps no queue: it is shown to keys for all queues, and by
+    the gateway that remembers the queue (`accepted`).
+    """
+    if found.queue is None:
+        return accepted is not None or caller.may_use_all
+    return caller.may_use(found.queue)
 
 
 def _answer(message_id: str, found: MessageStatus | None, accepted: Accepted | None) -> Answer:

@@ -71,6 +71,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         ),
         "doctor": Entry("forebay.cli.doctor:doctor", "Check this installation; each finding with its fix"),
     },
+    "Let in": {
+        "api-keys create": Entry("forebay.cli.api_keys:create", "Make a key and print it, once"),
+        "api-keys list": Entry("forebay.cli.api_keys:list_", "The keys and what each may do"),
+        "api-keys revoke": Entry("forebay.cli.api_keys:revoke", "Make a key worthless"),
+    },
     "Repair and tidy": {
         "dead-letters list": Entry("forebay.cli.dead_letters:list_", "List given-up messages, or group them"),
         "dead-letters show": Entry("forebay.cli.dead_letters:show", "Show one given-up message"),
@@ -96,6 +101,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
 }
 
 GROUPS = {
+    "api-keys": "Make, list and revoke the keys that the gateway asks for",
     "dead-letters": "List, show, redrive, edit or discard given-up messages",
     "config": "Write, show and check the settings",
 }
