@@ -125,6 +125,12 @@ def _checked(config: Path | None) -> Loaded:
 
     loaded = load(config)
     old_brokers(loaded.settings.broker)
+    for name, source in loaded.settings.sources.items():
+        if source.queue not in loaded.settings.queues:
+            origin = loaded.provenance.get(f"sources.{name}.queue", "default")
+            raise SettingsError(
+                f"{origin}: sources.{name}.queue {source.queue!r} is not declared; name it in queue_names"
+            )
     for name, queue in loaded.settings.queues.items():
         if (wrong := unknown_sink(queue.sink)) is not None:
             origin = loaded.provenance.get(f"queues.{name}.sink", "default")

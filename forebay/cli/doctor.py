@@ -86,6 +86,7 @@ async def _examine(loaded: Loaded) -> list[Finding]:
     settings = loaded.settings
     findings = [*_versions(), *_settings(loaded), *_handlers(settings)]
     known: set[str] = set()
+    findings += _sources(settings)
     findings += await _targets(settings)
     findings += await _broker(settings, known)
     findings += await _old_brokers(settings, known)
@@ -151,6 +152,21 @@ def _handlers(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding(f"handler {name}", "ok", handler)
+
+
+def _sources(settings: Settings) -> Iterator[Finding]:
+    for name, source in settings.sources.items():
+        if source.queue not in settings.queues:
+            text = f"its queue {source.queue!r} is not declared, so the gateway does not start"
+            yield Finding(f"source {name}", "fail", text, f"add {source.queue} to queue_names")
+            continue
+        secrets = f"{len(source.secrets)} secret{'' if len(source.secrets) == 1 else 's'}"
+        text = f"{source.scheme}, {secrets}; POST /v1/sources/{name} goes to queue {source.queue!r}"
+        if source.scheme == "hmac" and not (source.hmac.timestamp_header or source.hmac.timestamp_field):
+            fix = "sign the time too, if the service can; hmac.timestamp_header"
+            yield Finding(f"source {name}", "warn", f"{text}; a delivery never expires", fix)
+        else:
+            yield Finding(f"source {name}", "ok", text)
 
 
 async def _targets(settings: Settings) -> list[Finding]:

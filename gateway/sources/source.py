@@ -13,14 +13,11 @@ import structlog
 from gateway.answer import Answer
 from gateway.callers import Caller
 from gateway.metrics import GatewayMetrics
-from gateway.sources.recipe import NAMED, Check, Delivery, Recipe, Unverified
+from gateway.sources.recipe import NAMED, Delivery, Recipe, Unverified
 from gateway.sources.secrets import key_of
 from gateway.sources.settings import SourceSettings
 
 log = structlog.get_logger()
-
-QUIET = 10.0
-"""Seconds between two log lines about the same check: whoever tries doors must not fill the log."""
 
 MAX_CHALLENGE = 1000
 """Characters that are sent back, at the most."""
@@ -53,8 +50,6 @@ class Source:
         self._keep = settings.keep_headers
         self._deliveries = metrics.deliveries
         self._clock = clock
-        self._told: dict[Check, float] = {}
-        self._untold: dict[Check, int] = {}
 
     def verify(self, delivery: Delivery) -> Recipe:
         """
@@ -68,7 +63,13 @@ class Source:
             recipe.verify(delivery, self._keys, now=self._clock(), tolerance=self._tolerance)
         except Unverified as failed:
             self._deliveries.labels(self.name, failed.check).inc()
-            self._complain(failed)
+            # The log is limited by this text: one check at one source must not hide another.
+            log.warning(
+                f"a delivery to {self.name} was refused, its signature: {failed.check}",
+                source=self.name,
+                check=failed.check,
+                why=str(failed),
+            )
             raise
         return recipe
 
@@ -108,20 +109,6 @@ class Source:
         """The headers that belong to the message."""
         found = {name: headers[name] for name in (*recipe.keep, *self._keep) if name in headers}
         return found | {"webhook-source": self.name}
-
-    def _complain(self, failed: Unverified) -> None:
-        now = self._clock()
-        if now - self._told.get(failed.check, float("-inf")) < QUIET:
-            self._untold[failed.check] = self._untold.get(failed.check, 0) + 1
-            return
-        self._told[failed.check] = now
-        log.warning(
-            "a delivery is not genuine and was refused",
-            source=self.name,
-            check=failed.check,
-            why=str(failed),
-            more_since_last_told=self._untold.pop(failed.check, 0),
-        )
 
 
 def _document(body: bytes) -> dict[str, object]:
