@@ -23,6 +23,7 @@ from forebay.errors import SettingsError
 from gateway import openapi, pages
 from gateway.answer import Answer
 from gateway.asking import Questions
+from gateway.batches.endpoint import BatchEndpoint
 from gateway.bodies import BodyReader
 from gateway.callers import CALLER
 from gateway.depths import warn_of_left_behind
@@ -171,10 +172,19 @@ def create_app(
             # Without a database nobody could ever be told anything.
             waiting = Waiting(looker(questions), most=settings.max_waiting if database else 0)
             warning = asyncio.create_task(warn_of_left_behind(opened, questions, drained))
+            batches = BatchEndpoint(
+                ingest,
+                queues,
+                opened,
+                request_timeout=settings.request_timeout,
+                body_timeout=settings.body_timeout,
+                max_items=settings.max_batch_items,
+            )
             app.parts = Parts(
                 broker=opened,
                 endpoints=(
                     MessagesEndpoint(ingest, queues, opened, bodies, waiting),
+                    batches,
                     SourcesEndpoint(
                         ingest,
                         queues,
@@ -197,6 +207,7 @@ def create_app(
                 warning.cancel()
                 watching.cancel()
                 waiting.close()
+                await batches.close()
                 await ingest.close()
                 questions.close()
                 app.parts = None

@@ -17,9 +17,11 @@ from starlette.types import Receive, Scope, Send
 from forebay.brokers.api import Broker
 from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
 from forebay.errors import BrokerError
+from gateway import cloudevents
 from gateway.answer import Answer
 from gateway.bodies import BodyReader
 from gateway.callers import Caller, caller_of
+from gateway.headers import Refused
 from gateway.ingest import Ingest, Ticket
 from gateway.permits import barred
 from gateway.problems import (
@@ -59,7 +61,7 @@ class MessagesEndpoint:
         caller = caller_of(scope)
         answer: Answer | None = None
         if queue not in self._queues or scope["method"] != "POST" or b"%" in scope.get("raw_path", b""):
-            answer = await self._irregular(queue, scope, caller)
+            answer = await irregular(queue, scope, self._queues, self._broker, caller)
         if answer is not None:
             self._ingest.refused(answer, caller)
         else:
@@ -77,6 +79,10 @@ class MessagesEndpoint:
         body = await self._read_body(ticket, receive)
         if not isinstance(body, bytes):
             return body
+        try:
+            body, ticket.meta = cloudevents.understand(body, ticket.meta)
+        except Refused as refused:
+            return self._ingest.refuse(ticket, refused.answer)
         outcome: asyncio.Future[Answer] = self._loop.create_future()
         self._ingest.accept(ticket, body, partial(_resolve, outcome))
         try:
@@ -97,31 +103,34 @@ class MessagesEndpoint:
             return accepted  # which is true all the same
         return after_waiting(accepted, ticket.meta.wait, status)
 
-    async def _irregular(self, queue: str, scope: Scope, caller: Caller) -> Answer | None:
-        """What is the matter with a request that is not plainly for a declared queue; None: nothing."""
-        if "/" in queue or b"%" in scope.get("raw_path", b""):
-            # Queue names never need escaping; an escaped one is somebody trying doors.
-            return problem(NOT_FOUND, "There is nothing at this address; queue names need no escapes.")
-        if not QUEUE_NAME.fullmatch(queue):
-            return problem(INVALID_QUEUE_NAME, f"A queue name is made of {QUEUE_NAME_RULE}, like: orders")
-        if (forbidden := barred(caller, queue)) is not None:
-            return forbidden
-        if scope["method"] != "POST":
-            return problem(
-                METHOD_NOT_ALLOWED,
-                "Messages are sent here with POST.",
-                headers=[(b"allow", b"POST")],
-            )
-        if queue in self._queues:
-            return None
-        try:
-            if await self._queues.first_use(self._broker, queue):
-                return None
-        except BrokerError as error:
-            return broker_problem(error, queue=queue)
-        return queue_not_found(queue, nearest=self._queues.nearest(queue, caller.may_use))
-
 
 def _resolve(outcome: asyncio.Future[Answer], answer: Answer) -> None:
     if not outcome.done():
         outcome.set_result(answer)
+
+
+async def irregular(
+    queue: str, scope: Scope, queues: QueueRegistry, broker: Broker, caller: Caller
+) -> Answer | None:
+    """What is the matter with a request that is not plainly for a declared queue; None: nothing."""
+    if "/" in queue or b"%" in scope.get("raw_path", b""):
+        # Queue names never need escaping; an escaped one is somebody trying doors.
+        return problem(NOT_FOUND, "There is nothing at this address; queue names need no escapes.")
+    if not QUEUE_NAME.fullmatch(queue):
+        return problem(INVALID_QUEUE_NAME, f"A queue name is made of {QUEUE_NAME_RULE}, like: orders")
+    if (forbidden := barred(caller, queue)) is not None:
+        return forbidden
+    if scope["method"] != "POST":
+        return problem(
+            METHOD_NOT_ALLOWED,
+            "Messages are sent here with POST.",
+            headers=[(b"allow", b"POST")],
+        )
+    if queue in queues:
+        return None
+    try:
+        if await queues.first_use(broker, queue):
+            return None
+    except BrokerError as error:
+        return broker_problem(error, queue=queue)
+    return queue_not_found(queue, nearest=queues.nearest(queue, caller.may_use))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import copy
 from datetime import UTC, datetime, timedelta
 
 from forebay.brokers.api import DURABILITIES, Durability
@@ -68,6 +69,7 @@ class Meta:
         "idempotency_key",
         "keeps_conflicts",
         "kept",
+        "minimal",
         "ordering_key",
         "ttl",
         "wait",
@@ -85,6 +87,8 @@ class Meta:
         self.keeps_conflicts = False
         """Another message under a known key is not refused but published, for the database to set aside."""
         self.kept: dict[str, str] = {}
+        self.minimal = False
+        """Prefer: return=minimal; the answer to a batch then has counts, and results of failures only."""
         self.ordering_key: str | None = None
         self.ttl: float | None = None
         self.wait = 0.0
@@ -254,6 +258,8 @@ def _prefer(meta: Meta, value: bytes) -> None:
             meta.durability = DURABILITIES[DURABILITIES.index(level)]
         elif name == "wait":
             meta.wait = _wait(wanted)
+        elif name == "return":
+            meta.minimal = wanted.lower() == "minimal"
 
 
 def _preferences(value: bytes) -> Iterable[tuple[str, str]]:
@@ -374,6 +380,59 @@ _CONTROL = {
     b"prefer": _prefer,
     b"content-encoding": _content_encoding,
 }
+
+
+def override(
+    base: Meta,
+    *,
+    content_type: str | None = None,
+    idempotency_key: str | None = None,
+    ordering_key: str | None = None,
+    delay: str | None = None,
+    ttl: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> Meta:
+    """
+    What is known about one of several messages of a request, in a new Meta.
+
+    Each is a header's value and obeys the same rules; `headers` are those of Forebay-Meta-<name>,
+    `kept` are names and values that are kept as they are.
+
+    Raises:
+        Refused
+    """
+    meta = copy(base)
+    if content_type is not None:
+        meta.content_type = _content_type(_value("Content-Type", content_type))
+    if idempotency_key is not None:
+        _idempotency_key(meta, _value("Idempotency-Key", idempotency_key))
+    if ordering_key is not None:
+        _ordering_key(meta, _value("Forebay-Ordering-Key", ordering_key))
+    if delay is not None:
+        meta.deliver_at = None
+        _delay(meta, _value("Forebay-Delay", delay))
+    if ttl is not None:
+        _ttl(meta, _value("Forebay-TTL", ttl))
+    if headers or kept:
+        meta.kept = dict(base.kept)
+        for name, value in (headers or {}).items():
+            raw = _value(name[:100], name.lower())
+            meta.kept.pop(name.lower(), None)
+            _forebay(meta, b"forebay-meta-" + raw, _value(name, value))
+        meta.kept |= {name: value for name, value in (kept or {}).items() if not is_secret(name)}
+        check_kept(meta.kept)
+    return meta
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def _value(header: str, text: str) -> bytes:
+    """A text as the value of a header, which cannot hold everything."""
+    if _CONTROLS.search(text):
+        raise invalid(header, "a control character is in it")
+    return text.strip().encode()
 
 
 def due_times(meta: Meta, now: datetime) -> tuple[datetime | None, datetime | None]:

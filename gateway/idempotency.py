@@ -56,8 +56,8 @@ class IdempotencyMemory(Generic[W]):
         self._claims: dict[str, _Claim[W]] = {}
         self._known: OrderedDict[str, tuple[bytes, Durability]] = OrderedDict()
 
-    def claim(self, message_id: str, digest: bytes, waiter: W) -> Verdict | Known:
-        """What to do with a request. With TWIN, `waiter` comes back from confirm or release."""
+    def claim(self, message_id: str, digest: bytes, waiter: W | None = None) -> Verdict | Known:
+        """What to do with a request. With TWIN, a `waiter` comes back from confirm or release."""
         known = self._known.get(message_id)
         if known is not None:
             self._known.move_to_end(message_id)
@@ -68,8 +68,13 @@ class IdempotencyMemory(Generic[W]):
             return Verdict.NEW
         if claim.digest != digest:
             return Verdict.CONFLICT
-        claim.twins.append(waiter)
+        if waiter is not None:
+            claim.twins.append(waiter)
         return Verdict.TWIN
+
+    def join(self, message_id: str, waiter: W) -> None:
+        """For one who was told TWIN and gave no waiter, before anything else has happened."""
+        self._claims[message_id].twins.append(waiter)
 
     def confirm(self, message_id: str, durability: Durability) -> list[W]:
         """The publish succeeded: remember it. Returns the twins that wait for the outcome."""

@@ -31,7 +31,7 @@ from forebay.message import Message
 from gateway import permits
 from gateway.admission import Admission
 from gateway.answer import AcceptedAnswers, Answer, RawHeaders
-from gateway.arriving import Arriving
+from gateway.arriving import Arriving, Holder
 from gateway.callers import ANYONE, Caller
 from gateway.group_commit import GroupCommit
 from gateway.headers import HeaderReader, Meta, Refused, due_times
@@ -115,7 +115,7 @@ class Ingest:
             timeout=settings.request_timeout,
             settled=self._settled,
             expired=self._expired,
-            choose=self._publisher_for if isinstance(broker, Outlets) else None,
+            choose=self._choose if isinstance(broker, Outlets) else None,
         )
 
     # ---- what a shell calls
@@ -259,7 +259,7 @@ class Ingest:
     def unknown(self, ticket: Ticket) -> Answer:
         """The answer for a request whose outcome can no longer be waited for."""
         ticket.answered = True
-        self._count(ticket.queue, OUTCOME_UNKNOWN.name)
+        self.count(ticket.queue, OUTCOME_UNKNOWN.name)
         return problem(
             OUTCOME_UNKNOWN,
             "The broker did not confirm the message in time; it may or may not be stored."
@@ -268,12 +268,15 @@ class Ingest:
             queue=ticket.queue,
         )
 
-    def _publisher_for(self, ticket: Ticket) -> Publisher:
-        """What stores it no less safely than it asks for."""
-        assert isinstance(self._broker, Outlets)
-        asked = ticket.meta.durability
+    def publisher_for(self, asked: Durability | None) -> Publisher:
+        """What stores messages no less safely than is asked for, and than the settings want."""
+        if not isinstance(self._broker, Outlets):
+            return self._broker
         wanted = self._least if asked is None else max(self._least, _RANK[asked])
         return self._broker.reaching(DURABILITIES[wanted])
+
+    def _choose(self, ticket: Ticket) -> Publisher:
+        return self.publisher_for(ticket.meta.durability)
 
     async def close(self) -> None:
         """Wait until everything handed in has its outcome; the requests' deadlines bound this."""
@@ -290,12 +293,55 @@ class Ingest:
             admission.over(size)
         )
 
-    def _take(self, ticket: Ticket, more: int) -> bool:
+    def _take(self, ticket: Holder, more: int) -> bool:
         admission = self._admission
         if admission.grow(more):
             return True
         made = self.bodies_on_their_way.make_room(admission.over(more), asking=ticket)
         return made and admission.grow(more)
+
+    # ---- for batches, which account for their bytes and publishes themselves
+
+    def begin_batch(self, queue: str, headers: RawHeaders, caller: Caller) -> Ticket | Answer:
+        """As `admit`, for a body of any length, of which `hold` counts what is in memory."""
+        try:
+            meta = self._reader.read(headers)
+            due_times(meta, datetime.now(UTC))
+        except Refused as refused:
+            return self.refused(refused.answer, caller)
+        meta.content_length = None
+        return self.enter(queue, meta, caller)
+
+    def hold(self, holder: Holder, more: int, caller: Caller) -> bool:
+        """Count `more` bytes that are here, if there is room for them, or slow bodies can make some."""
+        budget = caller.budget
+        if budget is not None and not budget.grow(more):
+            return False
+        if not self._take(holder, more):
+            permits.shrink(caller, more)
+            return False
+        if caller.quota is not None:
+            caller.quota.charge(more)
+        holder.reserved += more
+        return True
+
+    def give_back(self, size: int, caller: Caller) -> None:
+        """So many of the bytes that were held are gone."""
+        self._admission.shrink(size)
+        permits.shrink(caller, size)
+
+    def claim(self, message: Message) -> Verdict | Known:
+        """
+        What to do with a message that has an idempotency key.
+
+        NEW is to be published, and then confirmed or released; of a TWIN a ticket is to `join`.
+        """
+        return self._memory.claim(message.id, fingerprint(message.body, message.content_type, message.key))
+
+    def join(self, twin: Ticket) -> None:
+        """The ticket's message is being published for another; its outcome is answered to this one, too."""
+        self._memory.join(twin.message.id, twin)
+        self._commit.watch(twin)
 
     # ---- idempotency
 
@@ -336,7 +382,7 @@ class Ingest:
         outcomes: Sequence[PublishResult | BrokerError],
         seconds: float,
     ) -> None:
-        size = accepted = 0
+        accepted: list[Message] = []
         trouble: BrokerError | None = None
         for ticket, outcome in zip(tickets, outcomes, strict=True):
             message = ticket.message
@@ -344,32 +390,47 @@ class Ingest:
             keyed = ticket.meta.idempotency_key is not None
             durability = outcome.durability if isinstance(outcome, PublishResult) else None
             if durability is not None:
-                accepted += 1
-                size += len(message.body)
+                accepted.append(message)
                 self.recent.add(message.id, queue, message.accepted_at, durability)
-                twins = self._memory.confirm(message.id, durability) if keyed else ()
                 if not ticket.answered:
                     self._answer_accepted(ticket, durability, duplicate=False)
-                for twin in twins:
-                    self.abandon(twin)
-                    if not twin.answered:
-                        self._answer_accepted(twin, durability, duplicate=True)
+                if keyed:
+                    self.confirm(message.id, durability)
             else:
                 error = outcome.error if isinstance(outcome, PublishResult) else outcome
                 assert error is not None, "a result has a durability or an error"
                 if not isinstance(error, MessageTooLarge):
                     trouble = error
-                twins = self._memory.release(message.id) if keyed else ()
-                for waiting in (ticket, *twins):
-                    self.abandon(waiting)
-                    if not waiting.answered:
-                        self._answer(waiting, broker_problem(error, message_id=message.id, queue=queue))
-        self._metrics.body_bytes.labels(queue).inc(size)
+                if not ticket.answered:
+                    self._answer(ticket, broker_problem(error, message_id=message.id, queue=queue))
+                if keyed:
+                    self.release(message.id, queue, error)
+        self.published(queue, accepted, len(tickets), trouble, seconds)
+
+    def confirm(self, message_id: str, durability: Durability) -> None:
+        """A claimed message is stored: remember it, and answer its twins."""
+        for twin in self._memory.confirm(message_id, durability):
+            self.abandon(twin)
+            if not twin.answered:
+                self._answer_accepted(twin, durability, duplicate=True)
+
+    def release(self, message_id: str, queue: str, error: BrokerError) -> None:
+        """A claimed message is not stored, or nobody knows: so are its twins."""
+        for twin in self._memory.release(message_id):
+            self.abandon(twin)
+            if not twin.answered:
+                self._answer(twin, broker_problem(error, message_id=message_id, queue=queue))
+
+    def published(
+        self, queue: str, accepted: list[Message], sent: int, trouble: BrokerError | None, seconds: float
+    ) -> None:
+        """Account for a publish of `sent` messages that took `seconds`."""
+        self._metrics.body_bytes.labels(queue).inc(sum([len(m.body) for m in accepted]))
         self._metrics.publish_seconds.labels(queue).observe(seconds)
-        self._metrics.publish_messages.labels(queue).observe(len(tickets))
+        self._metrics.publish_messages.labels(queue).observe(sent)
         self._metrics.in_flight.set(self._admission.count)
         self._metrics.in_flight_bytes.set(self._admission.size)
-        self._note(queue, accepted, trouble, seconds)
+        self._note(queue, len(accepted), trouble, seconds)
 
     def _note(self, queue: str, accepted: int, trouble: BrokerError | None, seconds: float) -> None:
         """Tell readiness, and the log once when trouble begins and once when it is over."""
@@ -425,14 +486,13 @@ class Ingest:
 
     def _answer_accepted(self, ticket: Ticket, durability: Durability, *, duplicate: bool) -> None:
         asked = ticket.meta.durability
-        wanted = self._least if asked is None else max(self._least, _RANK[asked])
-        if _RANK[durability] < wanted:
+        shortfall = self.shortfall(durability, asked)
+        if shortfall is not None:
             self._answer(
                 ticket,
                 problem(
                     DURABILITY_UNAVAILABLE,
-                    f"The message is stored, but only {durability!r};"
-                    f" {DURABILITIES[wanted]!r} was asked for.",
+                    shortfall,
                     durability=durability,
                     id=ticket.message.id,
                     queue=ticket.queue,
@@ -440,18 +500,26 @@ class Ingest:
             )
             return
         ticket.answered = True
-        self._count(ticket.queue, "duplicate" if duplicate else "accepted")
+        self.count(ticket.queue, "duplicate" if duplicate else "accepted")
         ticket.respond(
             self._answers.make(ticket.queue, ticket.message.id, durability, duplicate=duplicate, asked=asked)
         )
 
+    def shortfall(self, durability: Durability, asked: Durability | None) -> str | None:
+        """In words, if a stored message is less safe than the settings or its sender want it."""
+        wanted = self._least if asked is None else max(self._least, _RANK[asked])
+        if _RANK[durability] >= wanted:
+            return None
+        return f"The message is stored, but only {durability!r}; {DURABILITIES[wanted]!r} was asked for."
+
     def _answer(self, ticket: Ticket, answer: Answer) -> None:
         ticket.answered = True
-        self._count(ticket.queue, answer.problem)
+        self.count(ticket.queue, answer.problem)
         ticket.respond(answer)
 
-    def _count(self, queue: str, outcome: str) -> None:
-        self._metrics.messages.labels(queue, outcome).inc()
+    def count(self, queue: str, outcome: str, messages: int = 1) -> None:
+        """Count messages by what became of them: accepted, duplicate, or the name of a problem."""
+        self._metrics.messages.labels(queue, outcome).inc(messages)
 
     def refused(self, answer: Answer, caller: Caller = ANYONE) -> Answer:
         """Count a request that no message was made of; returns the answer."""

@@ -99,11 +99,15 @@ def exceeded(caller: Caller, messages: int = 1) -> Answer:
     assert quota is not None, "only a key with a quota can exceed it"
     return problem(
         QUOTA_EXCEEDED,
-        f"The API key {caller.name!r} has used up its {' and '.join(quota.used_up)} per second."
-        " Nothing was stored.",
+        f"{exceeded_detail(caller)} Nothing was stored.",
         wait=quota.retry_after(messages),
         **_violated(*quota.used_up),
     )
+
+
+def exceeded_detail(caller: Caller) -> str:
+    used_up = [] if caller.quota is None else caller.quota.used_up
+    return f"The API key {caller.name!r} has used up its {' and '.join(used_up)} per second."
 
 
 def _full(caller: Caller, budget: Admission, trouble: bool) -> Answer:

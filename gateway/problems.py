@@ -75,6 +75,25 @@ NOT_SEEN_YET = Kind(
     " queue: the database hears of a message when a consumer stores it. Ask again later.",
     retryable=True,
 )
+BROKEN_BATCH = Kind(
+    name="broken-batch",
+    status=400,
+    title="The body is not a batch of its content type",
+    advice="The members “counts” and “results” tell of the items before the place that is broken; what comes"
+    " behind it was not looked at.",
+)
+INVALID_ITEM = Kind(
+    name="invalid-item",
+    status=400,
+    title="This item of the batch is not valid",
+    advice="The detail says what is wrong with it. The other items are not touched by it.",
+)
+INVALID_EVENT = Kind(
+    name="invalid-event",
+    status=400,
+    title="This is not a valid CloudEvent",
+    advice="The detail names the attribute. Nothing of the event was stored.",
+)
 METHOD_NOT_ALLOWED = Kind(
     name="method-not-allowed",
     status=405,
@@ -102,6 +121,20 @@ CORRUPT_BODY = Kind(
     advice="It is damaged, ends too early, or is not compressed as its Content-Encoding says. Nothing of it"
     " was stored.",
 )
+BATCH_TOO_LARGE = Kind(
+    name="batch-too-large",
+    status=413,
+    title="The batch has too many items",
+    advice="The member “limit” is how many items one batch may have (gateway.max_batch_items). “counts” and"
+    " “results” tell what became of these; the items behind them were not looked at: send them as a batch of"
+    " their own.",
+)
+UNSUPPORTED_BATCH = Kind(
+    name="unsupported-batch",
+    status=415,
+    title="A batch of this content type is not taken",
+    advice="The answer's Accept header lists what is. For one message of any type: POST …/messages.",
+)
 UNSUPPORTED_ENCODING = Kind(
     name="unsupported-encoding",
     status=415,
@@ -115,6 +148,12 @@ IDEMPOTENCY_CONFLICT = Kind(
     title="The idempotency key was used for another message",
     advice="An idempotency key names one message: the same key may only be sent again with the same body,"
     " content type and ordering key. Use a new key for a new message.",
+)
+BATCH_REJECTED = Kind(
+    name="batch-rejected",
+    status=422,
+    title="No item of the batch can be taken",
+    advice="The member “results” has the reason for each. Sending it unchanged gives the same answer.",
 )
 UNPROCESSABLE = Kind(
     name="unprocessable",
@@ -260,13 +299,21 @@ def broker_problem(
     error: errors.BrokerError, *, message_id: str | None = None, queue: str | None = None
 ) -> Answer:
     """The answer for a broker's error. The text of errors that are ours stays in the log."""
-    kind = kind_of(error)
-    if isinstance(error, errors.MessageTooLarge):
-        return problem(kind, str(error), limit=error.limit, id=message_id)
     if isinstance(error, errors.QueueNotFound):
         return queue_not_found(error.queue)
+    kind, detail = broker_error(error, queue)
+    if isinstance(error, errors.MessageTooLarge):
+        return problem(kind, detail, limit=error.limit, id=message_id)
+    return problem(kind, detail, id=message_id, queue=queue)
+
+
+def broker_error(error: errors.BrokerError, queue: str | None) -> tuple[Kind, str]:
+    """The same in words."""
+    kind = kind_of(error)
+    if isinstance(error, errors.MessageTooLarge):
+        return kind, str(error)
     detail = kind.title if queue is None else f"{kind.title}: {queue!r}"
-    return problem(kind, f"{detail}. {kind.advice}", id=message_id, queue=queue)
+    return kind, f"{detail}. {kind.advice}"
 
 
 def queue_not_found(queue: str, *, nearest: str | None = None, made_by_first_use: bool = False) -> Answer:

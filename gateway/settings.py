@@ -29,6 +29,8 @@ class GatewaySettings(Section):
     """
     max_body_bytes: ByteCount = 900_000
     """Larger bodies are answered 413, before the rest is read."""
+    max_batch_items: Annotated[int, Field(ge=1)] = 10_000
+    """Items that one batch may have. Those before the first that is too many are stored; then 413."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000
     """Messages that are being published; above it 503 + Retry-After."""
     max_in_flight_bytes: ByteCount = 32 * 2**20
