@@ -25,7 +25,8 @@ from gateway.answer import Answer
 from gateway.asking import Questions
 from gateway.batches.endpoint import BatchEndpoint
 from gateway.bodies import BodyReader
-from gateway.callers import CALLER
+from gateway.callers import CALLER, asks_for_a_key
+from gateway.cors import Cors
 from gateway.depths import warn_of_left_behind
 from gateway.endpoint import MessagesEndpoint
 from gateway.health import Health
@@ -58,26 +59,28 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-AUTHENTICATED = "/v1/"
-"""Where a request needs an API key, once there are any. Health, metrics and documentation are open."""
-SIGNED = "/v1/sources/"
-"""But not here: these prove who they are by a signature."""
-
-
 class Gateway(FastAPI):
     """FastAPI with a few endpoints in front of its router, and a truthful answer when all else fails."""
 
     parts: Parts | None = None
     """Set while the lifespan runs."""
+    keys_needed = False
+    """Requests without an API key are refused."""
+    cors: Cors | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
-            return
+        elif self.cors is None:
+            await self._serve(scope, receive, send)
+        else:
+            await self.cors(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if self.parts is not None:
                 path = scope["path"]
-                if path.startswith(AUTHENTICATED) and not path.startswith(SIGNED):
+                if self.keys_needed and asks_for_a_key(path):
                     caller = self.parts.keyring.caller(scope["headers"])
                     if isinstance(caller, Answer):
                         await _send(self.parts.ingest.refused(caller), send)
@@ -97,7 +100,7 @@ class Gateway(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = openapi.complete(super().openapi())
+            self.openapi_schema = openapi.complete(super().openapi(), keys_needed=self.keys_needed)
         return self.openapi_schema
 
     def drain(self) -> None:
@@ -227,6 +230,10 @@ def create_app(
             Exception: _internal,
         },
     )
+
+    app.keys_needed = settings.keys_file is not None
+    if settings.cors_origins:
+        app.cors = Cors(app._serve, settings.cors_origins)
 
     def parts() -> Parts:
         if app.parts is None:

@@ -99,6 +99,16 @@ ANYONE = Caller(tenant="")
 """Every caller, while there are no API keys."""
 
 
+def asks_for_a_key(path: str) -> bool:
+    """
+    Whether requests for this path need an API key, once there is a file of them.
+
+    All under /v1 do, but webhooks: these prove who they are by their signature. Health, metrics
+    and documentation are open.
+    """
+    return path.startswith("/v1/") and not path.startswith("/v1/sources/")
+
+
 def caller_of(scope: Scope) -> Caller:
     """Who sends this request; known before any endpoint sees it."""
     caller: Caller = scope.get(CALLER, ANYONE)

@@ -6,6 +6,7 @@ from typing import Any
 
 from forebay.brokers.naming import QUEUE_NAME
 from gateway.compression import ENCODINGS
+from gateway.openapi_keys import guard
 from gateway.openapi_parts import ACCEPTED, PROBLEM, accepted_response, problem_response
 from gateway.sources.document import DELIVER, PING
 
@@ -103,8 +104,12 @@ BARE: dict[str, Any] = {
 """The paths of endpoints that stand before FastAPI's router."""
 
 
-def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """Add what FastAPI does not know of, and take out the error body that we never send."""
+def complete(document: dict[str, Any], *, keys_needed: bool = False) -> dict[str, Any]:
+    """
+    Add what FastAPI does not know of, and take out the error body that we never send.
+
+    `keys_needed`: requests without an API key are refused.
+    """
     document["paths"] = BARE | document["paths"]
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas |= {"Problem": PROBLEM, "Accepted": ACCEPTED, "Ping": PING}
@@ -114,4 +119,5 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
                 del operation["responses"]["422"]
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
+    guard(document, needed=keys_needed)
     return document

@@ -54,6 +54,13 @@ QUEUE_FORBIDDEN = Kind(
     advice="Whether there is such a queue is not said. The queues a key may use are in gateway.keys_file, or"
     " given to forebay api-keys create NAME --queues. Nothing was stored.",
 )
+ORIGIN_FORBIDDEN = Kind(
+    name="origin-forbidden",
+    status=403,
+    title="Pages of this origin may not call the gateway",
+    advice="A browser asks before it lets a page of another origin send. Add the page's origin, such as"
+    " https://shop.example, to gateway.cors_origins and restart the gateway.",
+)
 NOT_FOUND = Kind(
     name="not-found",
     status=404,

@@ -17,6 +17,7 @@ from gateway.app import Gateway
 from gateway.keys_file import read
 from gateway.protocol import Protocol
 from gateway.settings import GatewaySettings
+from gateway.tls import certificate
 
 log = structlog.get_logger()
 
@@ -35,7 +36,8 @@ def bind(settings: GatewaySettings) -> socket.socket:
 
     Raises:
         SettingsError: the port is busy or not ours to take, the host is no address of
-            this machine, or it is beyond loopback and nobody would be authenticated.
+            this machine, it is beyond loopback and nobody would be authenticated, or the
+            keys or the certificate cannot be used.
     """
     if settings.keys_file is not None:
         # Here as well as in each process that serves: wrong keys are told before anything starts.
@@ -54,6 +56,7 @@ def bind(settings: GatewaySettings) -> socket.socket:
             " (FOREBAY_GATEWAY__KEYS_FILE=keys.json), listen on 127.0.0.1 behind a proxy that authenticates,"
             " or accept it with --insecure-no-auth (FOREBAY_GATEWAY__INSECURE_NO_AUTH=true)"
         )
+    certificate(settings)
     return listen(settings.host, settings.port, section="gateway")
 
 
@@ -76,9 +79,11 @@ async def serve(
     new connections; what is in flight is finished within `shutdown_timeout`; the
     broker is closed. Raises what the app's lifespan raises at its start.
     """
+    served = certificate(settings)
     server = Server(
         uvicorn.Config(
             app,
+            ssl_context_factory=None if served is None else lambda *_: served.context,
             http=Protocol,
             ws="none",
             # Run here instead, so that what it raises reaches the caller as it is.
@@ -97,6 +102,7 @@ async def serve(
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="uvicorn")
             listening = asyncio.create_task(server.listening.wait(), name="listening")
             stopping = asyncio.create_task(stop.wait(), name="stop")
+            renewing = None if served is None else asyncio.create_task(served.watch(), name="certificate")
             try:
                 await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
                 if server.listening.is_set():
@@ -109,6 +115,8 @@ async def serve(
             finally:
                 listening.cancel()
                 stopping.cancel()
+                if renewing is not None:
+                    renewing.cancel()
                 server.should_exit = True
                 await serving
     finally:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from forebay.brokers.api import Durability
 from forebay.section import ByteCount, PositiveSeconds, Seconds, Section
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", text):
+        raise ValueError(f'{text!r} is no origin; write scheme, host and perhaps port: "https://a.example"')
+    return text
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class GatewaySettings(Section):
@@ -27,6 +37,12 @@ class GatewaySettings(Section):
     The API keys, as hashes: every request needs one of them. `forebay api-keys` writes it,
     and a change counts within a second or two. With insecure_no_auth it is still used.
     """
+    tls_cert: Path | None = None
+    """The certificate to serve HTTPS with, and those between it and the authority: PEM."""
+    tls_key: Path | None = None
+    """Its private key (PEM, unencrypted); None: it is in tls_cert. A renewed pair counts within a minute."""
+    cors_origins: tuple[Origin, ...] = ()
+    """Pages that may call from a browser, by origin: "https://shop.example"; "*" is all."""
     max_body_bytes: ByteCount = 900_000
     """Larger bodies are answered 413, before the rest is read."""
     max_batch_items: Annotated[int, Field(ge=1)] = 10_000
@@ -63,6 +79,12 @@ class GatewaySettings(Section):
     """After SIGTERM: how long to go on serving while /readyz already says 503."""
     shutdown_timeout: PositiveSeconds = 25.0
     """After that: how long requests in flight may take before they are cut off."""
+
+    @model_validator(mode="after")
+    def _a_key_has_a_certificate(self) -> Self:
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("tls_key is set without tls_cert; set both or neither")
+        return self
 
     @model_validator(mode="after")
     def _a_full_body_fits(self) -> Self:

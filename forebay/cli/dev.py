@@ -235,7 +235,7 @@ def _welcome(loaded: Loaded, sock: socket.socket, admin: socket.socket, token: P
     from forebay.settings_schema import shown
 
     settings = loaded.settings
-    url = url_of(settings.gateway.host, sock)
+    url = url_of(settings.gateway.host, sock, tls=settings.gateway.tls_cert is not None)
     queue = next(iter(settings.queues), "orders")
     here = f"{Path.cwd()}/"
     print(

@@ -81,7 +81,7 @@ def gateway(
         from gateway.server import bind, serve
 
         sock = bind(settings.gateway)
-        url = url_of(settings.gateway.host, sock)
+        url = url_of(settings.gateway.host, sock, tls=settings.gateway.tls_cert is not None)
         if settings.gateway.workers > 1:
             from gateway.workers import run_workers
 
@@ -128,6 +128,6 @@ def where_messages_wait(settings: Settings) -> str:
     return f"messages wait in {shown(settings.broker.url)}"
 
 
-def url_of(host: str, sock: socket.socket) -> str:
+def url_of(host: str, sock: socket.socket, *, tls: bool = False) -> str:
     """Where `sock` answers, with the real port and the brackets that an IPv6 address needs."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
