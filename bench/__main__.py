@@ -12,7 +12,17 @@ from pathlib import Path
 
 from bench.report import BELOW_TARGET
 
-PARTS = ("ingest", "ingest_brokers", "publish", "sink_write", "table_write", "consume", "drain", "backlog")
+PARTS = (
+    "ingest",
+    "ingest_brokers",
+    "batch",
+    "publish",
+    "sink_write",
+    "table_write",
+    "consume",
+    "drain",
+    "backlog",
+)
 DONE = Path(__file__).parent.parent / ".cache" / "bench"
 
 

@@ -39,15 +39,24 @@ class Server:
     accepted: int = 0
     runs: int = 0
 
-    def load(self, *, keyed: bool, seconds: int = SECONDS, measured: bool = True) -> None:
+    def load(
+        self,
+        *,
+        keyed: bool,
+        seconds: int = SECONDS,
+        measured: bool = True,
+        lines: int = 1,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        """With `lines` above one, requests are batches of so many messages."""
         self.runs += 1
         before = cpu_seconds(self.process.pid)
         done = subprocess.run(
             [
-                "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s",
+                "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s",
                 "-s", str(SCRIPT), self.url,
             ],
-            env={**os.environ, "KEYS": "1" if keyed else "0", "RUN": f"{self.runs}"},
+            env={**os.environ, "KEYS": "1" if keyed else "0", "RUN": f"{self.runs}", "LINES": f"{lines}"},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         used = cpu_seconds(self.process.pid) - before
@@ -55,10 +64,11 @@ class Server:
         result = json.loads(line.removeprefix("RESULT "))
         if result["refused"] or result["broken"]:
             raise SystemExit(f"{self.name} did not take everything: {result}\n{self.process.tail()}")
-        self.accepted += result["requests"]
+        messages = result["requests"] * lines
+        self.accepted += messages
         if measured:
-            self.cpu[keyed].add(used / result["requests"] * 1e6)
-            self.rate[keyed].add(result["requests"] / result["seconds"])
+            self.cpu[keyed].add(used / messages * 1e6)
+            self.rate[keyed].add(messages / result["seconds"])
             self.p99_ms[keyed].add(result["p99_ms"])
 
 

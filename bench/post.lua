@@ -1,4 +1,5 @@
 -- wrk: one-message POSTs of a 500-byte JSON body; with KEYS=1 each with an idempotency key of its own.
+-- With LINES=n each request is NDJSON of n such bodies.
 local keyed = os.getenv("KEYS") == "1"
 local run = os.getenv("RUN") or "run"
 
@@ -7,6 +8,11 @@ local tail = '"}'
 wrk.method = "POST"
 wrk.body = head .. string.rep("x", 500 - #head - #tail) .. tail
 wrk.headers["Content-Type"] = "application/json"
+local lines = tonumber(os.getenv("LINES") or "1")
+if lines > 1 then
+  wrk.body = string.rep(wrk.body .. "\n", lines)
+  wrk.headers["Content-Type"] = "application/x-ndjson"
+end
 
 local threads = 0
 function setup(thread)

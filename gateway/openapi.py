@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forebay.brokers.naming import QUEUE_NAME
+from gateway.batches import document as batches
 from gateway.compression import ENCODINGS
 from gateway.openapi_keys import guard
 from gateway.openapi_parts import ACCEPTED, PROBLEM, accepted_response, problem_response
@@ -99,6 +100,7 @@ SEND: dict[str, Any] = {
 
 BARE: dict[str, Any] = {
     "/v1/queues/{queue}/messages": {"post": SEND},
+    "/v1/queues/{queue}/batch": {"post": batches.operation(SEND["parameters"])},
     "/v1/sources/{source}": {"post": DELIVER},
 }
 """The paths of endpoints that stand before FastAPI's router."""
@@ -112,7 +114,7 @@ def complete(document: dict[str, Any], *, keys_needed: bool = False) -> dict[str
     """
     document["paths"] = BARE | document["paths"]
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= {"Problem": PROBLEM, "Accepted": ACCEPTED, "Ping": PING}
+    schemas |= {"Problem": PROBLEM, "Accepted": ACCEPTED, "Ping": PING, **batches.SCHEMAS}
     for path in document["paths"].values():
         for operation in path.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):

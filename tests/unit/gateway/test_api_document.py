@@ -72,7 +72,7 @@ CHECKS = [
 
 def test_every_answer_is_as_documented(api: Any) -> None:
     operations = [result.ok() for result in api.get_all_operations()]
-    assert len(operations) == 7
+    assert len(operations) == 8
     examine(operations, examples=20)
 
 

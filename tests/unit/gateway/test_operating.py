@@ -371,6 +371,7 @@ async def test_the_api_document_has_every_route() -> None:
 
         assert list(document["paths"]) == [
             "/v1/queues/{queue}/messages",
+            "/v1/queues/{queue}/batch",
             "/v1/sources/{source}",
             "/v1/queues",
             "/v1/queues/{queue}",
