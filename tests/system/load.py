@@ -12,6 +12,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,11 +38,19 @@ class Load:
     Sends `rate` messages a second from a thread of its own; each until it is accepted, under one key.
 
     What was not sent in time is not made up for: after a stall the load is as high as
-    before it. A message that one gateway cannot take is taken to the next one.
+    before it. A message that one gateway cannot take is taken to the next one. With `keys` each client
+    has an ordering key of its own, and so sends the messages of a key one after the other.
     """
 
-    def __init__(self, ports: Sequence[int], queue: str, record: Path, *, rate: float) -> None:
+    def __init__(
+        self, ports: Sequence[int], queue: str, record: Path, *, rate: float, keys: bool = False
+    ) -> None:
         self.rate = rate
+        self.others: list[tuple[float, int]] = []
+        """Answers that were not 202: when, by the monotonic clock, and the status; 0 where none came."""
+        self.durabilities: Counter[str] = Counter()
+        """What the 202s promised."""
+        self._keys = keys
         self.ids: list[str] = []
         """Of what was accepted, in this order."""
         self.retries = 0
@@ -104,7 +113,8 @@ class Load:
                 group.create_task(self._client(number))
 
     async def _client(self, number: int) -> None:
-        connections = [_Connection(port, self._queue) for port in self._ports]
+        key = f"client-{number}" if self._keys else None
+        connections = [_Connection(port, self._queue, key) for port in self._ports]
         try:
             while await self._turn():
                 await self._send(connections, number)
@@ -138,7 +148,9 @@ class Load:
                 status, answer = 0, repr(error).encode()
             if status == 202:
                 self._at.append(time.monotonic())
-                id = orjson.loads(answer)["id"]
+                promised = orjson.loads(answer)
+                id = promised["id"]
+                self.durabilities[promised["durability"]] += 1
                 self._recorder.add(id, hashlib.sha256(body).hexdigest(), self._queue)
                 self.ids.append(id)
                 return
@@ -146,17 +158,19 @@ class Load:
                 self.refused.append(f"{status} {answer[:300].decode(errors='replace')}")
                 return
             self.retries += 1
+            self.others.append((time.monotonic(), status))
             await asyncio.sleep(random.uniform(0.1, 0.4))
 
 
 class _Connection:
     """Keep-alive HTTP to one gateway, no more than this load needs."""
 
-    def __init__(self, port: int, queue: str) -> None:
+    def __init__(self, port: int, queue: str, key: str | None) -> None:
         self._port = port
+        ordering = "" if key is None else f"Forebay-Ordering-Key: {key}\r\n"
         self._head = (
             f"POST /v1/queues/{queue}/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-            "Content-Type: application/json\r\nIdempotency-Key: "
+            f"{ordering}Content-Type: application/json\r\nIdempotency-Key: "
         ).encode()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
