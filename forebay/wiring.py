@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from forebay.admin.app import Admin
     from forebay.brokers.api import Broker
     from forebay.brokers.settings import BrokerSettings
+    from forebay.journal.journal import Opener
     from forebay.storage.database import Database
     from gateway.app import Gateway
     from gateway.outlets.opening import Elsewhere
@@ -126,9 +127,17 @@ def make_gateway(
     )
 
 
+def journal_opener(settings: Settings, *, create: bool = True) -> Opener:
+    """How to open a file of the journal."""
+    from forebay.brokers.factory import open_journal
+
+    most = settings.gateway.max_body_bytes
+    return partial(open_journal, settings=settings.broker, max_body_bytes=most, create=create)
+
+
 def make_elsewhere(settings: Settings) -> Elsewhere | None:
     """Where a gateway puts messages when its broker is away; None: nowhere."""
-    from forebay.brokers.factory import body_limit, open_broker, open_journal
+    from forebay.brokers.factory import body_limit, open_broker
     from gateway.outlets.opening import Elsewhere
 
     fallbacks = settings.broker.fallbacks()
@@ -146,9 +155,7 @@ def make_elsewhere(settings: Settings) -> Elsewhere | None:
         fallbacks=[
             (f"fallback-{number}", partial(open_broker, one)) for number, one in enumerate(fallbacks, 1)
         ],
-        open_journal=None
-        if settings.gateway.journal is None
-        else partial(open_journal, settings=settings.broker, max_body_bytes=most),
+        open_journal=None if settings.gateway.journal is None else journal_opener(settings),
         may_journal=may_journal,
         may_fall_back=lambda queue: settings.queue(queue).order != "key",
     )

@@ -61,7 +61,9 @@ def open_broker(settings: BrokerSettings, *, create: bool = True) -> AbstractAsy
 
 
 @contextlib.asynccontextmanager
-async def open_journal(path: Path, settings: BrokerSettings, *, max_body_bytes: int) -> AsyncIterator[Broker]:
+async def open_journal(
+    path: Path, settings: BrokerSettings, *, max_body_bytes: int, create: bool = True
+) -> AsyncIterator[Broker]:
     """
     An embedded queue at `path` that lends delayed messages at once: whoever takes them on keeps their time.
 
@@ -75,7 +77,7 @@ async def open_journal(path: Path, settings: BrokerSettings, *, max_body_bytes: 
     tuned = settings.sqlite.model_copy(
         update={"max_bytes": 2**62, "max_body_bytes": max_body_bytes, "ballast_bytes": JOURNAL_BALLAST}
     )
-    async with SQLiteBroker.open(path, tuned, at_once=True) as broker:
+    async with SQLiteBroker.open(path, tuned, create=create, at_once=True) as broker:
         yield broker
 
 

@@ -90,6 +90,7 @@ def gateway(
             code = run_workers("forebay.wiring:gateway_app", settings.gateway, sock)
             if code == 0:
                 structlog.get_logger().info("stopped")
+                require_drained(settings)
             raise typer.Exit(code)
 
         def started() -> None:
@@ -101,6 +102,29 @@ def gateway(
             await serve(app, settings.gateway, sock=sock, stop=stop, started=started)
 
         run_until_stopped(main)
+    require_drained(settings)
+
+
+def require_drained(settings: Settings) -> None:
+    """
+    Return if no journal is left alone, after a stop.
+
+    Raises:
+        CommandError: with exit code 9, what is left and what to do with it.
+    """
+    if settings.gateway.journal is None:
+        return
+    from forebay.cli._exit import CommandError, ExitCode
+    from forebay.journal.looking import left_alone
+    from forebay.wiring import journal_opener
+
+    left = asyncio.run(left_alone(settings.gateway.journal, journal_opener(settings)))
+    if left:
+        raise CommandError(
+            f"stopped with {left} messages in the journal {settings.gateway.journal}, and no other gateway"
+            " is there to adopt them; start one on that directory again, or run `forebay journal drain`",
+            ExitCode.JOURNAL_UNDRAINED,
+        )
 
 
 def require_queues(settings: Settings) -> None:

@@ -87,6 +87,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "dead-letters discard": Entry("forebay.cli.dead_letters_change:discard", "Give them up for good"),
         "dead-letters export": Entry("forebay.cli.dead_letters:export", "Write them as NDJSON"),
         "audit": Entry("forebay.cli.audit:audit", "Who sent back, discarded, edited or paused what"),
+        "journal status": Entry("forebay.cli.journal:status", "What gateways kept while the broker was away"),
+        "journal check": Entry("forebay.cli.journal:check", "Find damaged journals, and repair them"),
+        "journal drain": Entry("forebay.cli.journal:drain", "Publish those that no gateway drains"),
+        "journal export": Entry("forebay.cli.journal:export", "Write what they hold as NDJSON"),
         "pause": Entry("forebay.cli.controls:pause", "Have all consumers stop taking from a queue"),
         "resume": Entry("forebay.cli.controls:resume", "Have them go on, whoever paused it"),
         "throttle": Entry("forebay.cli.controls:throttle", "Limit a queue to so many messages per second"),
@@ -102,6 +106,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
 
 GROUPS = {
     "api-keys": "Make, list and revoke the keys that the gateway asks for",
+    "journal": "Look at, repair, drain or export what gateways kept while the broker was away",
     "dead-letters": "List, show, redrive, edit or discard given-up messages",
     "config": "Write, show and check the settings",
 }
