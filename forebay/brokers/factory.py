@@ -26,9 +26,6 @@ EXAMPLES = """\
   broker.url = "kafka://host:9092,host2:9092"       Kafka
   broker.url = "memory://"                          for tests: gone with the process"""
 
-JOURNAL_BALLAST = 4 * 2**20
-"""Bytes kept back beside a journal, so that what was handed over can be acknowledged on a full disk."""
-
 Driver = Callable[[str, BrokerSettings], AbstractAsyncContextManager[Broker]]
 """What an entry point of the group `forebay.brokers`, named as the URL's scheme, refers to."""
 
@@ -74,9 +71,7 @@ async def open_journal(
     """
     from forebay.brokers.sqlite.broker import SQLiteBroker
 
-    tuned = settings.sqlite.model_copy(
-        update={"max_bytes": 2**62, "max_body_bytes": max_body_bytes, "ballast_bytes": JOURNAL_BALLAST}
-    )
+    tuned = settings.sqlite.model_copy(update={"max_bytes": 2**62, "max_body_bytes": max_body_bytes})
     async with SQLiteBroker.open(path, tuned, create=create, at_once=True) as broker:
         yield broker
 

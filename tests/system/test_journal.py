@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.needs import missing_server
+from tests.needs import missing_privilege, missing_server
 from tests.servers.kafka import KafkaNotInstalled
+from tests.servers.postgres import free_port
 from tests.servers.rabbitmq import RabbitMQNotInstalled
 from tests.system import faults_run, journal_run
 from tests.system.faults_run import Broker
-from tests.system.harness import Site
+from tests.system.harness import Site, http, until
 
 RATE = 100.0
 
@@ -33,6 +37,18 @@ def kafka_alone() -> Iterator[Broker]:
             yield broker
     except KafkaNotInstalled as missing:
         missing_server(str(missing))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real filesystem of 8 MiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={8 * 2**20}", "tmpfs", str(where)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        missing_privilege("mounting a small filesystem for the full disk needs root")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
 
 
 def test_rabbitmq_is_killed_under_load_and_nobody_is_refused(site: Site, rabbit: Broker) -> None:
@@ -59,3 +75,115 @@ def test_a_broker_that_stands_still_costs_no_request_more_than_the_budget(site: 
 
     journal_run.check(outcome)
     assert outcome.journaled > RATE
+
+
+def nowhere() -> str:
+    """A broker that is not there."""
+    return f"amqp://guest:guest@127.0.0.1:{free_port()}/"
+
+
+def journaling(site: Site, directory: Path | None = None) -> Path:
+    directory = directory or site.folder / "journal"
+    site.queues = "orders"
+    site.settings |= {"GATEWAY__JOURNAL": str(directory), "GATEWAY__BROKER_BUDGET": "0.5"}
+    return directory
+
+
+def post(site: Site, count: int, *, port: int | None = None) -> list[str]:
+    answers = [site.post("orders", b'{"n": %d}' % n, port=port) for n in range(count)]
+    assert [a.status for a in answers] == [202] * count
+    return [a.json["id"] for a in answers]
+
+
+def waiting(site: Site, port: int | None = None) -> int:
+    found: int = http("GET", f"http://127.0.0.1:{port or site.port}/v1/queues/orders").json["waiting"]
+    return found
+
+
+def test_it_starts_without_its_broker_and_a_stop_that_leaves_a_journal_alone_exits_9(bare_site: Site) -> None:
+    site = bare_site
+    journaling(site)
+    gateway = site.gateway(FOREBAY_BROKER__URL=nowhere())
+    post(site, 3)
+
+    assert gateway.stop() == 9
+    assert "3 messages" in gateway.output
+    assert "forebay journal drain" in gateway.output
+
+
+def test_a_stop_is_a_clean_one_while_another_gateway_can_adopt_the_journal(bare_site: Site) -> None:
+    site = bare_site
+    journaling(site)
+    other = free_port()
+    second = site.gateway(port=other)
+    first = site.gateway(FOREBAY_BROKER__URL=nowhere())
+    post(site, 3)
+
+    assert first.stop() == 0
+    second.until(lambda: waiting(site, other) == 3, what="the adopted messages")
+    assert second.stop() == 0
+
+
+def test_the_journal_of_a_killed_gateway_is_adopted_by_another(bare_site: Site) -> None:
+    site = bare_site
+    directory = journaling(site)
+    other = free_port()
+    second = site.gateway(port=other)
+    first = site.gateway(FOREBAY_BROKER__URL=nowhere())
+    post(site, 20)
+    first.kill()
+
+    second.until(lambda: waiting(site, other) == 20, what="the adopted messages")
+    second.until(lambda: not (directory / "journal-2.db").exists(), what="the end of its journal")
+    assert second.stop() == 0
+
+
+def test_workers_have_a_journal_each_and_leave_none_behind(bare_site: Site) -> None:
+    site = bare_site
+    directory = journaling(site)
+    gateway = site.gateway("--workers", "2", FOREBAY_BROKER__URL=nowhere())
+    post(site, 10)
+    until(lambda: (directory / "journal-2.db").exists(), what="the second journal")
+    assert gateway.stop() == 9
+
+    again = site.gateway()
+    again.until(lambda: waiting(site) == 10, what="all of both journals")
+    assert again.stop() == 0
+
+
+def test_with_the_journals_disk_full_it_refuses_and_loses_nothing(bare_site: Site, small_disk: Path) -> None:
+    site = bare_site
+    journaling(site, small_disk / "journal")
+    site.settings["BROKER__SQLITE__BALLAST_BYTES"] = "1MiB"
+    gateway = site.gateway(FOREBAY_BROKER__URL=nowhere())
+    accepted: list[str] = []
+    while (answer := site.post("orders", b'{"x": "%s"}' % (b"x" * 200_000))).status == 202:
+        accepted.append(answer.json["id"])
+    assert answer.status == 503
+    assert answer.json["type"] == "/problems/journal-full"
+    assert int(answer.headers["retry-after"]) > 0
+    assert len(accepted) > 5
+    gateway.until(lambda: not site.ready(), what="that it is not ready")
+    gateway.kill()
+
+    again = site.gateway()
+    again.until(lambda: waiting(site) == len(accepted), what="all that was accepted")
+    assert again.stop() == 0
+
+
+def test_a_journal_cut_off_in_the_middle_is_set_aside_and_the_gateway_serves(bare_site: Site) -> None:
+    site = bare_site
+    directory = journaling(site)
+    gateway = site.gateway(FOREBAY_BROKER__URL=nowhere())
+    for n in range(100):
+        assert site.post("orders", b'{"n": "%s"}' % (b"%d " % n * 1_000)).status == 202
+    assert gateway.stop() == 9
+    file = directory / "journal-1.db"
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2 + 1_000)
+
+    again = site.gateway()
+    post(site, 1)
+    again.until(lambda: waiting(site) > 30, what="what could be read of it")
+    assert list((directory / "damaged").glob("journal-1-*.db"))
+    assert again.stop() == 0

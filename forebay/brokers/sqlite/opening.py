@@ -128,11 +128,21 @@ def _check(db: apsw.Connection, path: Path) -> None:
 def leave_clean(files: SideFiles) -> None:
     """What the last one to leave does, so that the next start need not check the file."""
     try:
-        with contextlib.closing(schema.open_file(files.database, create=False)) as db:
-            db.execute("pragma wal_checkpoint(truncate)").fetchall()
+        free, _ = files.free_and_low_water()
+        # Without room for it, it would only use up what the next one needs to acknowledge anything.
+        if _size(files.database.with_name(f"{files.database.name}-wal")) < free:
+            with contextlib.closing(schema.open_file(files.database, create=False)) as db:
+                db.execute("pragma wal_checkpoint(truncate)").fetchall()
         files.mark_clean()
     except (apsw.Error, BrokerUnavailable, OSError) as error:
         log.warning("could not tidy up; the next start checks the queue file", error=str(error))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def warn_about_network(directory: Path) -> None:

@@ -143,6 +143,9 @@ def open_file(path: Path, *, create: bool) -> apsw.Connection:
         # Taking turns is done by locks of our own; this is for people with a SQLite shell.
         db.set_busy_timeout(BUSY_TIMEOUT)
         db.execute("pragma wal_autocheckpoint = 0")
+        # The last to close would move the log into the file, and on a nearly full disk leave not a byte:
+        # who opens the file next could acknowledge nothing. A clean stop moves it by itself.
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         db.execute(f"pragma journal_size_limit = {CHECKPOINT_BYTES}")
         db.execute("pragma cache_size = -16000")
     return db
