@@ -69,6 +69,8 @@ def prepare(path: Path, settings: SQLiteSettings, create: bool) -> SideFiles:
                 schema.create(db)
             if alone and (returned := hand_back_everything(db, int(time.time() * 1e6))):
                 log.info("handed back the messages of killed processes", count=returned, path=str(path))
+            if alone:
+                _move_log(db, files)
         if alone:
             files.remove_leftovers()
         files.begin_use()
@@ -128,21 +130,19 @@ def _check(db: apsw.Connection, path: Path) -> None:
 def leave_clean(files: SideFiles) -> None:
     """What the last one to leave does, so that the next start need not check the file."""
     try:
-        free, _ = files.free_and_low_water()
-        # Without room for it, it would only use up what the next one needs to acknowledge anything.
-        if _size(files.database.with_name(f"{files.database.name}-wal")) < free:
-            with contextlib.closing(schema.open_file(files.database, create=False)) as db:
-                db.execute("pragma wal_checkpoint(truncate)").fetchall()
+        with contextlib.closing(schema.open_file(files.database, create=False)) as db:
+            _move_log(db, files)
         files.mark_clean()
     except (apsw.Error, BrokerUnavailable, OSError) as error:
         log.warning("could not tidy up; the next start checks the queue file", error=str(error))
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+def _move_log(db: apsw.Connection, files: SideFiles) -> None:
+    """Move the log into the file; without room for that it would use up what is needed to acknowledge."""
+    log_file = files.database.with_name(f"{files.database.name}-wal")
+    free, _ = files.free_and_low_water()
+    if log_file.exists() and log_file.stat().st_size < free:
+        db.execute("pragma wal_checkpoint(truncate)").fetchall()
 
 
 def warn_about_network(directory: Path) -> None:
