@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from consumers.mapping_settings import TableSettings
 from consumers.sinks.settings import ForwardSettings, HttpSettings
@@ -66,8 +66,19 @@ class BudgetSettings(Section):
     """Messages that may be given up in a row."""
 
 
+class SchemaSettings(Section):
+    """What a queue's bodies must look like; checked by the gateway before it stores anything."""
+
+    file: Path | None = None
+    """A JSON Schema (draft 4 to 2020-12). None: any body is taken."""
+    mode: Literal["off", "reject"] = "reject"
+    """"reject": what does not fit is answered 422 and not stored. "off": as if there were no file."""
+
+
 class QueueSettings(Section):
     """One queue. `[queue_defaults]` has the same fields and applies to all."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     sink: str = "database"
     """Where messages end up: "database", "table" (yours), "python" (your handler), "http", "broker", or
@@ -94,6 +105,8 @@ class QueueSettings(Section):
     Whether a gateway may journal its messages while the broker is away. None: unless order = "key", since
     the order is kept among messages of one gateway process only.
     """
+    schema_: SchemaSettings = Field(default=SchemaSettings(), alias="schema")
+    """A JSON Schema that every body must fit."""
     rate: Annotated[float, Field(gt=0)] | None = None
     """Messages per second that one process takes at most; `forebay throttle` changes it while it runs."""
     schedule: str | None = None

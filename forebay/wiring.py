@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from forebay.storage.database import Database
     from gateway.app import Gateway
     from gateway.outlets.opening import Elsewhere
+    from gateway.schemas import Schema
 
 log = structlog.get_logger()
 
@@ -123,6 +124,7 @@ def make_gateway(
         drained=[safe_url(old) for old in settings.broker.old()],
         elsewhere=elsewhere,
         sources=settings.sources,
+        schemas=make_schemas(settings),
         registry=registry,
     )
 
@@ -133,6 +135,22 @@ def journal_opener(settings: Settings, *, create: bool = True) -> Opener:
 
     most = settings.gateway.max_body_bytes
     return partial(open_journal, settings=settings.broker, max_body_bytes=most, create=create)
+
+
+def make_schemas(settings: Settings) -> dict[str, Schema]:
+    """
+    What bodies must fit, by queue.
+
+    Raises:
+        SettingsError: a file cannot be read, or is no JSON Schema.
+    """
+    from gateway.schemas import Schema
+
+    return {
+        name: Schema(f"queues.{name}.schema.file", queue.schema_.file)
+        for name, queue in settings.queues.items()
+        if queue.schema_.file is not None and queue.schema_.mode != "off"
+    }
 
 
 def make_elsewhere(settings: Settings) -> Elsewhere | None:

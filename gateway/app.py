@@ -46,6 +46,7 @@ from gateway.problems import (
 )
 from gateway.queues import QueueRegistry
 from gateway.routes import Parts, make_router, to_response
+from gateway.schemas import Schema
 from gateway.settings import GatewaySettings
 from gateway.sources.endpoint import SourcesEndpoint
 from gateway.sources.settings import SourceSettings
@@ -119,6 +120,7 @@ def create_app(
     drained: Sequence[str] = (),
     elsewhere: Elsewhere | None = None,
     sources: Mapping[str, SourceSettings] | None = None,
+    schemas: Mapping[str, Schema] | None = None,
     registry: CollectorRegistry | None = None,
 ) -> Gateway:
     """
@@ -132,6 +134,8 @@ def create_app(
     at the start.
 
     `sources` are the services whose webhooks are taken, by name.
+
+    `schemas` are what bodies must fit, by queue.
 
     Raises SettingsError for a source without a queue.
 
@@ -167,7 +171,7 @@ def create_app(
                 health = Health(
                     partial(publisher.ping, settings.min_durability), more=partial(checks, publisher)
                 )
-            ingest = Ingest(publisher, settings, metrics=metrics, health=health)
+            ingest = Ingest(publisher, settings, metrics=metrics, health=health, schemas=schemas)
             keyring = Keyring(settings)
             watching = asyncio.create_task(keyring.watch(), name="API keys")
             bodies = BodyReader(ingest, timeout=settings.body_timeout)

@@ -10,7 +10,7 @@ HTTP beyond header pairs and answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -50,6 +50,7 @@ from gateway.problems import (
     problem,
 )
 from gateway.recent import RecentIds
+from gateway.schemas import Schema
 from gateway.settings import GatewaySettings
 
 log = structlog.get_logger()
@@ -96,8 +97,16 @@ class Ingest:
     """Admission, idempotency and group commit around one broker."""
 
     def __init__(
-        self, broker: Broker | Outlets, settings: GatewaySettings, *, metrics: GatewayMetrics, health: Health
+        self,
+        broker: Broker | Outlets,
+        settings: GatewaySettings,
+        *,
+        metrics: GatewayMetrics,
+        health: Health,
+        schemas: Mapping[str, Schema] | None = None,
     ) -> None:
+        self.schemas = schemas or {}
+        """What bodies must fit, by queue."""
         self._broker = broker
         self.max_body_bytes = min(settings.max_body_bytes, broker.capabilities.max_body_bytes)
         self._least = _RANK[settings.min_durability]
@@ -230,6 +239,10 @@ class Ingest:
         ticket.placed = True
         if full is not None:
             respond(self.refuse(ticket, full))
+            return
+        schema = self.schemas.get(ticket.queue)
+        if schema is not None and (refusal := schema.refusal(body)) is not None:
+            respond(self.refuse(ticket, refusal))
             return
         meta = ticket.meta
         now = datetime.now(UTC)

@@ -88,7 +88,9 @@ SEND: dict[str, Any] = {
             "The body is compressed in a way that is not taken.",
             headers={"Accept-Encoding": "What is taken."},
         ),
-        "422": problem_response("The idempotency key was used for another message."),
+        "422": problem_response(
+            "The idempotency key was used for another message, or the body does not fit the schema."
+        ),
         "431": problem_response("The headers to keep are too large."),
         "500": problem_response("A bug of ours: send it again, with the same Idempotency-Key."),
         "503": problem_response(

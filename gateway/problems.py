@@ -162,6 +162,14 @@ BATCH_REJECTED = Kind(
     title="No item of the batch can be taken",
     advice="The member “results” has the reason for each. Sending it unchanged gives the same answer.",
 )
+SCHEMA_MISMATCH = Kind(
+    name="schema-mismatch",
+    status=422,
+    title="The body does not fit the queue's schema",
+    advice="The member “errors” names places in the body, as JSON Pointers, and the schema's keyword that"
+    " each breaks. Nothing was stored; sending it unchanged gives the same answer. The schema is the file"
+    " that queues.<name>.schema.file names.",
+)
 UNPROCESSABLE = Kind(
     name="unprocessable",
     status=422,

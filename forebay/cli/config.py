@@ -121,10 +121,11 @@ def _checked(config: Path | None) -> Loaded:
     Raises:
         SettingsError
     """
-    from forebay.wiring import old_brokers
+    from forebay.wiring import make_schemas, old_brokers
 
     loaded = load(config)
     old_brokers(loaded.settings.broker)
+    make_schemas(loaded.settings)
     for name, source in loaded.settings.sources.items():
         if source.queue not in loaded.settings.queues:
             origin = loaded.provenance.get(f"sources.{name}.queue", "default")

@@ -84,7 +84,7 @@ def doctor(
 
 async def _examine(loaded: Loaded) -> list[Finding]:
     settings = loaded.settings
-    findings = [*_versions(), *_settings(loaded), *_handlers(settings)]
+    findings = [*_versions(), *_settings(loaded), *_api_keys(settings), *_handlers(settings)]
     known: set[str] = set()
     findings += _sources(settings)
     findings += await _targets(settings)
@@ -137,6 +137,7 @@ def _settings(loaded: Loaded) -> Iterator[Finding]:
 def _handlers(settings: Settings) -> Iterator[Finding]:
     from consumers.handlers import load_handler
 
+    yield from _schemas(settings)
     for name, queue in settings.queues.items():
         if (wrong := unknown_sink(queue.sink)) is not None:
             yield Finding(f"sink {name}", "fail", wrong, f'queues.{name}.sink = "database"')
@@ -167,6 +168,53 @@ def _sources(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"source {name}", "warn", f"{text}; a delivery never expires", fix)
         else:
             yield Finding(f"source {name}", "ok", text)
+
+
+def _schemas(settings: Settings) -> Iterator[Finding]:
+    from gateway.schemas import Schema
+
+    for name, queue in settings.queues.items():
+        file = queue.schema_.file
+        if file is None:
+            continue
+        check = f"schema {name}"
+        try:
+            Schema(f"queues.{name}.schema.file", file)
+        except ForebayError as error:
+            verdict: Verdict = "fail" if queue.schema_.mode == "reject" else "warn"
+            yield Finding(check, verdict, str(error), "correct it; with it the gateway does not start")
+        else:
+            does = (
+                "what does not fit is answered 422" if queue.schema_.mode == "reject" else "not checked: off"
+            )
+            yield Finding(check, "ok", f"{file}; {does}")
+
+
+def _api_keys(settings: Settings) -> Iterator[Finding]:
+    from datetime import UTC, datetime
+
+    from gateway.keys_file import read
+
+    path = settings.gateway.keys_file
+    if path is None:
+        return
+    try:
+        keys = read(path).keys
+        mode = path.stat().st_mode
+    except (ForebayError, OSError) as error:
+        yield Finding("api keys", "fail", str(error), f"forebay api-keys list --file {path}")
+        return
+    valid = [key for key in keys if not key.expired(datetime.now(UTC))]
+    if not valid:
+        text = f"{path} has no valid key, so every request is answered 401"
+        yield Finding("api keys", "fail", text, "forebay api-keys create NAME")
+    elif mode & 0o022:
+        text = f"{path} may be written by others than its owner: whoever can, lets himself in"
+        yield Finding("api keys", "warn", text, f"chmod 600 {path}")
+    else:
+        old = len(keys) - len(valid)
+        expired = f", {old} expired" if old else ""
+        yield Finding("api keys", "ok", f"{len(valid)} valid{expired} in {path}")
 
 
 async def _targets(settings: Settings) -> list[Finding]:

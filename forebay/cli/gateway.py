@@ -61,7 +61,7 @@ def gateway(
     """
     from forebay.cli._process import run_until_stopped, starting
     from forebay.settings import Flag
-    from forebay.wiring import make_gateway, to_environment
+    from forebay.wiring import make_gateway, make_schemas, to_environment
 
     level = log_to_stderr(log_level, verbose)
     flags = [
@@ -80,6 +80,7 @@ def gateway(
     with starting("the gateway") as start:
         from gateway.server import bind, serve
 
+        make_schemas(settings)  # a broken one is told before anything listens or any worker starts
         sock = bind(settings.gateway)
         url = url_of(settings.gateway.host, sock, tls=settings.gateway.tls_cert is not None)
         if settings.gateway.workers > 1:

@@ -120,7 +120,7 @@ class BatchEndpoint:
             self._lane,
             course,
             form.splitter(limit),
-            Maker(form, ticket, results, max_body_bytes=limit),
+            Maker(form, ticket, results, max_body_bytes=limit, schema=ingest.schemas.get(ticket.queue)),
             max_items=self._max_items,
             ordered=ticket.meta.ordering_key is not None or form.orders,
         )

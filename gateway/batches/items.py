@@ -18,6 +18,7 @@ from gateway.headers import Meta, Refused, due_times, override
 from gateway.ingest import Ticket
 from gateway.json_text import from_base64, raw_member
 from gateway.problems import BODY_TOO_LARGE, INVALID_ITEM, KINDS, problem
+from gateway.schemas import Schema
 
 NO_ROOM = "The gateway holds as many bytes in memory as it may; this item was not stored."
 
@@ -143,7 +144,15 @@ FORMS: dict[str, Form] = {
 class Maker:
     """Makes the messages of one batch's items."""
 
-    def __init__(self, form: Form, ticket: Ticket, results: Results, *, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        form: Form,
+        ticket: Ticket,
+        results: Results,
+        *,
+        max_body_bytes: int,
+        schema: Schema | None = None,
+    ) -> None:
         self._read = form.read
         self._queue = ticket.queue
         self._tenant = ticket.caller.tenant
@@ -151,11 +160,12 @@ class Maker:
         self._meta.content_type = "application/json"
         self._results = results
         self._limit = max_body_bytes
+        self._schema = schema
         self._unknown = unknown_code(results)
 
     def chunk(self, first: int, items: list[Item], size: int) -> Chunk:
         """The messages of items in a row, of which `first` is the number of the first."""
-        if self._read is None and set(map(type, items)) == {bytes}:
+        if self._read is None and self._schema is None and set(map(type, items)) == {bytes}:
             return self._plain(first, items, size)  # type: ignore[arg-type]  # all bytes
         ids: list[str] = []
         codes = bytearray()
@@ -189,6 +199,8 @@ class Maker:
         body, meta = (item, self._meta) if self._read is None else self._read(item, self._meta)
         if len(body) > self._limit:
             raise self._too_large()
+        if self._schema is not None and (refusal := self._schema.refusal(body)) is not None:
+            raise Refused(refusal)
         key = meta.idempotency_key
         if key is not None and key is self._meta.idempotency_key:
             key = f"{key}/{number}"

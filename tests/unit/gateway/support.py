@@ -19,6 +19,7 @@ from forebay.message import Message
 from gateway.app import Gateway, create_app
 from gateway.outlets.opening import Elsewhere
 from gateway.queues import QueueRegistry
+from gateway.schemas import Schema
 from gateway.server import bind, serve
 from gateway.settings import GatewaySettings
 from gateway.sources.settings import SourceSettings
@@ -194,6 +195,7 @@ async def running(
     elsewhere: Elsewhere | None = None,
     broker_opener: Callable[[], AbstractAsyncContextManager[Broker]] | None = None,
     sources: Mapping[str, SourceSettings] | None = None,
+    schemas: Mapping[str, Schema] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     broker = broker or ScriptedBroker()
@@ -214,6 +216,7 @@ async def running(
         database=database,
         elsewhere=elsewhere,
         sources=sources,
+        schemas=schemas,
         registry=registry,
     )
     sock = bind(own)

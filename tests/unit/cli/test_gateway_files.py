@@ -1,0 +1,54 @@
+"""What `config check`, `doctor` and `gateway` say of the files that the gateway reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.cli.installation import Installation
+
+
+def finding(site: Installation, check: str) -> tuple[str, str]:
+    findings: list[dict[str, Any]] = site.run("doctor", "--json").json["findings"]
+    return next((f["verdict"], f["text"]) for f in findings if f["check"] == check)
+
+
+@pytest.mark.parametrize("command", [("config", "check"), ("gateway", "--port", "0")])
+def test_a_broken_schema_is_told_before_anything_starts(
+    site: Installation, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "order.json").write_text('{"type": "objekt"}')
+    (tmp_path / "forebay.toml").write_text('[queues.orders.schema]\nfile = "order.json"\n')
+
+    done = site.run(*command)
+
+    assert done.code == 2
+    assert f"queues.orders.schema.file {tmp_path}/order.json is no JSON Schema" in done.err
+
+
+def test_doctor_checks_schemas(site: Installation, tmp_path: Path) -> None:
+    (tmp_path / "forebay.toml").write_text('[queues.orders.schema]\nfile = "order.json"\n')
+    (tmp_path / "order.json").write_text('{"type": "object"}')
+    assert finding(site, "schema orders")[0] == "ok"
+    (tmp_path / "order.json").write_text("{")
+    assert finding(site, "schema orders")[0] == "fail"
+    (tmp_path / "forebay.toml").write_text('[queues.orders.schema]\nfile = "order.json"\nmode = "off"\n')
+    assert finding(site, "schema orders")[0] == "warn"
+
+
+def test_doctor_checks_the_file_of_api_keys(
+    site: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys.json"
+    monkeypatch.setenv("FOREBAY_GATEWAY__KEYS_FILE", str(file))
+    assert finding(site, "api keys")[0] == "fail"
+    file.write_text("{}")
+    assert "no valid key" in finding(site, "api keys")[1]
+    site.run("api-keys", "create", "shop")
+    assert finding(site, "api keys") == ("ok", f"1 valid in {file}")
+    file.chmod(0o666)
+    assert finding(site, "api keys")[0] == "warn"
+    file.write_text("{")
+    assert finding(site, "api keys")[0] == "fail"
