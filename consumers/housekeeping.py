@@ -9,6 +9,7 @@ import structlog
 
 from consumers.sinks.threads import SinkThreads
 from forebay.storage import suspects
+from forebay.storage.answers import forget_answers
 from forebay.storage.database import Database
 from forebay.storage.retention import forget_processed
 
@@ -24,8 +25,8 @@ SUSPECT_FOR = 86_400.0
 
 class Housekeeper:
     """
-    Forgets once-only records that are older than `retention` seconds (None keeps them for ever), and
-    suspicions that nobody ever cleared.
+    Forgets once-only records that are older than `retention` seconds (None keeps them for ever),
+    suspicions that nobody ever cleared, and answers to forwarded requests past their time.
     """
 
     def __init__(self, database: Database | None, retention: float | None) -> None:
@@ -52,4 +53,5 @@ class Housekeeper:
 
     def _tidy(self, database: Database) -> int:
         suspects.forget(database, older_than=SUSPECT_FOR)
+        forget_answers(database, older_than=database.settings.answer_retention)
         return 0 if self._retention is None else forget_processed(database, older_than=self._retention)

@@ -19,11 +19,13 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from consumers.settings import ConsumerSettings, QueueSettings
+from consumers.sinks.settings import TargetSettings
 from forebay.admin.settings import AdminSettings
 from forebay.brokers.naming import check_queue_name
 from forebay.brokers.settings import BrokerSettings
 from forebay.errors import SettingsError
 from forebay.section import Section
+from forebay.settings_forward import queues_of_targets, with_targets
 from forebay.settings_schema import (
     example,
     is_path,
@@ -56,6 +58,8 @@ class Settings(Section):
     """What every queue starts from."""
     queues: dict[str, QueueSettings] = Field(default_factory=dict)
     """One table per queue, `[queues.orders]`. Once loaded, those of `queue_names` are in it too."""
+    forward: dict[str, TargetSettings] = Field(default_factory=dict)
+    """Services whose requests are kept first, one table each, `[forward.billing]`."""
     broker: BrokerSettings = BrokerSettings()
     """Where messages wait."""
     database: DatabaseSettings = DatabaseSettings()
@@ -123,7 +127,9 @@ def load(
     values = {a.path: a for a in assignments}
     _apply_queue_defaults(values)
     settings = _build(values)
-    return Loaded(settings, {dotted(p): a.origin for p, a in values.items()}, file)
+    queues, origins = with_targets(settings.queues, settings.forward, assignments)
+    settings = settings.model_copy(update={"queues": queues})
+    return Loaded(settings, {dotted(p): a.origin for p, a in values.items()} | origins, file)
 
 
 def find_file(config: Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
@@ -190,7 +196,7 @@ def _refuse_unknown(assignments: Iterable[Assignment]) -> None:
             raise SettingsError(
                 f"{a.origin}: {a.written}: a table belongs to one queue; write [queues.orders.table]"
             )
-        if a.path[0] == "queues" and len(a.path) > 1:
+        if a.path[0] in ("queues", "forward") and len(a.path) > 1:
             _checked_name(a.path[1], a)
 
 
@@ -215,6 +221,7 @@ def _queue_names(values: Mapping[SettingPath, Assignment]) -> list[str]:
         texts = given.value.split(",") if isinstance(given.value, str) else given.value
         names = [_checked_name(text.strip(), given) for text in texts if text.strip()]
     names += [path[1] for path in values if path[0] == "queues" and len(path) > 1]
+    names += [_checked_name(name, a) for name, a in queues_of_targets(values).items()]
     return list(dict.fromkeys(names))
 
 

@@ -119,8 +119,8 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 def named(path: SettingPath, queue: str, column: str) -> SettingPath:
     """`path` with names of the user's in the places that stand for them."""
-    # Many by name are queues, sources of webhooks, or the holders of tokens.
-    own = {"admin": "ann", "sources": "shop"}.get(path[0])
+    # Many by name are queues, sources of webhooks, targets, or the holders of tokens.
+    own = {"admin": "ann", "sources": "shop", "forward": "billing"}.get(path[0])
     names = iter((own,) if own else (queue, column))
     return tuple(next(names) if part == ANY_QUEUE else part for part in path)
 

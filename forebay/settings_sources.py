@@ -162,7 +162,7 @@ def _service_link(name: str, text: str) -> bool:
 
 def _path_of(name: str) -> SettingPath:
     parts = tuple(name.removeprefix(PREFIX).lower().split("__"))
-    if parts[0] in ("queues", "sources") and len(parts) > 1:
+    if parts[0] in ("queues", "sources", "forward") and len(parts) > 1:
         # FOREBAY_QUEUES__BIG_ORDERS__SINK: a shell cannot write a hyphen, these names have no underscore.
         parts = (parts[0], parts[1].replace("_", "-"), *parts[2:])
     return parts

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from consumers.fleet import Fleet, OldBroker
     from consumers.sinks.forward import Brokers
+    from consumers.sinks.settings import TargetSettings
     from consumers.status import QueueStatus
     from consumers.supervisor import Supervisor
     from forebay.admin.app import Admin
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from forebay.journal.journal import Opener
     from forebay.storage.database import Database
     from gateway.app import Gateway
+    from gateway.forward.endpoint import Target
     from gateway.outlets.opening import Elsewhere
     from gateway.schemas import Schema
 
@@ -125,6 +127,7 @@ def make_gateway(
         elsewhere=elsewhere,
         sources=settings.sources,
         schemas=make_schemas(settings),
+        targets={name: _target(name, target) for name, target in settings.forward.items()},
         registry=registry,
     )
 
@@ -176,6 +179,18 @@ def make_elsewhere(settings: Settings) -> Elsewhere | None:
         open_journal=None if settings.gateway.journal is None else journal_opener(settings),
         may_journal=may_journal,
         may_fall_back=lambda queue: settings.queue(queue).order != "key",
+    )
+
+
+def _target(name: str, settings: TargetSettings) -> Target:
+    from gateway.forward.endpoint import Target
+
+    return Target(
+        queue=settings.queue or name,
+        methods=settings.methods,
+        keep_headers=settings.keep_headers,
+        wait=settings.wait,
+        one_by_one=settings.order == "all",
     )
 
 

@@ -29,6 +29,7 @@ from gateway.callers import CALLER, asks_for_a_key
 from gateway.cors import Cors
 from gateway.depths import warn_of_left_behind
 from gateway.endpoint import MessagesEndpoint
+from gateway.forward.endpoint import ForwardEndpoint, Target
 from gateway.health import Health
 from gateway.ingest import Ingest
 from gateway.keyring import Keyring
@@ -121,6 +122,7 @@ def create_app(
     elsewhere: Elsewhere | None = None,
     sources: Mapping[str, SourceSettings] | None = None,
     schemas: Mapping[str, Schema] | None = None,
+    targets: Mapping[str, Target] | None = None,
     registry: CollectorRegistry | None = None,
 ) -> Gateway:
     """
@@ -133,7 +135,7 @@ def create_app(
     With `elsewhere` messages that the broker does not take go there, and it need not be there
     at the start.
 
-    `sources` are the services whose webhooks are taken, by name.
+    `sources` are the services whose webhooks are taken, `targets` those whose requests are kept, by name.
 
     `schemas` are what bodies must fit, by queue.
 
@@ -192,6 +194,7 @@ def create_app(
                 endpoints=(
                     MessagesEndpoint(ingest, queues, opened, bodies, waiting),
                     batches,
+                    ForwardEndpoint(ingest, bodies, waiting, targets or {}),
                     SourcesEndpoint(
                         ingest,
                         queues,

@@ -98,10 +98,10 @@ class MessagesEndpoint:
         keyed = ticket.meta.idempotency_key is not None
         wanted = Wanted(ticket.message.id, hashlib.sha256(body).digest() if keyed else None)
         try:
-            status = await self._waiting.outcome(wanted, ticket.meta.wait, receive)
+            told = await self._waiting.outcome(wanted, ticket.meta.wait, receive)
         except asyncio.CancelledError:
             return accepted  # which is true all the same
-        return after_waiting(accepted, ticket.meta.wait, status)
+        return after_waiting(accepted, ticket.meta.wait, told.status if told else None)
 
 
 def _resolve(outcome: asyncio.Future[Answer], answer: Answer) -> None:

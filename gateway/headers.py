@@ -309,7 +309,7 @@ def _content_encoding(meta: Meta, value: bytes) -> None:
         meta.encoding = coding
 
 
-_FORWARDED = frozenset({b"forebay-attempt", b"forebay-queue", b"forebay-accepted-at"})
+_FORWARDED = frozenset({b"forebay-attempt", b"forebay-queue", b"forebay-accepted-at", b"forebay-message-id"})
 """What the http sink of another Forebay tells besides; about its own queue, not about ours."""
 
 

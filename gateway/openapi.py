@@ -7,6 +7,7 @@ from typing import Any
 from forebay.brokers.naming import QUEUE_NAME
 from gateway.batches import document as batches
 from gateway.compression import ENCODINGS
+from gateway.forward.document import FORWARD, KEPT_ANSWER
 from gateway.openapi_keys import guard
 from gateway.openapi_parts import ACCEPTED, PROBLEM, accepted_response, problem_response
 from gateway.sources.document import DELIVER, PING
@@ -104,8 +105,10 @@ BARE: dict[str, Any] = {
     "/v1/queues/{queue}/messages": {"post": SEND},
     "/v1/queues/{queue}/batch": {"post": batches.operation(SEND["parameters"])},
     "/v1/sources/{source}": {"post": DELIVER},
+    "/v1/forward/{target}/{path}": FORWARD,
+    "/v1/messages/{message_id}/answer": {"get": KEPT_ANSWER},
 }
-"""The paths of endpoints that stand before FastAPI's router."""
+"""The paths that FastAPI knows nothing of: they stand before its router, or answer as others do."""
 
 
 def complete(document: dict[str, Any], *, keys_needed: bool = False) -> dict[str, Any]:

@@ -101,6 +101,21 @@ INVALID_EVENT = Kind(
     title="This is not a valid CloudEvent",
     advice="The detail names the attribute. Nothing of the event was stored.",
 )
+FORWARD_TARGET_NOT_FOUND = Kind(
+    name="forward-target-not-found",
+    status=404,
+    title="There is no such target",
+    advice="A target is a table [forward.<name>] of the settings, with the service's url; then"
+    " /v1/forward/<name>/… keeps its requests. Add it, and restart the gateways and the consumers.",
+)
+NO_ANSWER = Kind(
+    name="no-answer",
+    status=404,
+    title="No answer is kept for this id",
+    advice="It is no forwarded request; or the service has not answered yet; or the answer is older than"
+    " database.answer_retention. /v1/messages/{id} says how the request is.",
+    retryable=True,
+)
 METHOD_NOT_ALLOWED = Kind(
     name="method-not-allowed",
     status=405,
@@ -141,6 +156,13 @@ UNSUPPORTED_BATCH = Kind(
     status=415,
     title="A batch of this content type is not taken",
     advice="The answer's Accept header lists what is. For one message of any type: POST …/messages.",
+)
+URI_TOO_LONG = Kind(
+    name="uri-too-long",
+    status=414,
+    title="Path and query are too long",
+    advice="They are kept beside the body, and every broker must be able to carry them; the member “limit” is"
+    " how many characters they may have. Move the data into the body.",
 )
 UNSUPPORTED_ENCODING = Kind(
     name="unsupported-encoding",

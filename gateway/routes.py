@@ -97,6 +97,16 @@ class MessageEvent(BaseModel):
     destination: str | None = None
 
 
+class ServiceAnswer(BaseModel):
+    """What a service answered to a forwarded request; its body is at `href`, if it is complete."""
+
+    status: int
+    headers: dict[str, str]
+    complete: bool
+    answered_at: datetime
+    href: str
+
+
 class MessageState(BaseModel):
     """What is known; members that do not apply are left out."""
 
@@ -112,6 +122,8 @@ class MessageState(BaseModel):
     died_at: datetime | None = None
     original_id: str | None = None
     conflicts: list[str] | None = None
+    digest: str | None = None
+    answer: ServiceAnswer | None = None
     timeline: list[MessageEvent]
 
 
@@ -194,6 +206,10 @@ def make_router(
     ) -> Response:
         caller, headers = caller_of(request.scope), request.scope["headers"]
         return to_response(await parts().status.answer(message_id, headers, request.receive, caller))
+
+    @router.get("/v1/messages/{message_id}/answer", include_in_schema=False)
+    async def show_answer(message_id: str, request: Request) -> Response:
+        return to_response(await parts().status.kept_answer(message_id, caller_of(request.scope)))
 
     @router.get("/livez", tags=["health"], summary="The process answers")
     async def livez() -> dict[str, str]:

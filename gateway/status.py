@@ -13,12 +13,14 @@ from forebay.ids import canonical
 from gateway.answer import Answer, RawHeaders
 from gateway.asking import NoAnswer, Questions
 from gateway.callers import ANYONE, Caller
+from gateway.forward.replies import reply
 from gateway.headers import Refused, wait_of
-from gateway.problems import INVALID_REQUEST, NOT_SEEN_YET, STATUS_UNAVAILABLE, problem
+from gateway.problems import INVALID_REQUEST, NO_ANSWER, NOT_SEEN_YET, STATUS_UNAVAILABLE, problem
 from gateway.recent import Accepted, RecentIds
 from gateway.waiting import OVER, Waiting, Wanted, applied
 
 if TYPE_CHECKING:
+    from forebay.storage.answers import KeptAnswer
     from forebay.storage.database import Database
     from forebay.storage.states import MessageStatus
 
@@ -41,9 +43,7 @@ class StatusLookup:
         """
         message_id = canonical(text)
         if message_id is None:
-            return problem(
-                INVALID_REQUEST, "A message id is a UUID, like: 01890a5d-ac96-774b-bcce-b302099a8057"
-            )
+            return _no_id()
         try:
             wait = wait_of(headers)
         except Refused as refused:
@@ -66,7 +66,8 @@ class StatusLookup:
         if not wait or not self._waiting.takes_more or (found is not None and found.state in OVER):
             return _answer(message_id, found, accepted)
         try:
-            found = await self._waiting.outcome(Wanted(message_id), wait, receive) or found
+            told = await self._waiting.outcome(Wanted(message_id), wait, receive)
+            found = found if told is None else told.status
         except asyncio.CancelledError:
             wait = 0.0  # the server stops: what is known is still true
         if found is not None and not _may_see(caller, found, accepted):
@@ -75,6 +76,32 @@ class StatusLookup:
         if wait:
             answer.headers.append((b"preference-applied", applied(wait, answer)))
         return answer
+
+    async def kept_answer(self, text: str, caller: Caller = ANYONE) -> Answer:
+        """What a service answered to the forwarded request of this id."""
+        message_id = canonical(text)
+        if message_id is None:
+            return _no_id()
+        try:
+            found = await self._questions.ask(lambda database: _query_answer(database, message_id))
+        except NoAnswer as error:
+            return problem(STATUS_UNAVAILABLE, f"The answer is in the database: {error}.", id=message_id)
+        if found is not None and not caller.may_use(found.queue):
+            found = None
+        if found is None or not found.complete:
+            return problem(
+                NO_ANSWER,
+                NO_ANSWER.advice if found is None else "The service answered, with more than is kept.",
+                id=message_id,
+            )
+        answer = reply(found)
+        # Whatever the service may have sent, it is not ours, and no page of this address.
+        answer.headers += [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox")]
+        return answer
+
+
+def _no_id() -> Answer:
+    return problem(INVALID_REQUEST, "A message id is a UUID, like: 01890a5d-ac96-774b-bcce-b302099a8057")
 
 
 def _may_see(caller: Caller, found: MessageStatus, accepted: Accepted | None) -> bool:
@@ -95,6 +122,8 @@ def _answer(message_id: str, found: MessageStatus | None, accepted: Accepted | N
         document["timeline"] = [
             {n: v for n, v in event.items() if v is not None} for event in document["timeline"]
         ]
+        if found.answer is not None:
+            document["answer"]["href"] = f"/v1/messages/{message_id}/answer"
         if accepted is not None:
             document.setdefault("queue", accepted.queue)
             document.setdefault("accepted_at", accepted.at)
@@ -126,6 +155,12 @@ def _query(database: Database, message_id: str) -> MessageStatus | None:
     from forebay.storage.states import message_status
 
     return message_status(database, message_id)
+
+
+def _query_answer(database: Database, message_id: str) -> KeptAnswer | None:
+    from forebay.storage.answers import answers_to
+
+    return answers_to(database, [message_id]).get(message_id)
 
 
 def _json(document: dict[str, Any]) -> Answer:

@@ -15,6 +15,7 @@ from gateway.answer import Answer
 from gateway.asking import NoAnswer, Questions
 
 if TYPE_CHECKING:
+    from forebay.storage.answers import KeptAnswer
     from forebay.storage.database import Database
     from forebay.storage.states import MessageStatus
 
@@ -41,12 +42,26 @@ class Wanted:
     SHA-256 of its body, where others may have come under its id: those with an idempotency key. None: there
     is only one message of this id, or any will do.
     """
+    answer: bool = False
+    """Whether what a service answered is wanted, too."""
 
 
-Found = dict[Wanted, "MessageStatus"]
+@dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """What became of it."""
+
+    status: MessageStatus
+    answer: KeptAnswer | None = None
+    """Only with a body that is complete."""
+
+
+ANSWERS = 100
+"""Answers of services that are fetched at once, with their bodies; the others come with the next query."""
+
+Found = dict[Wanted, Told]
 Look = Callable[[list[Wanted]], Awaitable[Found]]
 """
-What is known of these messages; what is not known is absent.
+What became of these messages; those with which it is not over are absent.
 
 Raises:
     NoAnswer
@@ -66,7 +81,7 @@ class Waiting:
         self._look = look
         self._most = most
         self._loop = asyncio.get_running_loop()
-        self._waiters: dict[asyncio.Future[MessageStatus], Wanted] = {}
+        self._waiters: dict[asyncio.Future[Told], Wanted] = {}
         self._came = asyncio.Event()
         self._youngest = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -77,14 +92,14 @@ class Waiting:
         """Whether another request may wait. One that may not is answered at once."""
         return not self._closed and len(self._waiters) < self._most
 
-    async def outcome(self, wanted: Wanted, seconds: float, receive: Receive) -> MessageStatus | None:
+    async def outcome(self, wanted: Wanted, seconds: float, receive: Receive) -> Told | None:
         """
         The state of a message once it is over; None when it is not within `seconds`.
 
         `receive` tells when the client leaves. That, and the end of this gateway, end the wait, too. Never
         raises for trouble with the database.
         """
-        told: asyncio.Future[MessageStatus] = self._loop.create_future()
+        told: asyncio.Future[Told] = self._loop.create_future()
         leaving = self._loop.create_task(_left(receive))
         self._waiters[told] = wanted
         self._youngest = self._loop.time()
@@ -144,9 +159,8 @@ class Waiting:
 
     def _tell(self, found: Found) -> None:
         for told, wanted in self._waiters.items():
-            status = found.get(wanted)
-            if status is not None and status.state in OVER and not told.done():
-                told.set_result(status)
+            if wanted in found and not told.done():
+                told.set_result(found[wanted])
 
 
 async def _left(receive: Receive) -> None:
@@ -165,27 +179,41 @@ def looker(questions: Questions) -> Look:
 
 def _find(database: Database, wanted: Iterable[Wanted]) -> Found:
     # Only here: a gateway without a database loads nothing of it.
+    from forebay.storage.answers import answers_to
     from forebay.storage.queries import digests
     from forebay.storage.states import message_statuses
 
     known = message_statuses(database, list({w.id for w in wanted}))
-    found = {w: known[w.id] for w in wanted if w.id in known}
-    doubtful = [(w, w.digest) for w, status in found.items() if w.digest and status.state in OVER]
+    over = {w: known[w.id] for w in wanted if w.id in known and known[w.id].state in OVER}
+    keyed = [(w, w.digest) for w in over if w.digest is not None]
+    doubtful = [(w, digest) for w, digest in keyed if over[w].digest != digest.hex()]
     bodies = digests(database, list({w.id for w, _ in doubtful})) if doubtful else {}
     for w, digest in doubtful:
-        status = found.pop(w)
+        status = over.pop(w)
         if any(digest.hex() == body.digest and body.id == w.id for body in bodies.get(w.id, ())):
-            found[w] = status
+            over[w] = status
         elif conflict_id_from_digest(w.id, digest) in (status.conflicts or ()):
             # Another message was first with this idempotency key, at a replica that we know nothing of.
-            found[w] = dataclasses.replace(
-                status, state="dead", reason="the idempotency key was used for another message"
+            over[w] = dataclasses.replace(
+                status, state="dead", reason="the idempotency key was used for another message", answer=None
             )
-    return found
+    asked = [w for w, s in over.items() if w.answer and s.answer is not None and s.answer.complete]
+    answers = answers_to(database, [w.id for w in asked[:ANSWERS]]) if asked else {}
+    return {
+        w: Told(status, answers.get(w.id) if w.answer else None)
+        for w, status in over.items()
+        if w not in asked[ANSWERS:]
+    }
 
 
-def after_waiting(accepted: Answer, seconds: float, status: MessageStatus | None) -> Answer:
-    """`accepted`, a 202, with what became of the message meanwhile: 201 when it is where it should be."""
+def after_waiting(
+    accepted: Answer, seconds: float, status: MessageStatus | None, *, when_arrived: int = 201
+) -> Answer:
+    """
+    `accepted`, a 202, with what became of the message meanwhile.
+
+    `seconds` is what the client preferred, 0 if it did not say.
+    """
     document = orjson.loads(accepted.body)
     if status is None:
         document["state"] = "journaled" if document["durability"] == "journaled" else "accepted"
@@ -194,12 +222,11 @@ def after_waiting(accepted: Answer, seconds: float, status: MessageStatus | None
         if status.reason is not None:
             document["reason"] = status.reason
     body = orjson.dumps(document)
-    replaced = {
-        b"content-length": str(len(body)).encode(),
-        b"preference-applied": applied(seconds, accepted),
-    }
+    replaced = {b"content-length": str(len(body)).encode()}
+    if seconds:
+        replaced[b"preference-applied"] = applied(seconds, accepted)
     headers = [(n, v) for n, v in accepted.headers if n not in replaced] + list(replaced.items())
-    return Answer(status=201 if document["state"] in ARRIVED else 202, headers=headers, body=body)
+    return Answer(status=when_arrived if document["state"] in ARRIVED else 202, headers=headers, body=body)
 
 
 def applied(seconds: float, answer: Answer) -> bytes:

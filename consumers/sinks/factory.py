@@ -11,6 +11,7 @@ from consumers.settings import QueueSettings
 from consumers.sinks import ENTRY_POINTS, known_sinks
 from consumers.sinks.database import DatabaseSink
 from consumers.sinks.python import PythonSink
+from consumers.sinks.settings import RelaySettings
 from consumers.sinks.table import TableSink
 from forebay.brokers.naming import check_queue_name
 from forebay.errors import SettingsError
@@ -86,6 +87,7 @@ def make_sink(
 def _http_sink(queue: str, settings: QueueSettings, database: Database | None) -> Sink:
     # Only those who use it load the client library.
     from consumers.sinks.http.client import Client
+    from consumers.sinks.http.relay import Relay
     from consumers.sinks.http.sink import HttpSink
 
     http = settings.http
@@ -97,7 +99,11 @@ def _http_sink(queue: str, settings: QueueSettings, database: Database | None) -
         tls = http.tls.context()
     except SettingsError as error:
         raise SettingsError(f"queues.{queue}.http.{error}") from None
-    client = Client(http, http.url.get_secret_value(), tls)
+    url = http.url.get_secret_value()
+    relay = None
+    if isinstance(http, RelaySettings):
+        relay = Relay(f"http:{queue}", url, max_answer_bytes=http.max_answer_bytes)
+    client = Client(http, url, tls, relay=relay)
     return HttpSink(client, queue, database, connections=http.connections)
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import sqlalchemy as sa
+
 from consumers.sinks import NotTried
 from forebay.brokers.api import Delivery
 from forebay.errors import IdempotencyConflict, SinkMisconfigured, SinkUnavailable
@@ -17,6 +19,9 @@ from forebay.storage.database import Database
 from forebay.storage.once import claim
 
 T = TypeVar("T")
+
+Beside = Callable[[sa.Connection, Sequence[WriteResult]], None]
+"""Records, in the transaction of the connection, what else of these results is to be remembered."""
 
 TRANSIENT_TRIES = 5
 """A transaction that met another one (deadlock, serialization) is run this often before it is an outage."""
@@ -31,9 +36,10 @@ class OnceRecord:
     Its calls block; they belong in a sink's thread.
     """
 
-    def __init__(self, database: Database | None, destination: str) -> None:
+    def __init__(self, database: Database | None, destination: str, *, beside: Beside | None = None) -> None:
         self._database = database
         self._destination = destination
+        self._beside = beside
 
     def known(self, batch: Sequence[Delivery]) -> list[WriteResult]:
         """
@@ -55,20 +61,25 @@ class OnceRecord:
 
         return patiently(ask)
 
-    def add(self, handled: Sequence[Delivery]) -> list[WriteResult]:
+    def add(self, handled: Sequence[Delivery], results: Sequence[WriteResult] = ()) -> list[WriteResult]:
         """
         Record these as handled; a duplicate is one that another process recorded meanwhile.
+
+        `results` are of all that was tried, for what is recorded beside.
 
         Raises:
             SinkUnavailable, SinkMisconfigured: they are not recorded, and will be handled again.
         """
         database = self._database
-        if database is None or not handled:
+        if database is None or not (handled or (results and self._beside)):
             return [WriteResult(message_id=d.message.id) for d in handled]
 
         def record() -> list[WriteResult]:
             with database.begin() as db:
-                return claim(db, self._destination, handled).results
+                claimed = claim(db, self._destination, handled).results
+                if self._beside is not None:
+                    self._beside(db, results)
+            return claimed
 
         return patiently(record)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import structlog
 
 from consumers.sinks.database import ping
-from consumers.sinks.once import OnceRecord, about_all, is_new
+from consumers.sinks.once import Beside, OnceRecord, about_all, is_new
 from consumers.sinks.threads import SinkThreads
 from forebay.brokers.api import Delivery
 from forebay.errors import SinkMisconfigured, SinkUnavailable
@@ -26,7 +27,8 @@ Deliver = Callable[[Sequence[Delivery]], Awaitable[list[WriteResult]]]
 
 class Outside:
     """
-    Calls `deliver` with what is new, and records right after what it did.
+    Calls `deliver` with what is new, and records right after what it did; `beside` may record more of the
+    results, in the same transaction.
 
     So a redelivery is not delivered again. Only a process that dies between the two
     delivers twice; and without a database, every redelivery does.
@@ -34,10 +36,17 @@ class Outside:
     A cancelled call is abandoned, not broken off: it comes to its end and is recorded.
     """
 
-    def __init__(self, destination: str, database: Database | None, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        destination: str,
+        database: Database | None,
+        deliver: Deliver,
+        *,
+        beside: Beside | None = None,
+    ) -> None:
         self._database = database
         self._deliver = deliver
-        self._record = OnceRecord(database, destination)
+        self._record = OnceRecord(database, destination, beside=beside)
         self._threads = SinkThreads(f"forebay-{destination.replace(':', '-')}")
         self._under_way: set[asyncio.Task[list[WriteResult]]] = set()
 
@@ -76,14 +85,17 @@ class Outside:
         for i, result in zip(todo, delivered, strict=True):
             results[i] = result
         done = [i for i in todo if results[i].error is None]
-        for i, recorded in zip(done, await self._remember([batch[i] for i in done]), strict=True):
+        remembered = await self._remember([batch[i] for i in done], delivered)
+        for i, recorded in zip(done, remembered, strict=True):
             recorded.duplicate |= results[i].duplicate
             results[i] = recorded
         return about_all(results, todo)
 
-    async def _remember(self, done: Sequence[Delivery]) -> list[WriteResult]:
+    async def _remember(
+        self, done: Sequence[Delivery], delivered: Sequence[WriteResult]
+    ) -> list[WriteResult]:
         try:
-            return await self._call(self._record.add, done)
+            return await self._call(partial(self._record.add, results=delivered), done)
         except (SinkUnavailable, SinkMisconfigured) as error:
             # They are done all the same: handing them back would only deliver them again.
             log.warning("delivered, but not recorded", count=len(done), reason=str(error))

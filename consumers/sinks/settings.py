@@ -1,4 +1,4 @@
-"""The `[queues.<name>.http]` and `[queues.<name>.forward]` tables."""
+"""The `[queues.<name>.http]`, `[queues.<name>.forward]` and `[forward.<name>]` tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from forebay.brokers.tls import TLSSettings
-from forebay.section import Password, PositiveSeconds, Section
+from forebay.section import ByteCount, Password, PositiveSeconds, Seconds, Section
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A field name of HTTP (RFC 9110, section 5.6.2)."""
@@ -22,23 +22,20 @@ OURS = frozenset({
 })  # fmt: skip
 """Headers that belong to the connection or to the body's form: never taken from settings or messages."""
 
+MAX_WAIT = 30.0
+"""Seconds that a sender may be kept waiting for a service's answer."""
+
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
 Status = Annotated[int, Field(ge=400, le=599)]
 
 
-class HttpSettings(Section):
-    """One request per message. What each answer means: docs/sinks.md."""
+class RequestSettings(Section):
+    """How a service is asked, whatever it is asked. What each answer means: docs/sinks.md."""
 
-    url: SecretStr | None = None
-    """Where messages are sent: https://host/path. An address of a private network is fine here."""
-    method: Literal["POST", "PUT", "PATCH"] = "POST"
-    """The request's method."""
     headers: tuple[Password, ...] = ()
     """Sent with every request, one "Name: value" each; never shown. As text, in a variable or a secret file,
     one per line."""
-    forward_headers: tuple[str, ...] = ("*",)
-    """Which of the message's own headers are passed on: names, a * at the end stands for any rest."""
-    header_prefix: str = "Forebay-Meta-"
-    """Put before the names of those, so that no producer can set a header that means something else."""
     idempotency_header: str = "Idempotency-Key"
     """The header that carries the message's id, by which the receiver knows what it has already."""
     signing_secrets: tuple[Password, ...] = ()
@@ -66,7 +63,7 @@ class HttpSettings(Section):
     tls: TLSSettings = TLSSettings()
     """How the service's certificate is checked, and who we are to it."""
 
-    @field_validator("url", "proxy")
+    @field_validator("url", "proxy", check_fields=False)
     @classmethod
     def _has_a_host(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None:
@@ -98,13 +95,6 @@ class HttpSettings(Section):
             raise ValueError(f"{name!r} cannot be used; a name like Idempotency-Key can")
         return name
 
-    @field_validator("header_prefix")
-    @classmethod
-    def _begins_a_name(cls, prefix: str) -> str:
-        if prefix and not _TOKEN.fullmatch(prefix):
-            raise ValueError(f"{prefix!r} is no beginning of a header's name; one is X-Meta-")
-        return prefix
-
     @field_validator("signing_secrets", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
@@ -117,13 +107,6 @@ class HttpSettings(Section):
             if not secret_bytes(secret):
                 raise ValueError('each is "whsec_" and base64, as the receiver has it')
         return secrets
-
-    @model_validator(mode="after")
-    def _one_login(self) -> Self:
-        in_url = self.url is not None and urlsplit(self.url.get_secret_value()).username is not None
-        if in_url and any(header_of(h)[0].lower() == "authorization" for h in self.headers):
-            raise ValueError("url holds a user, and headers an Authorization; leave one of them out")
-        return self
 
     @model_validator(mode="after")
     def _one_meaning_each(self) -> Self:
@@ -140,6 +123,106 @@ class HttpSettings(Section):
         return self
 
 
+class HttpSettings(RequestSettings):
+    """One request per message. What each answer means: docs/sinks.md."""
+
+    url: SecretStr | None = None
+    """Where messages are sent: https://host/path. An address of a private network is fine here."""
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
+    """The request's method."""
+    forward_headers: tuple[str, ...] = ("*",)
+    """Which of the message's own headers are passed on: names, a * at the end stands for any rest."""
+    header_prefix: str = "Forebay-Meta-"
+    """Put before the names of those, so that no producer can set a header that means something else."""
+
+    @field_validator("header_prefix")
+    @classmethod
+    def _begins_a_name(cls, prefix: str) -> str:
+        if prefix and not _TOKEN.fullmatch(prefix):
+            raise ValueError(f"{prefix!r} is no beginning of a header's name; one is X-Meta-")
+        return prefix
+
+    @model_validator(mode="after")
+    def _one_login(self) -> Self:
+        _check_login(self.url, self.headers)
+        return self
+
+
+class TargetSettings(RequestSettings):
+    """A service whose requests are kept first: /v1/forward/<name>/… See docs/forwarding.md."""
+
+    url: SecretStr
+    """Where the service is: what comes behind /v1/forward/<name> is put behind it. An address of a private
+    network is fine here."""
+    queue: str | None = None
+    """The queue that keeps its requests; made if it does not exist. None: the target's name."""
+    wait: Seconds = 0.0
+    """How long a sender is kept waiting for the service's own answer, at most 30 s; then it gets a 202, and
+    can ask for the answer later."""
+    methods: tuple[Method, ...] = ("POST", "PUT", "PATCH", "DELETE")
+    """The methods that are taken; others are answered 405."""
+    keep_headers: tuple[str, ...] = (
+        "accept", "accept-language", "content-language", "content-disposition", "if-match",
+        "x-request-id", "x-correlation-id",
+    )  # fmt: skip
+    """Headers of a request that are passed on, besides its Content-Type, Content-Encoding and trace context.
+    Never credentials: those are in `headers`."""
+    order: Literal["none", "key", "all"] = "none"
+    """"all": requests are handed over one by one, in the order of acceptance. "key": those with the same
+    Forebay-Ordering-Key are. One that fails holds back those behind it until it is done or dead."""
+    max_answer_bytes: ByteCount = 65_536
+    """Of a longer answer only the status and the headers are kept."""
+    message_statuses: tuple[Status, ...] = (404, 405, 501)
+    """Statuses that refuse the request for good, besides those of docs/sinks.md: here it is the sender who
+    chose the path."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_base(cls, url: SecretStr) -> SecretStr:
+        parts = urlsplit(url.get_secret_value())
+        if parts.query or parts.fragment:
+            raise ValueError("it is the beginning of other URLs, and can have no ? and no #")
+        return url
+
+    @field_validator("wait")
+    @classmethod
+    def _is_short(cls, wait: float) -> float:
+        if wait > MAX_WAIT:
+            raise ValueError(f"it must be at most {MAX_WAIT:.0f}s")
+        return wait
+
+    @field_validator("keep_headers")
+    @classmethod
+    def _may_be_kept(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _TOKEN.fullmatch(name) or name.lower() in OURS:
+                raise ValueError(f"{name!r} is no header that can be passed on")
+        return tuple(name.lower() for name in names)
+
+    @model_validator(mode="after")
+    def _one_login(self) -> Self:
+        _check_login(self.url, self.headers)
+        return self
+
+    def as_http(self) -> RelaySettings:
+        """The `http` table of the target's queue."""
+        shared = {name: getattr(self, name) for name in RequestSettings.model_fields}
+        return RelaySettings(
+            **shared,
+            url=self.url,
+            forward_headers=(*self.keep_headers, "traceparent", "tracestate", "ce-*"),
+            header_prefix="",
+            max_answer_bytes=self.max_answer_bytes,
+        )
+
+
+class RelaySettings(HttpSettings):
+    """The `http` table of a queue whose messages are requests that were kept, made of a [forward] table."""
+
+    max_answer_bytes: ByteCount
+    """Of a longer answer only the status and the headers are kept."""
+
+
 class ForwardSettings(Section):
     """Publishes each message again, with its id, key, headers and body."""
 
@@ -151,6 +234,12 @@ class ForwardSettings(Section):
     """How long the broker may take to confirm a batch."""
     max_hops: Annotated[int, Field(ge=1, le=100)] = 8
     """How often a message may be forwarded in its life; one more makes it a dead letter. It ends loops."""
+
+
+def _check_login(url: SecretStr | None, headers: tuple[Password, ...]) -> None:
+    in_url = url is not None and urlsplit(url.get_secret_value()).username is not None
+    if in_url and any(header_of(h)[0].lower() == "authorization" for h in headers):
+        raise ValueError("url holds a user, and headers an Authorization; leave one of them out")
 
 
 def header_of(line: Password) -> tuple[str, str]:

@@ -68,8 +68,9 @@ def _tables() -> list[tuple[SettingPath, list[tuple[SettingPath, FieldInfo]]]]:
 
 
 def _example_name(table: SettingPath) -> str:
-    """What stands for the name of one of many: queues are many, sources, and holders of tokens."""
-    return "shop" if table[:1] == ("sources",) else "orders" if table[:1] == ("queues",) else "ann"
+    """What stands for the name of one of many: queues, sources, targets, and holders of tokens."""
+    examples = {"queues": "orders", "sources": "shop", "forward": "billing"}
+    return examples.get(table[0] if table else "", "ann")
 
 
 def _row(path: SettingPath, field: FieldInfo) -> str:
@@ -100,7 +101,8 @@ def starter_file(queues: Iterable[str]) -> str:
     ]
     lines.append(f"queue_names = {toml_value(names)}" if names else '#queue_names = ["orders", "clicks"]')
     for table, rows in _tables():
-        if not table or "table" in table:  # A table belongs to one queue.
+        # A table belongs to one queue, and a target is there or not.
+        if not table or "table" in table or table[0] == "forward":
             continue
         name = named(table, _example_name(table), "")
         if table[0] == "queues":
@@ -112,6 +114,12 @@ def starter_file(queues: Iterable[str]) -> str:
             f"[{dotted(name)}]",
         ]
         lines += [text for path, field in rows for text in _commented(path, field)]
+    lines += [
+        "",
+        "# Services whose requests are kept first: POST /v1/forward/billing/... See docs/forwarding.md.",
+        "#[forward.billing]",
+        '#url = "https://billing.internal/api"',
+    ]
     for name_ in names:
         lines += ["", f"[queues.{name_}]", '#handler = "shop.orders:handle"', "#retry.max_attempts = 12"]
     return "\n".join(lines) + "\n"

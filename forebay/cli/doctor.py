@@ -223,10 +223,12 @@ async def _targets(settings: Settings) -> list[Finding]:
     from forebay.wiring import forwarding
 
     findings = []
+    forwarded = {target.queue or name: name for name, target in settings.forward.items()}
     for name, queue in settings.queues.items():
         if queue.sink not in ("http", "broker"):
             continue
-        check = f"sink {name}"
+        target = forwarded.get(name)
+        check = f"sink {name}" if target is None else f"forward {target}"
         try:
             sink = make_sink(name, queue, None, forwarding(settings))
             try:
@@ -237,13 +239,27 @@ async def _targets(settings: Settings) -> list[Finding]:
         except (ForebayError, TimeoutError) as error:
             why = str(error).splitlines()[0] if str(error) else f"no answer within {TIMEOUT:g} s"
             table = "http" if queue.sink == "http" else "forward"
-            fix = f"start it, or correct queues.{name}.{table}; until then its messages wait"
+            setting = f"queues.{name}.{table}" if target is None else f"forward.{target}"
+            fix = f"start it, or correct {setting}; until then its messages wait"
             findings.append(Finding(check, "fail", why, fix))
         else:
             where = queue.http.url if queue.sink == "http" else queue.forward.broker_url
             on = f"queue {queue.forward.queue!r} on " if queue.sink == "broker" else ""
-            findings.append(Finding(check, "ok", f"{on}{shown(where) or 'the same broker'} answers"))
+            text = f"{on}{shown(where) or 'the same broker'} answers"
+            findings.append(_without_answers(check, text, target, settings) or Finding(check, "ok", text))
     return findings
+
+
+def _without_answers(check: str, text: str, target: str | None, settings: Settings) -> Finding | None:
+    """A target whose senders are to wait for answers that nobody can give them."""
+    if target is None or not settings.forward[target].wait or settings.database.url is not None:
+        return None
+    return Finding(
+        check,
+        "warn",
+        f"{text}, but without a database nobody is told what; senders get 202 at once",
+        f"set database.url, or forward.{target}.wait = 0",
+    )
 
 
 async def _broker(settings: Settings, known: set[str]) -> list[Finding]:

@@ -17,6 +17,7 @@ from forebay.settings_schema import shown
 
 if TYPE_CHECKING:
     from consumers.settings import BudgetSettings, QueueSettings
+    from consumers.sinks.settings import TargetSettings
 
 
 def explain(
@@ -51,6 +52,10 @@ def explain(
             "longest_life": steps[-1].latest if steps else 0.0,
         })  # fmt: skip
         return
+    target = next((n for n, t in settings.forward.items() if (t.queue or n) == queue), None)
+    if target is not None:
+        for line in _forwarded(target, settings.forward[target]):
+            emit(line)
     for line in _words(queue, of_queue, lease=settings.broker.sqlite.lease):
         emit(line)
     if steps:
@@ -66,6 +71,8 @@ def explain(
 
 
 def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
+    from consumers.sinks.settings import RelaySettings
+
     if q.handler:
         where = f"are handed to {q.handler}, in the transaction of their once-only record"
     elif q.table is not None:
@@ -80,8 +87,9 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
     elif q.sink == "database":
         where = "are stored in the table `messages`"
     elif q.sink == "http":
+        method = "their own method" if isinstance(q.http, RelaySettings) else q.http.method
         where = (
-            f"are sent to {shown(q.http.url)} by {q.http.method}, one request each, up to"
+            f"are sent to {shown(q.http.url)} by {method}, one request each, up to"
             f" {q.http.connections} at once, with their id as {q.http.idempotency_header}"
         )
     elif q.sink == "broker":
@@ -118,6 +126,23 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
         ),
         *_budget(queue, q.dead_letter_budget),
         f"Dead letters rest in {queue}.dead and are archived in the table `dead_letters`.",
+    ]
+
+
+def _forwarded(name: str, target: TargetSettings) -> list[str]:
+    order = {
+        "none": "in no promised order",
+        "key": "those with the same Forebay-Ordering-Key in the order of acceptance",
+        "all": "one by one, in the order of acceptance",
+    }[target.order]
+    answer = (
+        f"A sender waits up to {duration(target.wait)} for the service's own answer, then it gets a 202."
+        if target.wait
+        else "A sender gets a 202 at once."
+    )
+    return [
+        f"{', '.join(target.methods)} to /v1/forward/{name}/… are kept here, and sent to {shown(target.url)}"
+        f" as they came, {order}. {answer} Answers of up to {target.max_answer_bytes} bytes are kept."
     ]
 
 

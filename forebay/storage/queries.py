@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from forebay.ids import canonical
 from forebay.storage.database import Database
 from forebay.storage.states import any_of
-from forebay.storage.tables import dead_letters, messages, processed_messages
+from forebay.storage.tables import answers, dead_letters, messages, processed_messages
 
 _BATCH = 5_000
 """Ids per query of `digests`."""
@@ -122,6 +122,7 @@ def table_sizes(database: Database) -> list[TableSize]:
         messages: messages.c.stored_at,
         dead_letters: dead_letters.c.died_at,
         processed_messages: processed_messages.c.processed_at,
+        answers: answers.c.answered_at,
     }
     yesterday = datetime.now(UTC) - timedelta(days=1)
     sizes = []

@@ -26,6 +26,8 @@ class DatabaseSettings(Section):
     """How long one statement may wait for a lock. MySQL and MariaDB count in whole seconds."""
     pool_size: Annotated[int, Field(ge=1)] = 4
     """Connections kept per process."""
+    answer_retention: PositiveSeconds = 86_400.0
+    """How long the answers to forwarded requests are kept."""
     once_only_retention: PositiveSeconds | None = 90 * 86_400.0
     """How long it is remembered which messages a handler or a mapped table has taken: one that comes again
     later is taken for new. Longer than any message can wait, be retried, or rest among the dead letters.

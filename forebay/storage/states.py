@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from forebay.ids import canonical
 from forebay.storage.database import Database
-from forebay.storage.tables import dead_letters, messages, processed_messages
+from forebay.storage.tables import answers, dead_letters, messages, processed_messages
 
 State = Literal["stored", "done", "dead", "discarded", "waiting"]
 
@@ -29,12 +29,23 @@ class Event:
 
     state: str
     """accepted, retrying, dead, waiting (on its way back from the dead letters), discarded, resolved (a dead
-    letter arrived after all), stored or done."""
+    letter arrived after all), stored, done, or answered with the status that is the `reason`."""
     at: datetime
     attempt: int | None = None
     """Which counted try failed."""
     reason: str | None = None
     destination: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerGiven:
+    """The answer to a forwarded request, without its body."""
+
+    status: int
+    headers: Mapping[str, str]
+    complete: bool
+    """False: its body was too long to be kept, or broke off."""
+    answered_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +56,7 @@ class MessageStatus:
     state: State
     """`waiting`: was dead, and is on its way back to its queue."""
     queue: str | None = None
-    """None for `done`: the once-only record does not keep it."""
+    """None for what is `done` elsewhere than at a service: the once-only record does not keep it."""
     destination: str | None = None
     """Who handled it, or did not take it."""
     accepted_at: datetime | None = None
@@ -58,6 +69,10 @@ class MessageStatus:
     original_id: str | None = None
     conflicts: tuple[str, ...] | None = None
     """Ids of dead letters that came with this id and other bytes."""
+    answer: AnswerGiven | None = None
+    """What the service answered, if the message is a forwarded request."""
+    digest: str | None = None
+    """SHA-256, in hexadecimal, of the body that was handled or answered, where a record of it tells."""
     timeline: tuple[Event, ...] = ()
     """What is known of its life, in order. Failed attempts are known of what was dead once."""
 
@@ -86,6 +101,11 @@ def message_statuses(database: Database, ids: Sequence[str]) -> dict[str, Messag
     return {id: _status(id, rows) for id, rows in found.items() if rows}
 
 
+def queue_of(destination: str) -> str | None:
+    """The queue whose messages go there, where the destination's name tells it, as a service's does."""
+    return destination.removeprefix("http:") if destination.startswith("http:") else None
+
+
 def any_of(database: Database, column: sa.ColumnElement[Any], ids: list[str]) -> sa.ColumnElement[bool]:
     """`column` is one of `ids`, with one parameter however many they are."""
     if database.dialect == "postgresql":
@@ -104,24 +124,31 @@ def _query(database: Database, ids: list[str]) -> sa.CompoundSelect[Any]:
 
     The dead letters come first: they have all the columns, and so give the NULLs of the others their types.
     """
-    d, m, p, null = dead_letters.c, messages.c, processed_messages.c, sa.null()
+    d, m, p, a, null = dead_letters.c, messages.c, processed_messages.c, answers.c, sa.null()
     dead = sa.select(
         d.id, d.status.label("kind"), d.queue, d.destination, d.accepted_at, d.died_at.label("at"),
-        d.changed_at, d.attempts, d.reason, d.original_id, d.history,
+        d.changed_at, d.attempts, d.reason, d.original_id, d.history.label("document"),
+        sa.cast(null, sa.LargeBinary).label("digest"),
     )  # fmt: skip
     stored = sa.select(
         m.id, sa.literal_column("'stored'"), m.queue, null, m.accepted_at, m.stored_at, null, m.attempts,
-        null, null, null,
+        null, null, null, null,
     )  # fmt: skip
     done = sa.select(
         p.id, sa.literal_column("'done'"), null, p.destination, null, p.processed_at, null, null, null, null,
-        null,
+        null, p.digest,
+    )  # fmt: skip
+    # The status where the others have their attempts, and why the body is not here as their reason.
+    answered = sa.select(
+        a.id, sa.literal_column("'answer'"), null, a.destination, null, a.answered_at, null, a.status,
+        sa.case((a.complete, null), else_=sa.literal_column("'incomplete'")), null, a.headers, a.digest,
     )  # fmt: skip
     return sa.union_all(
         dead.where(any_of(database, d.id, ids)),
         dead.where(any_of(database, d.original_id, ids)),
         stored.where(any_of(database, m.id, ids)),
         done.where(any_of(database, p.id, ids)),
+        answered.where(any_of(database, a.id, ids)),
     )
 
 
@@ -131,7 +158,11 @@ def _status(id: str, rows: list[sa.Row[Any]]) -> MessageStatus:
     letters = list({(x.id, x.destination): x for x in letters}.values())
     letters.sort(key=lambda x: x.at, reverse=True)
     own = sorted((x for x in letters if x.id == id), key=lambda x: list(_OF_STATUS).index(x.kind))
+    answer = next((row for row in rows if row.kind == "answer"), None)
+    digest = next((row.digest for kind in ("done", "answer") for row in rows if row.kind == kind), None)
     known: dict[str, Any] = {
+        "answer": None if answer is None else _answer(answer),
+        "digest": None if digest is None else bytes(digest).hex(),
         "id": id,
         "conflicts": tuple(sorted({x.id for x in letters if x.id != id})) or None,
         "timeline": _timeline(rows, own),
@@ -140,9 +171,18 @@ def _status(id: str, rows: list[sa.Row[Any]]) -> MessageStatus:
     if arrived:
         row = min((x for x in arrived if x.kind == arrived[0].kind), key=lambda x: x.at)
         return MessageStatus(
-            state=row.kind, queue=row.queue, destination=row.destination, accepted_at=row.accepted_at,
-            stored_at=row.at, attempts=row.attempts, **known,
+            state=row.kind, queue=row.queue or queue_of(row.destination), destination=row.destination,
+            accepted_at=row.accepted_at, stored_at=row.at, attempts=row.attempts, **known,
         )  # fmt: skip
+    if answer is not None and not letters:
+        # It was refused, and is on its way to the dead letters: what is done has a record of it.
+        return MessageStatus(
+            state="dead",
+            queue=queue_of(answer.destination),
+            destination=answer.destination,
+            reason=f"answered {answer.attempts}",
+            **known,
+        )
     letter = own[0] if own else letters[0]
     return MessageStatus(
         state=_OF_STATUS[letter.kind], queue=letter.queue, destination=letter.destination,
@@ -151,13 +191,22 @@ def _status(id: str, rows: list[sa.Row[Any]]) -> MessageStatus:
     )  # fmt: skip
 
 
+def _answer(row: sa.Row[Any]) -> AnswerGiven:
+    return AnswerGiven(
+        status=row.attempts,
+        headers=_json(row.document) or {},
+        complete=row.reason is None,
+        answered_at=row.at,
+    )
+
+
 def _timeline(rows: list[sa.Row[Any]], letters: list[sa.Row[Any]]) -> tuple[Event, ...]:
     events = []
-    accepted = [row.accepted_at for row in (*rows, *letters) if row.accepted_at is not None]
+    accepted = [row.accepted_at for row in rows if row.accepted_at is not None]
     if accepted:
         events.append(Event(state="accepted", at=min(accepted)))
     for letter in letters:
-        for attempt in _history(letter.history):
+        for attempt in _json(letter.document) or ():
             events.append(
                 Event(
                     state="retrying",
@@ -176,12 +225,15 @@ def _timeline(rows: list[sa.Row[Any]], letters: list[sa.Row[Any]]) -> tuple[Even
         for row in rows
         if row.kind in ("stored", "done")
     ]
+    events += [
+        Event(state="answered", at=row.at, destination=row.destination, reason=str(row.attempts))
+        for row in rows
+        if row.kind == "answer"
+    ]
     # As they were put, of those at the same moment.
     return tuple(sorted(events, key=lambda event: event.at))
 
 
-def _history(value: Any) -> list[Mapping[str, Any]]:
+def _json(value: Any) -> Any:
     # In a UNION a database may give JSON as its text.
-    if isinstance(value, (str, bytes)):
-        value = orjson.loads(value)
-    return value or []
+    return orjson.loads(value) if isinstance(value, (str, bytes)) else value

@@ -88,6 +88,10 @@ def _text() -> TypeEngine[str]:
     return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 
+def _digest() -> TypeEngine[bytes]:
+    return sa.LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb")
+
+
 messages = sa.Table(
     "messages",
     metadata,
@@ -191,12 +195,25 @@ processed_messages = sa.Table(
     metadata,
     sa.Column("destination", sa.String(200), primary_key=True),
     sa.Column("id", _id(), primary_key=True),
-    sa.Column(
-        "digest", sa.LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb"), nullable=False
-    ),
+    sa.Column("digest", _digest(), nullable=False),
     sa.Column("processed_at", UtcTime, nullable=False),
     sa.Index("processed_messages_id", "id"),
     sa.Index("processed_messages_processed_at", "processed_at"),
+)
+
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("id", _id(), primary_key=True),
+    sa.Column("destination", sa.String(200), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("headers", _json(), nullable=False),
+    sa.Column("body", _bytes(), nullable=False),
+    sa.Column("complete", sa.Boolean, nullable=False),
+    # Of the request's body: another request may have come under its id.
+    sa.Column("digest", _digest(), nullable=False),
+    sa.Column("answered_at", UtcTime, nullable=False),
+    sa.Index("answers_answered_at", "answered_at"),
 )
 
 consumer_reports = sa.Table(

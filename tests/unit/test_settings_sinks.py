@@ -93,3 +93,82 @@ def test_a_secret_file_holds_headers_line_by_line(tmp_path: Path) -> None:
 
     lines = [line.get_secret_value() for line in settings.queue("orders").http.headers]
     assert lines == ["Authorization: Bearer a, b", "X-Key: c"]
+
+
+# ---- targets of requests that are forwarded
+
+
+BILLING = '[forward.billing]\nurl = "https://billing.test/api"\n'
+
+
+def test_a_target_makes_its_queue(tmp_path: Path) -> None:
+    """One table is enough for both sides: a gateway declares it, a consumer hands over what is in it."""
+    settings = loaded(tmp_path, BILLING + 'headers = ["Authorization: Bearer t"]\nconnections = 3\n')
+    queue = settings.queue("billing")
+
+    assert list(settings.queues) == ["billing"]
+    assert (queue.sink, queue.order, queue.batch_size, queue.max_wait) == ("http", "none", 3, 0.0)
+    assert queue.http.url is not None
+    assert queue.http.url.get_secret_value() == "https://billing.test/api"
+    assert [h.get_secret_value() for h in queue.http.headers] == ["Authorization: Bearer t"]
+
+
+@pytest.mark.parametrize(("order", "of_queue"), [("none", "none"), ("key", "key"), ("all", "key")])
+def test_a_targets_order_is_its_queues(tmp_path: Path, order: str, of_queue: str) -> None:
+    assert loaded(tmp_path, f'{BILLING}order = "{order}"\n').queue("billing").order == of_queue
+
+
+def test_a_targets_queue_may_have_another_name_and_settings_of_its_own(tmp_path: Path) -> None:
+    settings = loaded(
+        tmp_path,
+        '[queue_defaults]\nhandler = "a:b"\nretry.max_attempts = 4\n'
+        f'{BILLING}queue = "to-billing"\n[queues.to-billing]\nbatch_size = 2\n',
+    )
+    queue = settings.queue("to-billing")
+
+    assert (queue.sink, queue.handler, queue.batch_size, queue.retry.max_attempts) == ("http", None, 2, 4)
+
+
+def test_a_variable_makes_a_target(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("Authorization: Bearer t\nX-Team: a")
+    settings = loaded(
+        tmp_path,
+        "",
+        FOREBAY_FORWARD__BIG_BILLING__URL="http://b:1",
+        FOREBAY_FORWARD__BIG_BILLING__HEADERS_FILE=str(secret),
+    )
+
+    assert settings.queue("big-billing").sink == "http"
+    assert len(settings.forward["big-billing"].headers) == 2
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        (BILLING + '[queues.billing]\nsink = "database"\n', r"keeps the requests of \[forward.billing\]"),
+        (BILLING + '[queues.billing]\norder = "key"\n', r"in what order; set it there"),
+        (BILLING + '[forward.b]\nurl = "http://b"\nqueue = "billing"\n', "have the same queue 'billing'"),
+        ('[forward.billing]\nurl = "https://b.test/api?key=1"\n', r"can have no \? and no #"),
+        ('[forward.billing]\nurl = "ftp://b.test"\n', "https://host/path"),
+        ("[forward.billing]\nwait = 1\n", r"forward\.billing\.url is missing"),
+        (BILLING + 'wait = "31s"\n', "at most 30s"),
+        (BILLING + 'methods = ["CONNECT"]\n', "'DELETE'"),
+        (BILLING + 'keep_headers = ["Host"]\n', "no header that can be passed on"),
+        (BILLING + "wiat = 1\n", r"did you mean forward\.billing\.wait"),
+        ('[forward.Big_One]\nurl = "http://b"\n', "Big_One"),
+    ],
+)
+def test_what_is_wrong_with_a_target_is_said(tmp_path: Path, toml: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        loaded(tmp_path, toml)
+
+
+def test_no_secret_of_a_forward_target_is_shown(tmp_path: Path) -> None:
+    settings = loaded(
+        tmp_path, '[forward.billing]\nurl = "https://u:SECRET@b.test"\nheaders = ["X-Key: SECRET"]\n'
+    )
+
+    assert "SECRET" not in str(dict(shown_leaves(settings)))
+    assert "SECRET" not in repr(settings)
+    assert "SECRET" not in settings.queue("billing").model_dump_json()

@@ -13,11 +13,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from consumers.sinks.http.guard import MAX_REDIRECTS, NotPublic, next_url, public_socket, same_target
+from consumers.sinks.http.relay import TAKEN, Relay
 from consumers.sinks.http.request import Headers
 from consumers.sinks.http.verdicts import error_of, meaning_of, words
 from consumers.sinks.settings import HttpSettings
 from forebay.brokers.api import Delivery
-from forebay.errors import SinkMisconfigured, SinkUnavailable
+from forebay.errors import MessageRejected, SinkMisconfigured, SinkUnavailable
+from forebay.storage.answers import KeptAnswer
 
 MAX_DETAIL_BYTES = 2_000
 """Bytes of an answer that are kept, for the dead letter."""
@@ -37,12 +39,19 @@ class Client:
     """Sends messages to one configured URL, on connections that are kept. Belongs to one event loop."""
 
     def __init__(
-        self, settings: HttpSettings, url: str, tls: ssl.SSLContext, *, now: Callable[[], float] = time.time
+        self,
+        settings: HttpSettings,
+        url: str,
+        tls: ssl.SSLContext,
+        *,
+        relay: Relay | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._url = URL(url)
         self._tls = tls
         self._headers = Headers(settings)
+        self._relay = relay
         self._now = now
         self._proxy = settings.proxy.get_secret_value() if settings.proxy else None
         self._trusted: aiohttp.ClientSession | None = None
@@ -50,31 +59,44 @@ class Client:
         self.target = str(self._url.origin())
         """Whom we talk to, as it may be shown."""
 
-    async def send(self, delivery: Delivery) -> bool:
+    async def send(self, delivery: Delivery, heard: Callable[[KeptAnswer], None]) -> bool:
         """
         Have the service take one message; whether it says that it had it before.
+
+        `heard` is given the answer that ends a request which was kept: that it is done, or refused.
 
         Raises:
             MessageRejected, RetryLater, RequestFailed, SinkUnavailable, SinkMisconfigured: as it answered.
             Unanswered
         """
+        message = delivery.message
+        method: str = self._settings.method
         url = self._url
+        relay = self._relay if self._relay is not None and self._relay.takes(message) else None
+        if relay is not None:
+            method, url = relay.request_of(message)
         for _ in range(MAX_REDIRECTS + 1):
             ours = same_target(self._url, url)
             headers = self._headers.of(delivery, timestamp=int(self._now()), ours=ours)
-            async with self._request(
-                self._settings.method, url, headers, delivery.message.body, ours
-            ) as answer:
-                detail = await _detail(answer)
+            async with self._request(method, url, headers, message.body, ours) as answer:
+                body, complete = await _read(answer, relay.max_answer_bytes if relay else MAX_DETAIL_BYTES)
             status = answer.status
-            if 300 <= status < 400 and meaning_of(status, self._settings) == "configuration":
+            taken = relay is not None and status in TAKEN
+            if 300 <= status < 400 and not taken and meaning_of(status, self._settings) == "configuration":
                 url = next_url(
                     url, status, answer.headers.get("Location"),
                     follow=self._settings.follow_redirects, target=self.target,
                 )  # fmt: skip
                 self._check_proxied(url)
                 continue
-            error = error_of(status, answer.headers, self._settings, target=self.target, detail=detail)
+            detail = body[:MAX_DETAIL_BYTES].decode("utf-8", "replace")
+            error = (
+                None
+                if taken
+                else error_of(status, answer.headers, self._settings, target=self.target, detail=detail)
+            )
+            if relay is not None and (error is None or isinstance(error, MessageRejected)):
+                heard(relay.heard(message, status, answer.headers, body if complete else None))
             if error is not None:
                 raise error
             return answer.headers.get("Idempotent-Replayed", "").lower() == "true"
@@ -92,7 +114,7 @@ class Client:
         """
         try:
             async with self._request("OPTIONS", self._url, self._headers.static, None, True) as answer:
-                await _detail(answer)
+                await _read(answer, 0)
         except Unanswered as error:
             raise SinkUnavailable(f"{self.target} does not answer: {error}") from error
         error_found = error_of(answer.status, answer.headers, self._settings, target=self.target)
@@ -249,16 +271,23 @@ class _Exchange:
                 ) from error
 
 
-async def _detail(answer: aiohttp.ClientResponse) -> str:
-    """The beginning of an answer's body; all of it is read if it is short, for the connection's sake."""
+async def _read(answer: aiohttp.ClientResponse, wanted: int) -> tuple[bytes, bool]:
+    """
+    The first `wanted` bytes of an answer's body, and whether that is all of it.
+
+    All of it is read if it is short, for the connection's sake.
+    """
     found = bytearray()
+    complete = False
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             async for part in answer.content.iter_any():
                 found += part
-                if len(found) > MAX_ANSWER_BYTES:
+                if len(found) > max(MAX_ANSWER_BYTES, wanted):
                     answer.close()
                     break
+            else:
+                complete = len(found) <= wanted
     except (aiohttp.ClientError, OSError):
         answer.close()
-    return found[:MAX_DETAIL_BYTES].decode("utf-8", "replace")
+    return bytes(found[:wanted]), complete

@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 from consumers.sinks.settings import OURS, HttpSettings, header_of, secret_bytes
 from forebay import __version__
 from forebay.brokers.api import Delivery
+from forebay.forwarding import is_forwarded
 
 _MEDIA_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
 _NOT_IN_NAMES = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
@@ -52,8 +53,13 @@ class Headers:
                 headers[full] = value(text)
         if ours:
             headers.update(self._static)
-        headers["Content-Type"] = _content_type(message.content_type)
+        forwarded = is_forwarded(message.headers)
+        if not forwarded or message.body or message.content_type != "application/octet-stream":
+            headers["Content-Type"] = _content_type(message.content_type)
+        if forwarded and "content-encoding" in message.headers:
+            headers["Content-Encoding"] = value(message.headers["content-encoding"])
         headers[self._id_header] = message.id
+        headers["Forebay-Message-Id"] = message.id
         headers["Forebay-Attempt"] = str(delivery.attempt)
         headers["Forebay-Queue"] = delivery.queue
         headers["Forebay-Accepted-At"] = message.accepted_at.isoformat()

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 
 from consumers.sinks import NotTried
 from consumers.sinks.http.client import Client, Unanswered
+from consumers.sinks.http.relay import Heard, keep_answers
 from consumers.sinks.http.verdicts import RequestFailed
 from consumers.sinks.outside import Outside
 from forebay.brokers.api import Delivery
 from forebay.errors import SinkMisconfigured, SinkUnavailable
 from forebay.sinks import WriteResult
+from forebay.storage.answers import KeptAnswer
 from forebay.storage.database import Database
 
 BUDGET = 5.0
@@ -38,7 +40,7 @@ class HttpSink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.destination = f"http:{queue}"
-        self._outside = Outside(self.destination, database, self._send_all)
+        self._outside = Outside(self.destination, database, self._send_all, beside=keep_answers)
         self._client = client
         self._connections = connections
         self._free = asyncio.Semaphore(connections)
@@ -56,7 +58,7 @@ class HttpSink:
         await self._client.close()
 
     async def _send_all(self, batch: Sequence[Delivery]) -> list[WriteResult]:
-        results = [WriteResult(message_id=d.message.id, error=NotTried()) for d in batch]
+        results: list[WriteResult] = [Heard(message_id=d.message.id, error=NotTried()) for d in batch]
         until = self._clock() + BUDGET
         stopped = False
         waiting = iter(enumerate(batch))
@@ -77,9 +79,13 @@ class HttpSink:
         return results
 
     async def _send(self, delivery: Delivery) -> WriteResult:
-        result = WriteResult(message_id=delivery.message.id)
+        result = Heard(message_id=delivery.message.id)
+
+        def heard(answer: KeptAnswer) -> None:
+            result.answer = answer
+
         try:
-            result.duplicate = await self._client.send(delivery)
+            result.duplicate = await self._client.send(delivery, heard)
         except Unanswered as unanswered:
             result.error = await self._whose_fault(unanswered)
         except Exception as error:

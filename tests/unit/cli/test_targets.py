@@ -99,3 +99,21 @@ def test_explain_names_the_target(site: Installation, monkeypatch: pytest.Monkey
 
     assert "are sent to https://u:***@shop.test/take by POST" in sent
     assert "are forwarded to the queue 'orders' on the same broker" in forwarded
+
+
+def test_doctor_and_explain_know_the_targets_of_requests(
+    site: Installation, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_FORWARD__BILLING__URL", service.url)
+    monkeypatch.setenv("FOREBAY_FORWARD__BILLING__WAIT", "2s")
+    monkeypatch.setenv("FOREBAY_FORWARD__BILLING__ORDER", "all")
+
+    found = finding(site.run("doctor", "--json"), "forward billing")
+    told = site.run("explain", "billing").out
+
+    assert (found["verdict"], found["text"]) == ("ok", f"{service.url} answers")
+    assert service.asked == ["OPTIONS"]
+    assert (
+        f"to /v1/forward/billing/… are kept here, and sent to {service.url} as they came, one by one" in told
+    )
+    assert "waits up to 2 s" in told

@@ -107,7 +107,7 @@ async def test_what_is_sent_is_done_even_if_it_cannot_be_recorded(
     migrate(database)
     async with sink_to(receiver.url, database) as sink:
 
-        def full(_: object) -> list[WriteResult]:
+        def full(_: object, results: object) -> list[WriteResult]:
             raise SinkUnavailable("disk full")
 
         monkeypatch.setattr(sink._outside._record, "add", full)  # type: ignore[attr-defined]
@@ -248,10 +248,10 @@ async def test_an_unforeseen_error_is_about_one_message_and_worth_another_try(
     async with sink_to(receiver.url) as sink:
         send = sink._client.send  # type: ignore[attr-defined]
 
-        async def sometimes(d: Any) -> bool:
+        async def sometimes(d: Any, heard: Any) -> bool:
             if d is batch[1]:
                 raise KeyError("a bug")
-            return bool(await send(d))
+            return bool(await send(d, heard))
 
         monkeypatch.setattr(sink._client, "send", sometimes)  # type: ignore[attr-defined]
         assert outcomes(batch, await sink.write(batch)) == ["new", "KeyError", "new"]

@@ -17,6 +17,7 @@ from forebay.brokers.api import Broker, Capabilities, Depth, Durability, Finding
 from forebay.errors import BrokerError, QueueNotFound
 from forebay.message import Message
 from gateway.app import Gateway, create_app
+from gateway.forward.endpoint import Target
 from gateway.outlets.opening import Elsewhere
 from gateway.queues import QueueRegistry
 from gateway.schemas import Schema
@@ -196,6 +197,7 @@ async def running(
     broker_opener: Callable[[], AbstractAsyncContextManager[Broker]] | None = None,
     sources: Mapping[str, SourceSettings] | None = None,
     schemas: Mapping[str, Schema] | None = None,
+    targets: Mapping[str, Target] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     broker = broker or ScriptedBroker()
@@ -217,6 +219,7 @@ async def running(
         elsewhere=elsewhere,
         sources=sources,
         schemas=schemas,
+        targets=targets,
         registry=registry,
     )
     sock = bind(own)

@@ -373,6 +373,8 @@ async def test_the_api_document_has_every_route() -> None:
             "/v1/queues/{queue}/messages",
             "/v1/queues/{queue}/batch",
             "/v1/sources/{source}",
+            "/v1/forward/{target}/{path}",
+            "/v1/messages/{message_id}/answer",
             "/v1/queues",
             "/v1/queues/{queue}",
             "/v1/messages/{message_id}",

@@ -196,6 +196,7 @@ def test_table_sizes_count_rows_and_growth(database: Database) -> None:
         "messages": 3,
         "dead_letters": 1,
         "processed_messages": 0,
+        "answers": 0,
     }
     assert sizes["messages"].rows_last_day == 3
     assert all((s.bytes or 0) > 0 for s in sizes.values()) == (database.dialect != "sqlite")

@@ -1,0 +1,1 @@
+"""Requests to other services that are kept first: /v1/forward/{target}/{path}."""
