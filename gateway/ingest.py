@@ -39,6 +39,7 @@ from gateway.health import Health
 from gateway.idempotency import IdempotencyMemory, Known, Verdict, fingerprint
 from gateway.metrics import GatewayMetrics
 from gateway.outlets.publishing import Outlets
+from gateway.outlets.shares import JournalShares
 from gateway.problems import (
     BODY_TOO_LARGE,
     DURABILITY_UNAVAILABLE,
@@ -113,6 +114,7 @@ class Ingest:
         self._reader = HeaderReader(settings.keep_headers)
         self._admission = Admission(settings.max_in_flight, settings.max_in_flight_bytes)
         self.bodies_on_their_way = Arriving(asyncio.get_running_loop().time)
+        self._shares = JournalShares(settings.journal_max_bytes)
         self._memory: IdempotencyMemory[Ticket] = IdempotencyMemory(settings.idempotency_memory)
         self._answers = AcceptedAnswers()
         self._metrics = metrics
@@ -281,15 +283,28 @@ class Ingest:
             queue=ticket.queue,
         )
 
-    def publisher_for(self, asked: Durability | None) -> Publisher:
-        """What stores messages no less safely than is asked for, and than the settings want."""
+    def publisher_for(self, asked: Durability | None, caller: Caller) -> Publisher:
+        """What stores the caller's messages no less safely than is asked for, and than the settings want."""
         if not isinstance(self._broker, Outlets):
             return self._broker
         wanted = self._least if asked is None else max(self._least, _RANK[asked])
-        return self._broker.reaching(DURABILITIES[wanted])
+        shares, share = self._shares, caller.journal_share
+        # Almost always there is nothing in the journal, and nothing to find out.
+        room = share == 1.0 or not shares.total or shares.has_room(caller.tenant, share, self._held)
+        return self._broker.reaching(DURABILITIES[wanted], journaled=room)
+
+    def journaled(self, caller: Caller, size: int) -> None:
+        """A body of the caller's went into the journal."""
+        self._shares.add(caller.tenant, size, self._held)
+
+    @property
+    def _held(self) -> int:
+        """Bytes in the journal."""
+        journal = self._broker.journal if isinstance(self._broker, Outlets) else None
+        return 0 if journal is None else journal.size
 
     def _choose(self, ticket: Ticket) -> Publisher:
-        return self.publisher_for(ticket.meta.durability)
+        return self.publisher_for(ticket.meta.durability, ticket.caller)
 
     async def close(self) -> None:
         """Wait until everything handed in has its outcome; the requests' deadlines bound this."""
@@ -404,6 +419,8 @@ class Ingest:
             durability = outcome.durability if isinstance(outcome, PublishResult) else None
             if durability is not None:
                 accepted.append(message)
+                if durability == "journaled":
+                    self.journaled(ticket.caller, len(message.body))
                 self.recent.add(message.id, queue, message.accepted_at, durability)
                 if not ticket.answered:
                     self._answer_accepted(ticket, durability, duplicate=False)

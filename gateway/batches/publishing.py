@@ -180,7 +180,9 @@ class Lane:
         count = len(chunk.messages)
         try:
             async with asyncio.timeout(self._timeout + GRACE):
-                outcomes = await self._ingest.publisher_for(course.ticket.meta.durability).publish(
+                ticket = course.ticket
+                publisher = self._ingest.publisher_for(ticket.meta.durability, ticket.caller)
+                outcomes = await publisher.publish(
                     queue, chunk.messages, timeout=self._timeout * (1 - REPORT)
                 )
             if len(outcomes) != count:
@@ -210,6 +212,8 @@ class Lane:
             durability = outcome.durability if isinstance(outcome, PublishResult) else None
             if durability is not None:
                 accepted.append(message)
+                if durability == "journaled":
+                    self._ingest.journaled(course.ticket.caller, len(message.body))
                 self._ingest.recent.add(message.id, queue, message.accepted_at, durability)
                 code = known.get(durability)
                 if code is None:

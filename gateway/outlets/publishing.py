@@ -11,6 +11,7 @@ from forebay.errors import (
     BrokerError,
     BrokerUnavailable,
     DurabilityUnavailable,
+    JournalFull,
     NotSent,
     PublishError,
     PublishUnconfirmed,
@@ -22,6 +23,9 @@ from forebay.message import Message
 from gateway.outlets.outlet import Outlet
 
 _RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABILITIES)}
+
+
+SHARE_FULL = "the tenant's share of the journal is full (journal_share of its API keys)"
 
 
 class Outlets:
@@ -54,8 +58,10 @@ class Outlets:
         self._may_journal = may_journal
         self._may_fall_back = may_fall_back
         self._counted = counted
-        self._reaching: dict[Durability, Publisher] = {
-            level: _Reaching(self, level) for level in DURABILITIES
+        self._reaching: dict[tuple[Durability, bool], Publisher] = {
+            (level, journaled): _Reaching(self, level, journaled)
+            for level in DURABILITIES
+            for journaled in (True, False)
         }
 
     @property
@@ -70,9 +76,13 @@ class Outlets:
             retry_delays=best.retry_delays,
         )
 
-    def reaching(self, least: Durability) -> Publisher:
-        """The same for messages that must not be stored less safely than that."""
-        return self._reaching[least]
+    def reaching(self, least: Durability, *, journaled: bool = True) -> Publisher:
+        """
+        The same for messages that must not be stored less safely than that.
+
+        Without `journaled`, for a tenant whose share of the journal is full.
+        """
+        return self._reaching[least, journaled]
 
     def target(self, queue: str) -> Outlet | None:
         """Where what is in the journal of a queue can go now."""
@@ -87,10 +97,16 @@ class Outlets:
         return await self.publish_reaching("unsynced", queue, messages, timeout=timeout)
 
     async def publish_reaching(
-        self, least: Durability, queue: str, messages: Sequence[Message], *, timeout: float
+        self,
+        least: Durability,
+        queue: str,
+        messages: Sequence[Message],
+        *,
+        timeout: float,
+        journaled: bool = True,
     ) -> list[PublishResult]:
         """
-        As the contract says, and nothing ends less safely than `least`.
+        As the contract says; nothing ends less safely than `least`, nor in the journal without `journaled`.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         lot = _Lot(messages)
@@ -98,7 +114,10 @@ class Outlets:
         if journal is not None and journal.holds(queue):
             behind = [i for i in lot.left if journal.before(queue, messages[i].key)]
             if behind:
-                await self._to_journal(journal, least, queue, lot, behind, deadline)
+                if journaled:
+                    await self._to_journal(journal, least, queue, lot, behind, deadline)
+                else:
+                    lot.refuse(behind, JournalFull(SHARE_FULL))
         for outlet in self._brokers(queue):
             if not lot.left:
                 return lot.results()
@@ -109,7 +128,10 @@ class Outlets:
             else:
                 lot.reason = f"{outlet.name} is away: {outlet.reason}"
         if lot.left and journal is not None:
-            await self._to_journal(journal, least, queue, lot, lot.left, deadline)
+            if journaled:
+                await self._to_journal(journal, least, queue, lot, lot.left, deadline)
+            else:
+                lot.refuse(lot.left, JournalFull(SHARE_FULL))
         return lot.results()
 
     async def _to_broker(self, outlet: Outlet, queue: str, lot: _Lot, deadline: float) -> None:
@@ -186,14 +208,17 @@ class Outlets:
 
 
 class _Reaching:
-    def __init__(self, outlets: Outlets, least: Durability) -> None:
+    def __init__(self, outlets: Outlets, least: Durability, journaled: bool) -> None:
         self._outlets = outlets
         self._least = least
+        self._journaled = journaled
 
     async def publish(
         self, queue: str, messages: Sequence[Message], *, timeout: float
     ) -> list[PublishResult]:
-        return await self._outlets.publish_reaching(self._least, queue, messages, timeout=timeout)
+        return await self._outlets.publish_reaching(
+            self._least, queue, messages, timeout=timeout, journaled=self._journaled
+        )
 
 
 class _Lot:

@@ -15,36 +15,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from forebay.errors import BrokerUnavailable, SettingsError
-from gateway.keys_file import changing, make
 from gateway.queues import QueueRegistry
 from gateway.server import bind
 from gateway.settings import GatewaySettings
+from tests.unit.gateway.keys import Keys
 from tests.unit.gateway.support import Running, ScriptedBroker, request, running
 from tests.waiting import until
-
-
-class Keys:
-    """A file of keys, and the keys themselves by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "keys.json"
-        self.path.write_text("{}")
-        self.of: dict[str, str] = {}
-
-    def add(self, name: str, **limits: Any) -> dict[str, str]:
-        """Make a key; returns the headers that carry it."""
-        key, kept = make(name, **({"queues": ["*"]} | limits))
-        with changing(self.path) as keys:
-            keys.append(kept)
-        self.of[name] = key
-        return self.headers(name)
-
-    def revoke(self, name: str) -> None:
-        with changing(self.path) as keys:
-            keys[:] = [key for key in keys if key.name != name]
-
-    def headers(self, name: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.of[name]}"}
 
 
 @pytest.fixture
