@@ -3,6 +3,7 @@ A small client for producers: every message is sent with an idempotency key, so 
 
     async with Client("http://127.0.0.1:8080") as client:
         accepted = await client.send("orders", b'{"order": 1}', content_type="application/json")
+        await client.send_batch("orders", [b'{"order": 2}', b'{"order": 3}'], content_type="application/json")
 
 What may go wrong, and what to do about it:
 
@@ -10,9 +11,10 @@ ClientError
 ├── Refused           the gateway said no for good: sending the same message again changes nothing
 │   ├── Unauthorized  no API key, or one that may not send here (401, 403)
 │   └── QueueUnknown  the queue is not declared (404)
-└── GaveUp            every try until the deadline failed; send again with the same idempotency key
-    ├── Unreachable   the last try got no answer
-    └── Busy          the last answer was "not now" (429, 5xx)
+├── GaveUp            every try until the deadline failed; send again with the same idempotency key
+│   ├── Unreachable   the last try got no answer
+│   └── Busy          the last answer was "not now" (429, 5xx)
+└── PartlyFailed      some messages of a batch were not accepted; `results` has the reason for each
 """
 
 from __future__ import annotations
@@ -22,24 +24,30 @@ import math
 import os
 import random
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import orjson
 
+from forebay.client_batches import CONTENT_TYPE, line_of, results_of
+from forebay.client_batches import Item as Item
 from forebay.errors import ForebayError
 from forebay.ids import new_id
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
+T = TypeVar("T")
+
 _BASE = 0.1
 _CAP = 5.0
+_BATCH_ITEMS = 1_000
+_BATCH_BYTES = 4 * 2**20
 # Answers that ask for another try. 500 is among them: a gateway with a bug is restarted or
 # replaced, and the idempotency key makes the extra try harmless.
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
@@ -107,6 +115,19 @@ class Busy(GaveUp):
     """The last answer was "not now"."""
 
 
+class PartlyFailed(ClientError):
+    """Some messages of a batch were not accepted."""
+
+    def __init__(self, results: list[Accepted | ClientError]) -> None:
+        failed = [r for r in results if isinstance(r, ClientError)]
+        super().__init__(
+            f"{len(failed)} of {len(results)} messages were not accepted; the first: {failed[0]}",
+            maybe_stored=any(f.maybe_stored for f in failed),
+        )
+        self.results = results
+        """One per message, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Trouble:
     """Why one try failed, and what the gateway said about the next one."""
@@ -149,7 +170,7 @@ class Client:
         self._rng = rng or random.Random()
         self._on_retry = on_retry
         self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[str, str] = {}
+        self._urls: dict[tuple[str, str], str] = {}
         self.retries = 0
         """Tries beyond each message's first, so far."""
 
@@ -221,22 +242,137 @@ class Client:
                 self._on_retry(outcome.detail)
             await asyncio.sleep(wait)
 
+    async def send_batch(
+        self,
+        queue: str,
+        items: Sequence[bytes | Item],
+        *,
+        content_type: str = "application/octet-stream",
+        idempotency_key: str | None = None,
+    ) -> list[Accepted]:
+        """
+        Send many messages, a thousand per request; return once all of them are stored, in their order.
+
+        Message n gets the idempotency key "<idempotency_key>/n", from 0, if it has none of its own.
+        What the gateway could not store is tried again, by itself and under the same key, until nothing
+        more has been stored for `retry_for` seconds.
+
+        Raises:
+            PartlyFailed: some were refused, or given up. The others are stored.
+        """
+        key = idempotency_key or new_id()
+        lines = [
+            line_of(
+                item if isinstance(item, Item) else Item(body=item),
+                key=f"{key}/{n}",
+                content_type=content_type,
+            )
+            for n, item in enumerate(items)
+        ]
+        results: list[Accepted | ClientError | None] = [None] * len(lines)
+        for chunk in _chunks(lines):
+            await self._send_lines(queue, key, lines, chunk, results)
+        found = [r for r in results if r is not None]
+        accepted = [r for r in found if isinstance(r, Accepted)]
+        if len(accepted) < len(found):
+            raise PartlyFailed(found)
+        return accepted
+
+    async def _send_lines(
+        self,
+        queue: str,
+        key: str,
+        lines: Sequence[bytes],
+        chunk: Sequence[int],
+        results: list[Accepted | ClientError | None],
+    ) -> None:
+        """Send these of the lines until each has its result."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._retry_for
+        attempt = 0
+        doubtful: set[int] = set()
+        while chunk:
+            attempt += 1
+            outcome = await self._try_batch(queue, b"".join([lines[n] for n in chunk]))
+            troubles: dict[int, _Trouble] = {}
+            looked_at = len(chunk)
+            if isinstance(outcome, _Trouble):
+                troubles = dict.fromkeys(chunk, outcome)
+                wait = outcome.retry_after
+            else:
+                said, wait = outcome
+                looked_at = len(said)
+                for n, result in zip(chunk, said, strict=False):
+                    found = _item_result(queue, result)
+                    if isinstance(found, Accepted):
+                        results[n] = found
+                    else:
+                        troubles[n] = found
+            doubtful.update(n for n, t in troubles.items() if t.maybe_stored)
+            if len(troubles) < looked_at:
+                deadline, attempt = loop.time() + self._retry_for, 0
+            wait = self._wait(max(1, attempt), wait) if troubles else 0.0
+            out_of_time = loop.time() + wait > deadline
+            again: list[int] = [n for n in chunk if n not in troubles and results[n] is None]
+            for n, trouble in troubles.items():
+                if issubclass(trouble.error, Refused) or out_of_time:
+                    results[n] = trouble.error(
+                        trouble.detail,
+                        status=trouble.status,
+                        type=trouble.problem,
+                        idempotency_key=f"{key}/{n}",
+                        maybe_stored=n in doubtful,
+                    )
+                else:
+                    again.append(n)
+            chunk = sorted(again)
+            if chunk:
+                self.retries += 1
+                if troubles:
+                    if self._on_retry is not None:
+                        self._on_retry(next(iter(troubles.values())).detail)
+                    await asyncio.sleep(wait)
+
+    async def _try_batch(self, queue: str, body: bytes) -> tuple[list[dict[str, Any]], float] | _Trouble:
+        """What became of each item, as far as they were looked at, and when to come again."""
+
+        def read(
+            response: aiohttp.ClientResponse, answer: bytes
+        ) -> tuple[list[dict[str, Any]], float] | _Trouble:
+            results = results_of(answer)
+            # One without any result would be asked for the same again for ever.
+            if not results:
+                return _trouble(response, answer)
+            return results, _retry_after(response.headers.get("Retry-After"))
+
+        return await self._post(queue, "batch", body, {"Content-Type": CONTENT_TYPE}, read)
+
     def _wait(self, attempt: int, retry_after: float) -> float:
         """Seconds before the next try: full jitter on a doubling ceiling, on top of what was asked for."""
         # On top, not instead: all who were refused in the same second must not come back in the same one.
         return retry_after + self._rng.uniform(0.0, min(_CAP, _BASE * 2.0 ** min(attempt - 1, 30)))
 
     async def _try(self, queue: str, body: bytes, headers: Mapping[str, str]) -> Accepted | _Trouble:
+        def read(response: aiohttp.ClientResponse, answer: bytes) -> Accepted | _Trouble:
+            return _accepted(answer) if response.status == 202 else _trouble(response, answer)
+
+        return await self._post(queue, "messages", body, headers, read)
+
+    async def _post(
+        self,
+        queue: str,
+        route: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        read: Callable[[aiohttp.ClientResponse, bytes], T | _Trouble],
+    ) -> T | _Trouble:
         session = self._session or self._open()
-        url = self._urls.get(queue)
+        url = self._urls.get((queue, route))
         if url is None:
-            url = self._urls[queue] = f"{self._base}/v1/queues/{quote(queue, safe='')}/messages"
+            url = self._urls[queue, route] = f"{self._base}/v1/queues/{quote(queue, safe='')}/{route}"
         try:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                answer = await response.read()
-                if response.status == 202:
-                    return _accepted(answer)
-                return _trouble(response, answer)
+                return read(response, await response.read())
         except aiohttp.ClientConnectorError as error:
             return _Trouble(Unreachable, f"no connection to {self._base}: {_said_by_the_system(error)}")
         except aiohttp.ConnectionTimeoutError:
@@ -305,9 +441,54 @@ class SyncClient:
             )
         )
 
+    def send_batch(
+        self,
+        queue: str,
+        items: Sequence[bytes | Item],
+        *,
+        content_type: str = "application/octet-stream",
+        idempotency_key: str | None = None,
+    ) -> list[Accepted]:
+        """As `Client.send_batch`; blocks until all messages are accepted or given up."""
+        return self._runner.run(
+            self._client.send_batch(queue, items, content_type=content_type, idempotency_key=idempotency_key)
+        )
+
     def close(self) -> None:
         self._runner.run(self._client.close())
         self._runner.close()
+
+
+def _chunks(lines: Sequence[bytes]) -> Iterator[list[int]]:
+    """Numbers of lines that go in one request."""
+    chunk: list[int] = []
+    size = 0
+    for n, line in enumerate(lines):
+        if chunk and (len(chunk) >= _BATCH_ITEMS or size + len(line) > _BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(n)
+        size += len(line)
+    if chunk:
+        yield chunk
+
+
+def _item_result(queue: str, said: Mapping[str, Any]) -> Accepted | _Trouble:
+    status = said["status"]
+    if status in ("ok", "duplicate"):
+        return Accepted(
+            id=str(said.get("id", "")),
+            queue=queue,
+            durability=str(said.get("durability", "")),
+            duplicate=status == "duplicate",
+        )
+    problem = str(said.get("type", ""))
+    return _Trouble(
+        Busy if status == "retry" else Refused,
+        str(said.get("detail", status)),
+        problem=problem,
+        maybe_stored=problem.endswith("outcome-unknown"),
+    )
 
 
 class _Unreadable(Exception):
