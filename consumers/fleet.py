@@ -39,11 +39,13 @@ LAST_LOOK_TIMEOUT = 3.0
 
 @dataclass(slots=True, kw_only=True)
 class OldBroker:
-    """A broker to drain."""
+    """A broker to drain; or a fallback, which is consumed for good."""
 
     url: str
     """How it is reached, without credentials."""
     open: Callable[[], AbstractAsyncContextManager[Broker]]
+    fallback: bool = False
+    """Gateways publish to it while the broker in use is away. Its queues are made where they are missing."""
     supervisor: Supervisor | None = None
     """Set while it is open."""
     empty_since: dict[str, float] = field(default_factory=dict)
@@ -84,7 +86,10 @@ class Fleet:
     empty. It need not be there for the broker in use to be consumed.
 
     A queue with `order = "key"` is consumed from the broker in use only when it has been
-    found empty on all old ones: what waits there is older. Once begun, it goes on.
+    found empty on all old ones: what waits there is older. Once begun, it goes on. It is never
+    published to a fallback.
+
+    A fallback is consumed beside the broker in use, always; it need not be there either.
     """
 
     def __init__(
@@ -120,7 +125,7 @@ class Fleet:
         """
         if queue in self._queues:
             return
-        hold = settings.order == "key" and bool(self._old)
+        hold = settings.order == "key" and any(not old.fallback for old in self._old)
         self._current.supervisor.add(queue, settings, hold=hold)
         self._queues[queue] = settings
         if hold:
@@ -165,8 +170,9 @@ class Fleet:
             try:
                 async with old.open() as broker:
                     if broker.identity == self._current.supervisor.broker.identity:
+                        setting = "broker.fallback" if old.fallback else "broker.drain"
                         log.warning(
-                            "broker.drain names the broker in use by another URL: take it out", url=old.url
+                            f"{setting} names the broker in use by another URL: take it out", url=old.url
                         )
                         old.in_use = old.told = True
                         return
@@ -174,7 +180,7 @@ class Fleet:
                     return
             except ForebayError as error:
                 log.warning(
-                    "the old broker cannot be drained, trying again",
+                    f"the {'fallback' if old.fallback else 'old broker'} cannot be consumed, trying again",
                     url=old.url,
                     reason=str(error),
                     next_try_in=round(delay, 1),
@@ -185,7 +191,8 @@ class Fleet:
     async def _drain_open(self, old: OldBroker, broker: Broker, stop: asyncio.Event) -> None:
         supervisor = self._make_old(broker)
         old.supervisor = supervisor
-        log.info("draining an old broker", broker=broker.identity, url=old.url)
+        doing = "consuming a fallback" if old.fallback else "draining an old broker"
+        log.info(doing, broker=broker.identity, url=old.url)
         await supervisor.run(stop)
         await self._last_look(Watched(supervisor, old.url))
 
@@ -200,15 +207,16 @@ class Fleet:
             await asyncio.sleep(DRAIN_EVERY if self._draining() else LOOK_EVERY)
 
     def _draining(self) -> bool:
-        return any(not old.told for old in self._old)
+        return any(not old.told for old in self._old if not old.fallback)
 
     async def _look(self) -> None:
         missing = {id(old): await self._take_on(old) for old in self._old}
         figures = await self._reporter.look(self._watched())
         for old in self._old:
-            if old.supervisor is not None:
+            if old.supervisor is not None and not old.fallback:
                 self._judge(old, figures, missing[id(old)])
-        for queue in [q for q in self._held_back if all(old.empty(q) for old in self._old)]:
+        drained = [old for old in self._old if not old.fallback]
+        for queue in [q for q in self._held_back if all(old.empty(q) for old in drained)]:
             log.info("the old broker is empty of it: now consumed from the one in use", queue=queue)
             self._held_back.remove(queue)
             self._current.supervisor.release(queue)
@@ -218,7 +226,7 @@ class Fleet:
         """
         Consume from the old broker what is there; return the queues that are not.
 
-        They are not declared: an old broker gets no new queues.
+        They are not declared: an old broker gets no new queues, but a fallback does.
         """
         missing: set[str] = set()
         if old.supervisor is None:
@@ -226,9 +234,14 @@ class Fleet:
         for queue, settings in self._queues.items():
             if queue in old.supervisor.queues:
                 continue
+            if old.fallback and settings.order == "key":
+                continue  # nothing of it is ever published there
             try:
                 async with asyncio.timeout(LAST_LOOK_TIMEOUT):
-                    await old.supervisor.broker.depth(queue)
+                    if old.fallback:
+                        await old.supervisor.broker.declare(queue)
+                    else:
+                        await old.supervisor.broker.depth(queue)
             except QueueNotFound:
                 missing.add(queue)
             except (BrokerError, TimeoutError):

@@ -123,7 +123,7 @@ def make_gateway(
             on_declared=on_declared,
         ),
         database=(lambda: make_database(settings)) if settings.database.url else None,
-        drained=[safe_url(old) for old in settings.broker.old()],
+        drained=[safe_url(old) for old in settings.broker.others()],
         elsewhere=elsewhere,
         sources=settings.sources,
         schemas=make_schemas(settings),
@@ -320,7 +320,7 @@ def safe_url(settings: BrokerSettings) -> str:
 
 def old_brokers(settings: BrokerSettings) -> list[OldBroker]:
     """
-    The brokers to drain, not yet opened.
+    The brokers to consume beside the one in use, not yet opened: those to drain, and the fallbacks.
 
     Raises:
         SettingsError: no driver reads the URL of one.
@@ -328,14 +328,17 @@ def old_brokers(settings: BrokerSettings) -> list[OldBroker]:
     from consumers.fleet import OldBroker
     from forebay.brokers.factory import open_broker
 
-    def of(old: BrokerSettings) -> OldBroker:
+    def of(old: BrokerSettings, *, fallback: bool) -> OldBroker:
         try:
             open_broker(old)  # Only made, not entered: nothing is opened yet.
         except SettingsError as error:
-            raise SettingsError(f"broker.drain: {error}") from None
-        return OldBroker(url=safe_url(old), open=lambda: open_broker(old, create=False))
+            raise SettingsError(f"broker.{'fallback' if fallback else 'drain'}: {error}") from None
+        return OldBroker(url=safe_url(old), open=lambda: open_broker(old, create=fallback), fallback=fallback)
 
-    return [of(old) for old in settings.old()]
+    return [
+        *(of(old, fallback=False) for old in settings.old()),
+        *(of(one, fallback=True) for one in settings.fallbacks()),
+    ]
 
 
 @asynccontextmanager

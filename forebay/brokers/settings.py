@@ -45,6 +45,10 @@ class BrokerSettings(Section):
         """The same settings for each fallback, as for the brokers to drain."""
         return [self.model_copy(update={"url": url, "drain": (), "fallback": ()}) for url in self.fallback]
 
+    def others(self) -> list[BrokerSettings]:
+        """Those to drain and the fallbacks: where messages may be, besides `url`."""
+        return [*self.old(), *self.fallbacks()]
+
     def old(self) -> list[BrokerSettings]:
         """The same settings for each broker to drain: the drivers' tables apply to those as well."""
         return [self.model_copy(update={"url": url, "drain": (), "fallback": ()}) for url in self.drain]

@@ -25,7 +25,7 @@ class Brokers:
     in_use: Broker
     old: list[Broker] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
-    """Old ones that could not be opened, each with the reason."""
+    """Old ones and fallbacks that could not be opened, each with the reason."""
 
 
 @asynccontextmanager
@@ -42,11 +42,12 @@ async def open_brokers(settings: Settings) -> AsyncIterator[Brokers]:
 
     async with AsyncExitStack() as stack:
         brokers = Brokers(await stack.enter_async_context(open_broker(settings.broker)))
-        for old in settings.broker.old():
+        for old in settings.broker.others():
             try:
                 brokers.old.append(await stack.enter_async_context(open_broker(old)))
             except ForebayError as error:
-                brokers.unreached.append(f"the old broker {safe_url(old)} cannot be asked: {error}")
+                what = "fallback" if old.url in settings.broker.fallback else "old broker"
+                brokers.unreached.append(f"the {what} {safe_url(old)} cannot be asked: {error}")
         yield brokers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import resource
 import shutil
@@ -90,6 +91,8 @@ async def _examine(loaded: Loaded) -> list[Finding]:
     findings += await _targets(settings)
     findings += await _broker(settings, known)
     findings += await _old_brokers(settings, known)
+    findings += await _fallbacks(settings, known)
+    findings += await _journal(settings)
     findings += await asyncio.to_thread(_reported, "database", lambda: list(_database(settings, known)))
     return [*findings, *_disks(settings), *_files(settings)]
 
@@ -333,6 +336,70 @@ async def _old_brokers(settings: Settings, known: set[str]) -> list[Finding]:
     return findings
 
 
+async def _fallbacks(settings: Settings, known: set[str]) -> list[Finding]:
+    """`known` as for the old ones."""
+    from forebay.wiring import safe_url
+
+    findings = []
+    for one in settings.broker.fallbacks():
+        url = safe_url(one)
+        try:
+            async with asyncio.timeout(TIMEOUT), open_broker(one) as broker:
+                await broker.ping()
+                reached = broker.capabilities.durability
+                if broker.identity in known:
+                    text, fix = f"{url} is another broker's second URL", "take it out of broker.fallback"
+                    findings.append(Finding("fallback", "fail", text, fix))
+                    continue
+                known.add(broker.identity)
+                findings.append(Finding("fallback", "ok", f"{url} takes messages: {reached}"))
+        except (ForebayError, TimeoutError) as error:
+            why = str(error).splitlines()[0] if str(error) else f"no answer within {TIMEOUT:g} s"
+            text = f"{url} would not take messages now: {why}"
+            findings.append(Finding("fallback", "fail", text, "start it, or correct broker.fallback"))
+    return findings
+
+
+async def _journal(settings: Settings) -> list[Finding]:
+    directory = settings.gateway.journal
+    if directory is None:
+        return []
+    from forebay.journal.files import journal_files
+    from forebay.journal.looking import look
+    from forebay.wiring import journal_opener
+
+    above = next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        text = f"this user may not write {directory}"
+        return [
+            Finding("journal", "fail", text, "run it as the gateway's user, or set another gateway.journal")
+        ]
+    findings = []
+    if settings.gateway.min_durability not in ("unsynced", "journaled"):
+        text = f"it is never used: gateway.min_durability is {settings.gateway.min_durability!r}"
+        findings.append(Finding("journal", "warn", text, 'gateway.min_durability = "journaled"'))
+    waiting = 0
+    for file in journal_files(directory):
+        found = await look(file, journal_opener(settings, create=False))
+        if found.trouble:
+            text = f"{file.name}: {found.trouble.splitlines()[0]}"
+            findings.append(Finding("journal", "fail", text, "forebay journal check"))
+            continue
+        waiting += found.messages or 0
+        if found.set_aside:
+            text = f"{file.name}: the broker refused {found.set_aside} messages for good"
+            findings.append(Finding("journal", "warn", text, "forebay journal export"))
+        if found.messages and not found.owned:
+            text = f"{file.name}: {found.messages} messages, and its gateway is gone"
+            fix = "start a gateway on this directory, or run forebay journal drain"
+            findings.append(Finding("journal", "warn", text, fix))
+    disk = shutil.disk_usage(above)
+    text = f"{waiting} messages in {directory}; {size(disk.free)} of {size(disk.total)} free under it"
+    room = disk.free > 2 * min(settings.broker.sqlite.min_free_bytes, disk.total // 20)
+    findings.append(Finding("journal", "ok" if room else "warn", text, "" if room else "free some space"))
+    return findings
+
+
 async def _left_on(broker: Broker, url: str, settings: Settings) -> Finding:
     brokers = Brokers(broker)
     depths = await with_reports(await look(brokers, await known_queues(brokers, settings.queues)), settings)
@@ -385,7 +452,7 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
                 yield Finding("table", "ok", f"{table.name}: {text}")
             yield from _mapped_tables(settings, database)
             yield from _retention(settings, database)
-            urls = [safe_url(broker) for broker in (settings.broker, *settings.broker.old())]
+            urls = [safe_url(broker) for broker in (settings.broker, *settings.broker.others())]
             for left in left_behind(database, known=known, urls=urls):
                 yield Finding("other broker", "warn", left.sentence, left.setting)
 

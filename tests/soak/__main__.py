@@ -14,6 +14,9 @@
     make soak ONLY=outage-...  (sqlite, rabbitmq, kafka) ten minutes without a database at 500 messages/s
     make soak ONLY=order-...   (sqlite, kafka) 100,000 messages over 1,000 keys, failing at random, while
                                one of two consumers is killed six times: no key may be turned round
+    make soak ONLY=journal-... (rabbitmq, kafka) the broker killed under 2,000 messages a second, gone for
+                               60 s: nobody is refused; then the same with the gateway killed meanwhile
+    make soak ONLY=fallback    the same with the other broker as fallback: rows keep arriving
 
 Interrupted, it goes on at the step where it stopped: steps that are done are kept in
 .cache/soak until the whole run is recorded.
@@ -33,7 +36,7 @@ from typing import Any
 from bench.report import Target, record, versions
 from tests import flights
 from tests.servers.postgres import Postgres
-from tests.soak import faults, flights_table, order, outage, replicas
+from tests.soak import faults, flights_table, journal, order, outage, replicas
 from tests.soak.steps import Steps
 from tests.system import flights_run
 from tests.system.harness import Site
@@ -122,6 +125,7 @@ PARTS: dict[str, Callable[[], int]] = {
     "power": run_power,
     "replicas": replicas.run,
     **faults.PARTS,
+    **journal.PARTS,
     **order.PARTS,
     **outage.PARTS,
     **flights_table.PARTS,

@@ -77,6 +77,17 @@ def test_a_broker_that_stands_still_costs_no_request_more_than_the_budget(site: 
     assert outcome.journaled > RATE
 
 
+def test_with_a_fallback_rows_keep_arriving_while_the_broker_is_away(site: Site, rabbit: Broker) -> None:
+    outcome = journal_run.run(
+        site, rabbit, rate=RATE, gone=6, journal=False, fallback=f"sqlite:///{site.folder / 'fallback.db'}"
+    )
+
+    # Across two brokers there is no order.
+    journal_run.check(outcome, ordered=False)
+    assert set(outcome.promised) == {"synced"}
+    assert outcome.stored_meanwhile > RATE
+
+
 def nowhere() -> str:
     """A broker that is not there."""
     return f"amqp://guest:guest@127.0.0.1:{free_port()}/"
