@@ -179,8 +179,11 @@ class Fleet:
                     await self._drain_open(old, broker, stop)
                     return
             except ForebayError as error:
+                what = (
+                    "the fallback cannot be consumed" if old.fallback else "the old broker cannot be drained"
+                )
                 log.warning(
-                    f"the {'fallback' if old.fallback else 'old broker'} cannot be consumed, trying again",
+                    f"{what}, trying again",
                     url=old.url,
                     reason=str(error),
                     next_try_in=round(delay, 1),

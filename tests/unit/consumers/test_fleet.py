@@ -90,7 +90,11 @@ class Process:
     """A fleet on a new broker beside an old one; both write to one sink."""
 
     def __init__(
-        self, old: MemoryBroker | None = None, database: Database | None = None, drain: bool = True
+        self,
+        old: MemoryBroker | None = None,
+        database: Database | None = None,
+        drain: bool = True,
+        fallback: bool = False,
     ) -> None:
         self.new, self.old = MemoryBroker(MemoryServer()), old or Unordered(MemoryServer())
         self.sink = MemorySink()
@@ -100,7 +104,7 @@ class Process:
         current = self.supervisor(self.new)
         self.fleet = Fleet(
             Watched(current, "kafka://new"),
-            old=[OldBroker(url="amqp://old", open=self.open_old)] if drain else [],
+            old=[OldBroker(url="amqp://old", open=self.open_old, fallback=fallback)] if drain else [],
             make_old=lambda broker: self.supervisor(broker, beside=current),
             reporter=self.reporter,
             controls=ControlRoom(database, current.flows, current.quarantine, name="a:1"),
@@ -284,6 +288,37 @@ async def test_the_broker_in_use_under_another_url_is_not_drained() -> None:
             await until(lambda: len(process.sink.stored) == 1)
 
     assert logged(logs, "names the broker in use by another URL")
+
+
+async def test_a_fallback_is_consumed_for_good_and_its_queues_are_made() -> None:
+    process = Process(fallback=True)
+    process.fleet.add("orders", QUICK)
+    process.fleet.add("clicks", ORDERED)
+    await process.publish(process.new, "clicks", 1)
+
+    with capture_logs() as logs:
+        async with process.running():
+            # What keeps its order waits for no fallback: nothing of it is ever there.
+            await until(lambda: len(process.sink.stored) == 1)
+            await process.looks(5)
+            assert await process.old.declared_queues() == ["orders"]
+            await process.publish(process.old, "orders", 2)
+            await until(lambda: len(process.sink.stored) == 3)
+
+    assert not logged(logs, "the old broker is empty")
+
+
+async def test_a_fallback_that_is_away_is_tried_again() -> None:
+    process = Process(fallback=True)
+    process.away = True
+    process.fleet.add("orders", QUICK)
+    await process.publish(process.old, "orders", 1)
+
+    with capture_logs() as logs:
+        async with process.running():
+            await until(lambda: bool(logged(logs, "the fallback cannot be consumed")))
+            process.away = False
+            await until(lambda: len(process.sink.stored) == 1)
 
 
 async def test_a_destination_that_is_down_pauses_both() -> None:
