@@ -17,6 +17,8 @@
     make soak ONLY=journal-... (rabbitmq, kafka) the broker killed under 2,000 messages a second, gone for
                                60 s: nobody is refused; then the same with the gateway killed meanwhile
     make soak ONLY=fallback    the same with the other broker as fallback: rows keep arriving
+    make soak ONLY=forward     (or -sqlite, -rabbitmq, -kafka) one service calls another through us while that
+                               is down for 30 s, slow, failing and back; a gateway and a consumer killed
 
 Interrupted, it goes on at the step where it stopped: steps that are done are kept in
 .cache/soak until the whole run is recorded.
@@ -36,7 +38,7 @@ from typing import Any
 from bench.report import Target, record, versions
 from tests import flights
 from tests.servers.postgres import Postgres
-from tests.soak import faults, flights_table, journal, order, outage, replicas
+from tests.soak import faults, flights_table, forward, journal, order, outage, replicas
 from tests.soak.steps import Steps
 from tests.system import flights_run
 from tests.system.harness import Site
@@ -129,9 +131,10 @@ PARTS: dict[str, Callable[[], int]] = {
     **order.PARTS,
     **outage.PARTS,
     **flights_table.PARTS,
+    **forward.PARTS,
 }
 
-GROUPS = {"flights-table": list(flights_table.PARTS)}
+GROUPS = {"flights-table": list(flights_table.PARTS), "forward": list(forward.PARTS)}
 """Names for several parts."""
 
 
