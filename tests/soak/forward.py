@@ -1,4 +1,4 @@
-"""A calls B through Forebay while B is down for 30 s, slow, failing and back; a gateway and a consumer killed."""
+"""A calls B through Forebay while B is down for 30 s, slow, failing and back; two processes are killed."""
 
 from __future__ import annotations
 
