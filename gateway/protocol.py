@@ -9,9 +9,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
+from gateway.request_rules import MAX_HEAD, MAX_HEADERS, Ambiguous, TooManyHeaders, check
 
-MAX_HEAD = 64 * 2**10
-"""Bytes of request line and headers; uvicorn itself sets no limit."""
 HEAD_TIMEOUT = 10.0
 """Seconds for a request line and headers, from the connection or from their first byte."""
 MAX_DISCARDED = 8 * 2**20
@@ -22,6 +21,10 @@ How much of a body, and for how many seconds, is read and thrown away after an e
 Closing at once would be simpler, but a client that is still sending would find the
 connection reset and never see the 413.
 """
+
+
+MAX_BESIDE = 2**18 + MAX_HEAD
+"""Bytes of trailers and of extensions of chunks, beyond what may come in one read."""
 
 
 class _JoinedWrites:
@@ -75,6 +78,12 @@ class Protocol(HttpToolsProtocol):
     _discarded = 0
     _discarding_since = 0.0
     _broken = False
+    _fault: Ambiguous | TooManyHeaders | None = None
+    """Why a request was not taken: the parser wraps what its callbacks raise."""
+    _in_body = False
+    _trailers = 0
+    _beside = 0
+    """Bytes received since the last ones of a body."""
     _before: RequestResponseCycle | None = None
     """The request before `cycle`, the newest."""
 
@@ -93,8 +102,10 @@ class Protocol(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError:
+            fault = self._fault
             self._refuse(
-                INVALID_REQUEST, "This is not a valid HTTP/1.1 request: a header or the framing of the body."
+                HEADERS_TOO_LARGE if isinstance(fault, TooManyHeaders) else INVALID_REQUEST,
+                str(fault or "This is not a valid HTTP/1.1 request: a header or the framing of the body."),
             )
             return
         if self._in_head:
@@ -106,18 +117,25 @@ class Protocol(HttpToolsProtocol):
                 return
             self._close_after(self._head_since + HEAD_TIMEOUT - self.loop.time())
             return
+        if self._in_body:
+            self._beside += len(data)
+            if self._beside > MAX_BESIDE:
+                self._refuse(HEADERS_TOO_LARGE, "The chunks of the body have too much beside them.")
+                return
         cycle = self.cycle
         if (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
             self._close_after(LINGER)
 
     def _feed(self, data: bytes) -> None:
+        """
+        Raises:
+            HttpParserError
+        """
         while data:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                if not self._offers_upgrade():
-                    return  # CONNECT: the rest is no HTTP
                 # No upgrade is taken, but the parser stops in front of the body. A new
                 # one reads the same head without the offer, and what follows it.
                 head = [self.parser.get_method(), b" ", self.url, b" HTTP/"]
@@ -137,19 +155,46 @@ class Protocol(HttpToolsProtocol):
         self._discarded = 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # A trailer, which we have no use for. Uvicorn would put it among the headers, which are
+            # being acted upon.
+            self._trailers += 1
+            if self._trailers > MAX_HEADERS:
+                self._fault = TooManyHeaders(f"There are more than {MAX_HEADERS} trailers.")
+                raise self._fault
+            return
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        try:
+            check(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
+        except (Ambiguous, TooManyHeaders) as fault:
+            self._fault = fault
+            raise
         if self._offers_upgrade():
             return
         self._in_head = False
+        self._in_body = True
         self._head = 0
         self._before = self.cycle
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         if not self._offers_upgrade():
+            self._in_body = False
+            self._trailers = 0
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and self.cycle.response_complete:
+            # An early answer. Whoever goes on sending is read for a while (`on_body`).
+            self._unset_keepalive_if_required()
+            self._close_after(LINGER)
+
     def on_body(self, body: bytes) -> None:
+        self._beside = 0
         if self.cycle.response_complete:
             self._discard(len(body))
         else:
@@ -179,6 +224,10 @@ class Protocol(HttpToolsProtocol):
             assert self._before is not None
             self.cycle = self._before
         cycle = self.cycle
+        if self._in_body and cycle is not None and cycle.response_complete:
+            # What is broken is the rest of a body, and its request has its answer.
+            self.transport.close()
+            return
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             # The requests before are whole and in work; an answer now would be taken for
             # one of theirs. Let them have their own, and close after the last.
