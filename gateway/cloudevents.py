@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import orjson
 
+from forebay.brokers.cloudevents import AS_IT_IS
 from gateway.headers import Meta, Refused, override
 from gateway.json_text import from_base64, raw_member
 from gateway.problems import INVALID_EVENT, problem
@@ -22,9 +23,6 @@ STRUCTURED = "application/cloudevents+json"
 
 REQUIRED = ("specversion", "id", "source", "type")
 _NAME = re.compile(r"[a-z0-9]{1,100}")
-# What binary mode leaves as it is: printable ASCII but space, the quotation mark and the percent sign
-# (HTTP binding, section 3.1.3.2).
-_AS_IT_IS = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
 
 
 def invalid_event(detail: str) -> Refused:
@@ -130,4 +128,4 @@ def _in_a_header(name: str, value: Any) -> str:
         text = value
     else:
         raise invalid_event(f"{name}: an attribute is a text, a whole number, true or false.")
-    return quote(text, safe=_AS_IT_IS)
+    return quote(text, safe=AS_IT_IS)

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiokafka.partitioner import murmur2
 
-from forebay.brokers import wire
+from forebay.brokers import cloudevents, wire
 from forebay.brokers.api import Death, Failure
 from forebay.errors import MessageDecodeError
 from forebay.message import Message
@@ -70,9 +70,14 @@ def outgoing(
         topic=topic,
         key=None if message.key is None else message.key.encode(),
         value=message.body,
-        headers=_encoded(headers),
+        headers=_encoded({**headers, **_binding(message)}),
         lighter=lighter,
     )
+
+
+def _binding(message: Message) -> dict[str, str]:
+    event = cloudevents.attributes(message.headers, cloudevents.KAFKA)
+    return {**event, "content-type": message.content_type} if event else event
 
 
 def _encoded(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
@@ -135,7 +140,10 @@ def _foreign(record: Any, reason: str) -> Incoming:
         body=record.value or b"",
         accepted_at=datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC),
         key=_text(record.key),
-        headers={name.lower(): text for name, value in record.headers if (text := _text(value)) is not None},
+        headers=cloudevents.adopted(
+            {name.lower(): text for name, value in record.headers if (text := _text(value)) is not None},
+            [cloudevents.KAFKA],
+        ),
     )
     death = Death(
         failure=Failure(reason=reason, error_class="MessageDecodeError"),

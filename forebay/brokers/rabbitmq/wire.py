@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from pika import BasicProperties
 
-from forebay.brokers import wire
+from forebay.brokers import cloudevents, wire
 from forebay.brokers.api import Attempt, Death, Failure
 from forebay.brokers.rabbitmq.frames import short
 from forebay.errors import MessageDecodeError
@@ -60,6 +60,7 @@ def properties(
         del headers[wire.CONTENT_TYPE]
     if due is not None:
         headers[DUE] = str(due)
+    headers |= cloudevents.attributes(message.headers, cloudevents.AMQP)
     pieces: list[bytes] = []
     for name, value in headers.items():
         text = value.encode()
@@ -177,6 +178,7 @@ def adopt(props: BasicProperties, body: bytes, queue: str, why: MessageDecodeErr
         for n, v in (props.headers or {}).items()
         if not str(n).startswith("x-") and len(str(n).encode()) < 200 and isinstance(v, str | int | bool)
     }
+    headers = cloudevents.adopted(headers, [cloudevents.AMQP, "cloudEvents_"])
     if sum(len(n) + len(v.encode()) for n, v in headers.items()) > MAX_HEADERS // 2:
         headers = {}
     accepted = datetime.now(UTC)

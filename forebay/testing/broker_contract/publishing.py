@@ -49,6 +49,16 @@ class PublishingContract(ContractTests):
         [got] = await drain(broker, queue, 1, harness.patience)
         assert got.message == sent
 
+    async def test_a_cloud_event_arrives_as_it_was(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        """Whatever a driver writes beside it for clients that read the queue by themselves."""
+        attributes = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/shop", "ce-type": "caf%C3%A9 x"}
+        sent = message(b"{}", headers=attributes, content_type="application/json")
+        await publish(broker, queue, [sent])
+        [got] = await drain(broker, queue, 1, harness.patience)
+        assert got.message == sent
+
     async def test_an_empty_body_arrives(self, harness: BrokerHarness, broker: Broker, queue: str) -> None:
         await publish(broker, queue, [message(b"")])
         [got] = await drain(broker, queue, 1, harness.patience)

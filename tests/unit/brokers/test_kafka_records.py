@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.brokers import wire
 from forebay.brokers.kafka.publishing import Writer
-from forebay.brokers.kafka.records import next_hop, partition_of, read
+from forebay.brokers.kafka.records import next_hop, outgoing, partition_of, read
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.topics import durability_of, retry_topic
 from forebay.errors import BrokerUnavailable
+from forebay.message import Message
 
 DELAYS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 
@@ -91,3 +93,40 @@ async def test_a_server_that_is_not_there_is_unavailable_in_time() -> None:
         with pytest.raises(BrokerUnavailable):
             await writer.write([], {}, 1.0)
         await writer.close()
+
+
+EVENT = {
+    "ce-specversion": "1.0",
+    "ce-id": "1",
+    "ce-source": "/shop",
+    "ce-type": "t",
+    "ce-subject": "caf%C3%A9",
+}
+
+
+def test_an_event_has_its_attributes_as_the_kafka_binding_names_them() -> None:
+    """Beside our own headers, which come back as they were."""
+    event = Message(
+        id="00000000-0000-7000-8000-000000000001",
+        body=b"{}",
+        accepted_at=datetime(2026, 3, 1, tzinfo=UTC),
+        headers={**EVENT, "other": "x"},
+        content_type="application/json",
+    )
+    written = outgoing("orders", event, wire.encode(event))
+    native = {n: v for n, v in written.headers if not n.startswith("forebay-")}
+    assert native == {
+        "ce_specversion": b"1.0",
+        "ce_id": b"1",
+        "ce_source": b"/shop",
+        "ce_type": b"t",
+        "ce_subject": "caf\u00e9".encode(),
+        "content-type": b"application/json",
+    }
+    assert read(record(written.value, written.headers)).decoded.message == event
+
+
+def test_another_clients_event_is_adopted_with_its_attributes() -> None:
+    sent = [("ce_" + n[3:], b"caf\xc3\xa9" if n == "ce-subject" else v.encode()) for n, v in EVENT.items()]
+    adopted = read(record(b"{}", [*sent, ("other", b"x")]))
+    assert adopted.decoded.message.headers == {**EVENT, "other": "x"}

@@ -87,3 +87,41 @@ def test_a_foreign_message_keeps_its_headers_but_not_the_servers() -> None:
     )
     dead = wire.adopt(p, b"", "orders", MessageDecodeError("no"))
     assert dict(dead.message.headers) == {"trace": "t", "n": "5"}
+
+
+EVENT = {
+    "ce-specversion": "1.0",
+    "ce-id": "1",
+    "ce-source": "/shop",
+    "ce-type": "t",
+    "ce-subject": "caf%C3%A9",
+}
+
+
+def test_an_event_has_its_attributes_as_the_amqp_binding_names_them() -> None:
+    """Beside our own headers, which come back as they were."""
+    event = replace(MESSAGE, headers={**EVENT, "other": "x"}, content_type="application/json")
+    p = properties(event)
+    native = {n: v for n, v in p.headers.items() if n.startswith("cloudEvents:")}
+    assert native == {
+        "cloudEvents:specversion": "1.0",
+        "cloudEvents:id": "1",
+        "cloudEvents:source": "/shop",
+        "cloudEvents:type": "t",
+        "cloudEvents:subject": "caf\u00e9",
+    }
+    assert p.content_type == "application/json"
+    assert wire.decode(p, MESSAGE.body).message == event
+
+
+def test_what_is_no_event_gets_no_attributes() -> None:
+    p = properties(replace(MESSAGE, headers={"ce-type": "only a header"}))
+    assert not [n for n in p.headers if n.startswith("cloudEvents")]
+
+
+@pytest.mark.parametrize("prefix", ["cloudEvents:", "cloudEvents_"])
+def test_another_clients_event_is_adopted_with_its_attributes(prefix: str) -> None:
+    headers = {prefix + n[3:]: "caf\u00e9" if n == "ce-subject" else v for n, v in EVENT.items()}
+    props = BasicProperties(headers={**headers, "other": "x"})
+    adopted = wire.adopt(props, b"", "orders", MessageDecodeError("foreign"))
+    assert adopted.message.headers == {**EVENT, "other": "x"}
