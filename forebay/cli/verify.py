@@ -124,7 +124,7 @@ async def _verify(settings: Settings, database: Database, record: Record, wait: 
         else:
             blind = "; ".join(brokers.unreached)
             if not blind:
-                held = partial(_held, brokers, record.queues)
+                held = partial(_held, settings, brokers, record.queues)
         deadline = time.monotonic() + wait
         await _wait(held, database, record, deadline)
         with progress("comparing", len(record.sent)) as bar:
@@ -180,9 +180,10 @@ def _look_up(database: Database, accountant: Accountant, batch: Sequence[Sent]) 
     accountant.add(batch, places)
 
 
-async def _held(brokers: Brokers, queues: Sequence[str]) -> int | None:
+async def _held(settings: Settings, brokers: Brokers, queues: Sequence[str]) -> int | None:
     """
-    What the queues of the record hold together, on all brokers; None when that cannot be told.
+    What the queues of the record hold together, on all brokers and in the journals of this host; None
+    when that cannot be told.
 
     Consumers' reports are too old for this: what one of them has just received is not in them.
     """
@@ -191,6 +192,11 @@ async def _held(brokers: Brokers, queues: Sequence[str]) -> int | None:
         if depth.held is None:
             return None
         held += depth.held
+    if settings.gateway.journal is not None:
+        from forebay.journal.looking import waiting
+        from forebay.wiring import journal_opener
+
+        held += await waiting(settings.gateway.journal, journal_opener(settings, create=False), queues)
     return held
 
 

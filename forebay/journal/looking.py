@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,12 @@ async def look(file: JournalFile, opener: Opener) -> Status:
         set_aside=journal.set_aside,
         queues={queue: journal.holds(queue) for queue in journal.queues},
     )
+
+
+async def waiting(directory: Path, opener: Opener, queues: Collection[str]) -> int:
+    """Messages of these queues in all journals of the directory, as far as they can be read."""
+    found = [await look(file, opener) for file in journal_files(directory)]
+    return sum(count for one in found for queue, count in (one.queues or {}).items() if queue in queues)
 
 
 async def left_alone(directory: Path, opener: Opener) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from forebay.brokers.settings import BrokerSettings
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.cli.main import run
 from forebay.journal.files import JournalFile, claim_own
+from forebay.journal.looking import records
 from forebay.testing.broker_contract.harness import message
 
 OPENER = partial(
@@ -125,3 +127,25 @@ def test_what_is_no_database_any_more_is_set_aside(journal: Path, capsys: pytest
     [found] = json.loads(capsys.readouterr().out)
     assert (found["verdict"], found["rescued"]) == ("repaired", 0)
     assert Path(found["damaged_file"]).exists()
+
+
+def test_verify_counts_what_waits_in_a_journal(
+    journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FOREBAY_DATABASE__URL", f"sqlite:///{tmp_path / 'forebay.db'}")
+    assert run(["migrate"]) == 0
+    fill(JournalFile(journal, 1), [b"1"])
+    [record] = records(JournalFile(journal, 1).path)
+    line = f"{record['id']} {hashlib.sha256(b'1').hexdigest()} orders\n"
+    (tmp_path / "sent.txt").write_text(line)
+
+    async def empty_queue() -> None:
+        settings = BrokerSettings.model_validate({"url": f"sqlite:///{tmp_path / 'queue.db'}"})
+        async with open_broker(settings) as broker:
+            await broker.declare("orders")
+
+    asyncio.run(empty_queue())
+    capsys.readouterr()
+    run(["verify", str(tmp_path / "sent.txt"), "--json"])
+    ledger = json.loads(capsys.readouterr().out)
+    assert (ledger["lost"], ledger["waiting"]) == (0, 1)
