@@ -91,17 +91,19 @@ class MessagesEndpoint:
             # The same, with the message handed in: the client still gets a true word.
             return self._ingest.unknown(ticket)
         if ticket.meta.wait and answer.status == 202 and self._waiting.takes_more:
-            return await self._waited(ticket, body, answer, receive)
+            return await self._waited(ticket, body, answer, ticket.meta.wait, receive)
         return answer
 
-    async def _waited(self, ticket: Ticket, body: bytes, accepted: Answer, receive: Receive) -> Answer:
+    async def _waited(
+        self, ticket: Ticket, body: bytes, accepted: Answer, seconds: float, receive: Receive
+    ) -> Answer:
         keyed = ticket.meta.idempotency_key is not None
         wanted = Wanted(ticket.message.id, hashlib.sha256(body).digest() if keyed else None)
         try:
-            told = await self._waiting.outcome(wanted, ticket.meta.wait, receive)
+            told = await self._waiting.outcome(wanted, seconds, receive)
         except asyncio.CancelledError:
             return accepted  # which is true all the same
-        return after_waiting(accepted, ticket.meta.wait, told.status if told else None)
+        return after_waiting(accepted, seconds, told.status if told else None)
 
 
 def _resolve(outcome: asyncio.Future[Answer], answer: Answer) -> None:

@@ -91,8 +91,8 @@ class Meta:
         """Prefer: return=minimal; the answer to a batch then has counts, and results of failures only."""
         self.ordering_key: str | None = None
         self.ttl: float | None = None
-        self.wait = 0.0
-        """Seconds to wait for what becomes of the message."""
+        self.wait: float | None = None
+        """Seconds to wait for what becomes of the message; 0.0: not at all. None: it says nothing of it."""
 
 
 def is_secret(name: str) -> bool:
@@ -258,6 +258,9 @@ def _prefer(meta: Meta, value: bytes) -> None:
             meta.durability = DURABILITIES[DURABILITIES.index(level)]
         elif name == "wait":
             meta.wait = _wait(wanted)
+        elif name == "respond-async":
+            # With a wait it means: after that (RFC 7240, section 4.3).
+            meta.wait = 0.0 if meta.wait is None else meta.wait
         elif name == "return":
             meta.minimal = wanted.lower() == "minimal"
 

@@ -62,8 +62,11 @@ _WORDS = {
 def _print(known: dict[str, Any]) -> None:
     emit(f"{known['id']} is {_WORDS[known['state']].format(**known)}")
     for name, value in known.items():
-        if name in ("id", "state", "timeline"):
+        if name in ("id", "state", "timeline", "digest"):
             continue
+        if name == "answer":
+            body = "" if value["complete"] else ", whose body is not kept"
+            value = f"{value['status']}{body}; GET /v1/messages/{known['id']}/answer"
         if name == "conflicts":
             value = ", ".join(value) + "  (other bodies that came under this id)"
         if name == "stored_at" and known["state"] == "done":

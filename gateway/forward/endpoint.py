@@ -102,8 +102,9 @@ class ForwardEndpoint:
         if not isinstance(body, bytes):
             return body
         answer = await self._take(target, admitted, body, receive)
-        if MESSAGE_ID not in dict(answer.headers):
-            answer.headers.append((MESSAGE_ID, admitted.message.id.encode()))
+        message = getattr(admitted, "message", None)  # what `accept` refused has none
+        if message is not None and MESSAGE_ID not in dict(answer.headers):
+            answer.headers.append((MESSAGE_ID, message.id.encode()))
         return answer
 
     def _read(self, name: str, target: Target, method: str, path: str, scope: Scope) -> Meta:
@@ -143,7 +144,8 @@ class ForwardEndpoint:
         except asyncio.CancelledError:
             # The message is handed in: the client still gets a true word.
             return self._ingest.unknown(ticket)
-        seconds = ticket.meta.wait or target.wait
+        preferred = ticket.meta.wait
+        seconds = target.wait if preferred is None else preferred
         if answer.status != 202 or not seconds or not self._waiting.takes_more:
             return answer
         keyed = ticket.meta.idempotency_key is not None
@@ -159,7 +161,7 @@ class ForwardEndpoint:
                 replayed=orjson.loads(answer.body)["duplicate"],
             )
         return after_waiting(
-            answer, ticket.meta.wait, None if told is None else told.status, when_arrived=202
+            answer, preferred or 0.0, None if told is None else told.status, when_arrived=202
         )
 
     def _no_such_target(self, scope: Scope) -> Answer:

@@ -142,7 +142,7 @@ async def test_path_tricks_are_answered_400_and_nothing_is_stored(path: str) -> 
         ("OPTIONS", "/v1/forward/billing/x", 405),
         ("POST", "/v1/forward/biling/x", 404),
         ("POST", "/v1/forward/", 404),
-        ("POST", "/v1/forward%2Fbilling/x", 404),
+        ("POST", "/v1/forward%2Fbilling/x", 400),
         ("POST", "/v1/forward/billing/" + "x" * 8_001, 414),
     ],
 )
@@ -296,3 +296,41 @@ async def test_nothing_is_known_of_a_strange_id(opened: Any) -> None:
         answers = [await gateway.client.get(f"/v1/messages/{id}/answer") for id in (new_id(), "x")]
 
     assert [a.status_code for a in answers] == [404, 400]
+
+
+async def test_what_is_refused_before_it_has_an_id_is_answered_so() -> None:
+    async with forwarding() as gateway:
+        answer = await gateway.client.post(
+            "/v1/forward/billing/x", headers={"Forebay-Delay": "30s", "Forebay-TTL": "5s"}
+        )
+
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/invalid-header")
+    assert "forebay-message-id" not in answer.headers
+
+
+@pytest.mark.parametrize("prefer", ["wait=0", "respond-async"])
+async def test_a_sender_need_not_wait(opened: Any, prefer: str) -> None:
+    async with forwarding(opened, wait=25.0) as gateway:
+        answer = await gateway.client.post("/v1/forward/billing/x", headers={"Prefer": prefer})
+
+    assert (answer.status_code, "state" in answer.json()) == (202, False)
+
+
+async def test_respond_async_with_a_wait_is_that_wait(own: Database, opened: Any) -> None:
+    async with forwarding(opened) as gateway:
+        sending = asyncio.create_task(
+            gateway.client.post("/v1/forward/billing/x", headers={"Prefer": "respond-async, wait=20"})
+        )
+        answered(own, await first_message(gateway))
+
+        assert (await sending).status_code == 201
+
+
+async def test_a_head_is_answered_without_a_body(own: Database, opened: Any) -> None:
+    async with forwarding(opened, wait=20.0, methods=("HEAD",)) as gateway:
+        sending = asyncio.create_task(gateway.client.head("/v1/forward/billing/x"))
+        answered(own, await first_message(gateway), 200, b"")
+        answer = await sending
+
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == "application/x-made"
