@@ -15,6 +15,7 @@ from bench.report import BELOW_TARGET
 PARTS = (
     "ingest",
     "ingest_brokers",
+    "keys",
     "batch",
     "publish",
     "sink_write",

@@ -1,5 +1,5 @@
 -- wrk: one-message POSTs of a 500-byte JSON body; with KEYS=1 each with an idempotency key of its own.
--- With LINES=n each request is NDJSON of n such bodies.
+-- With API_KEY=k each has that one. With LINES=n each request is NDJSON of n such bodies.
 local keyed = os.getenv("KEYS") == "1"
 local run = os.getenv("RUN") or "run"
 
@@ -12,6 +12,10 @@ local lines = tonumber(os.getenv("LINES") or "1")
 if lines > 1 then
   wrk.body = string.rep(wrk.body .. "\n", lines)
   wrk.headers["Content-Type"] = "application/x-ndjson"
+end
+
+if (os.getenv("API_KEY") or "") ~= "" then
+  wrk.headers["Authorization"] = "Bearer " .. os.getenv("API_KEY")
 end
 
 local threads = 0

@@ -35,7 +35,10 @@ async def test_a_tenant_at_its_share_of_the_journal_is_refused_and_another_goes_
         assert "retry-after" in answers[3].headers
         assert other.status_code == 202
         broker.come_back()
-        await until(lambda: len(bodies(broker)) == 4)
+        parts = gateway.app.parts
+        assert parts is not None
+        ingest = parts.ingest
+        await until(lambda: len(bodies(broker)) == 4 and ingest._held == 0)
         broker.go()
         again = await gateway.client.post(path, content=b"z" * 200, headers=greedy | lines)
         assert again.status_code == 202, "what was drained counts no more"
