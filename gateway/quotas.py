@@ -10,64 +10,51 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import Message, Send
 
 MESSAGES = b"messages"
 BYTES = b"bytes"
 
+FRESH = 0.01
+NEAR = 0.01
+"""
+Seconds, and share of a quota, within which what a caller was told is told again.
+
+Writing it out anew for each of thousands of messages per second would cost more than counting them.
+"""
+
 
 class Bucket:
     """
     Fills with `rate` tokens per second up to `capacity`, and starts full.
 
-    `take` is for what can be refused beforehand; `charge` for what has happened, and
-    may leave a debt that has to be earned before anything is taken again.
+    `level` is right as of the last `fill`. Below zero it is a debt, which has to be earned before
+    anything is taken again.
     """
 
-    __slots__ = ("_at", "_clock", "_level", "capacity", "rate")
+    __slots__ = ("_at", "capacity", "level", "rate")
 
-    def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate: float, capacity: float, now: float) -> None:
         self.rate = rate
         self.capacity = capacity
-        self._clock = clock
-        self._level = capacity
-        self._at = clock()
+        self.level = capacity
+        self._at = now
+
+    def fill(self, now: float) -> None:
+        level = self.level + (now - self._at) * self.rate
+        self.level = level if level < self.capacity else self.capacity
+        self._at = now
 
     def limit(self, rate: float, capacity: float) -> None:
         """Go on with other limits, from the level reached."""
-        self._fill()
         self.rate, self.capacity = rate, capacity
-        self._level = min(self._level, capacity)
-
-    @property
-    def level(self) -> float:
-        """Tokens there now; below zero is a debt."""
-        self._fill()
-        return self._level
-
-    def take(self, count: float) -> bool:
-        """Take `count` tokens, or none."""
-        self._fill()
-        if self._level < count:
-            return False
-        self._level -= count
-        return True
-
-    def charge(self, count: float) -> None:
-        """Take `count` tokens whether they are there or not."""
-        self._level -= count
+        self.level = min(self.level, capacity)
 
     def until(self, count: float) -> float:
         """Seconds until `count` tokens are there, at most those of a full bucket."""
-        missing = min(count, self.capacity) - self.level
-        return max(0.0, missing / self.rate)
-
-    def _fill(self) -> None:
-        now = self._clock()
-        self._level = min(self.capacity, self._level + (now - self._at) * self.rate)
-        self._at = now
+        return max(0.0, (min(count, self.capacity) - self.level) / self.rate)
 
 
 class Quota:
@@ -78,7 +65,7 @@ class Quota:
     may start while the bytes are not in debt, and a long body is paid off afterwards.
     """
 
-    __slots__ = ("_bytes", "_clock", "_messages", "_policy")
+    __slots__ = ("_bytes", "_clock", "_messages", "_policy", "_told", "_told_at", "_told_levels")
 
     def __init__(
         self,
@@ -91,53 +78,59 @@ class Quota:
         self._clock = clock
         self._messages: Bucket | None = None
         self._bytes: Bucket | None = None
-        self._policy: list[bytes] = []
+        self._policy: tuple[bytes, bytes] | None = None
+        self._told: list[tuple[bytes, bytes]] = []
+        self._told_at = 0.0
+        self._told_levels = (0.0, 0.0)
         self.limit(rate=rate, burst=burst, bytes_per_second=bytes_per_second)
 
     def limit(self, *, rate: float | None, burst: int | None, bytes_per_second: int | None) -> None:
         """Go on with other limits; what was used up stays used up."""
+        now = self._fill()
         most = float(burst) if burst is not None else max(1.0, rate or 0.0)
-        self._messages = self._bucket(self._messages, rate, most)
-        self._bytes = self._bucket(self._bytes, bytes_per_second, float(bytes_per_second or 0))
-        # Quota and window are that of a full bucket: q tokens come back in w seconds.
-        self._policy = []
+        self._messages = _bucket(self._messages, rate, most, now)
+        self._bytes = _bucket(self._bytes, bytes_per_second, float(bytes_per_second or 0), now)
+        policies = []
         if self._messages is not None:
-            self._policy.append(_policy(MESSAGES, self._messages))
+            policies.append(_policy(MESSAGES, self._messages))
         if self._bytes is not None:
-            self._policy.append(_policy(BYTES, self._bytes) + b';qu="content-bytes"')
-
-    def _bucket(self, before: Bucket | None, rate: float | None, capacity: float) -> Bucket | None:
-        if rate is None:
-            return None
-        if before is None:
-            return Bucket(rate, capacity, self._clock)
-        before.limit(rate, capacity)
-        return before
+            policies.append(_policy(BYTES, self._bytes) + b';qu="content-bytes"')
+        self._policy = (b"ratelimit-policy", b", ".join(policies)) if policies else None
+        self._told = []
 
     def take(self, messages: int) -> bool:
         """Take so many messages, or none. Charge their bytes as they come."""
+        self._fill()
         if self._bytes is not None and self._bytes.level <= 0:
             return False
-        return self._messages is None or self._messages.take(messages)
+        bucket = self._messages
+        if bucket is not None:
+            if bucket.level < messages:
+                return False
+            bucket.level -= messages
+        return True
 
     def take_some(self, messages: int) -> int:
         """Take as many of these messages as there is room for; returns how many."""
+        self._fill()
         if self._bytes is not None and self._bytes.level <= 0:
             return 0
-        if self._messages is None:
+        bucket = self._messages
+        if bucket is None:
             return messages
-        granted = max(0, min(messages, int(self._messages.level)))
-        self._messages.charge(granted)
+        granted = max(0, min(messages, int(bucket.level)))
+        bucket.level -= granted
         return granted
 
     def charge(self, size: int) -> None:
         """Account for bytes that came; they are never refused."""
         if self._bytes is not None:
-            self._bytes.charge(size)
+            self._bytes.level -= size
 
     @property
     def used_up(self) -> list[str]:
         """The quotas of which nothing is left: "messages", "bytes"."""
+        self._fill()
         used = []
         if self._bytes is not None and self._bytes.level <= 0:
             used.append("bytes")
@@ -147,6 +140,7 @@ class Quota:
 
     def retry_after(self, messages: int = 1) -> float:
         """Seconds until `take` of so many messages can succeed, as things stand."""
+        self._fill()
         waits = [0.0]
         if self._messages is not None:
             waits.append(self._messages.until(messages))
@@ -154,13 +148,24 @@ class Quota:
             waits.append(self._bytes.until(1))
         return max(waits)
 
+    def _fill(self) -> float:
+        now = self._clock()
+        if self._messages is not None:
+            self._messages.fill(now)
+        if self._bytes is not None:
+            self._bytes.fill(now)
+        return now
+
+    # ---- what the caller is told
+
     def telling(self, send: Send) -> Send:
         """`send`, with the state of this quota among each answer's headers."""
 
-        async def told(event: Message) -> None:
+        # Not a coroutine: one more of them for each piece of each answer would be felt.
+        def told(event: Message) -> Awaitable[None]:
             if event["type"] == "http.response.start":
                 event["headers"] = [*event["headers"], *self.headers()]
-            await send(event)
+            return send(event)
 
         return told
 
@@ -170,19 +175,46 @@ class Quota:
 
         Structured fields (RFC 9651): a list of items, one per quota, with its size (q),
         unit (qu) and window (w), and what remains of it now (r) and when it is whole
-        again (t, seconds).
+        again (t, seconds). They may be a few milliseconds old, or wrong by a hundredth.
         """
-        now = []
+        now = self._clock()
+        messages, size = self._messages, self._bytes
+        before_messages, before_size = self._told_levels
+        if (
+            not self._told
+            or now - self._told_at > FRESH
+            or (messages is not None and abs(before_messages - messages.level) > messages.capacity * NEAR)
+            or (size is not None and abs(before_size - size.level) > size.capacity * NEAR)
+        ):
+            self._tell(now)
+        return self._told
+
+    def _tell(self, now: float) -> None:
+        self._fill()
+        self._told_at = now
+        states = []
         if self._messages is not None:
-            now.append(_state(MESSAGES, self._messages))
+            states.append(_state(MESSAGES, self._messages))
         if self._bytes is not None:
-            now.append(_state(BYTES, self._bytes))
-        if not now:
-            return []
-        return [(b"ratelimit-policy", b", ".join(self._policy)), (b"ratelimit", b", ".join(now))]
+            states.append(_state(BYTES, self._bytes))
+        self._told_levels = (
+            0.0 if self._messages is None else self._messages.level,
+            0.0 if self._bytes is None else self._bytes.level,
+        )
+        self._told = [] if self._policy is None else [self._policy, (b"ratelimit", b", ".join(states))]
+
+
+def _bucket(before: Bucket | None, rate: float | None, capacity: float, now: float) -> Bucket | None:
+    if rate is None:
+        return None
+    if before is None:
+        return Bucket(rate, capacity, now)
+    before.limit(rate, capacity)
+    return before
 
 
 def _policy(name: bytes, bucket: Bucket) -> bytes:
+    # Quota and window are those of a full bucket: q tokens come back in w seconds.
     window = max(1, math.ceil(bucket.capacity / bucket.rate))
     return b'"%s";q=%d;w=%d' % (name, int(bucket.capacity), window)
 
