@@ -8,6 +8,7 @@ from typing import cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.connections import Connections
 from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
 from gateway.request_rules import MAX_HEAD, MAX_HEADERS, Ambiguous, TooManyHeaders, check
 
@@ -151,6 +152,8 @@ class Protocol(HttpToolsProtocol):
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def on_message_begin(self) -> None:
+        if isinstance(self.connections, Connections):
+            self.connections.began(self)
         self._in_head = True
         self._discarded = 0
         super().on_message_begin()
@@ -186,8 +189,18 @@ class Protocol(HttpToolsProtocol):
             self._trailers = 0
             super().on_message_complete()
 
+    @property
+    def at_work(self) -> bool:
+        cycle = self.cycle
+        return bool(self.pipeline) or not (cycle is None or cycle.response_complete or cycle.more_body)
+
+    def give_up(self) -> None:
+        self.transport.close()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if isinstance(self.connections, Connections) and not self._in_head and not self._in_body:
+            self.connections.answered(self)
         if self._in_body and self.cycle.response_complete:
             # An early answer. Whoever goes on sending is read for a while (`on_body`).
             self._unset_keepalive_if_required()

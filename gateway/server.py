@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -14,6 +15,7 @@ import uvicorn
 from forebay.errors import SettingsError
 from forebay.http_server import BACKLOG, Server, address_of, is_loopback, listen
 from gateway.app import Gateway
+from gateway.connections import Connections, most_connections
 from gateway.keys_file import read
 from gateway.protocol import Protocol
 from gateway.settings import GatewaySettings
@@ -97,6 +99,8 @@ async def serve(
             timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
         )
     )
+    # Uvicorn's own is a plain set, without an end.
+    server.server_state.connections = cast(Any, Connections(most_connections(settings.max_connections)))
     try:
         async with app.router.lifespan_context(app):
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="uvicorn")

@@ -51,6 +51,8 @@ class GatewaySettings(Section):
     """Messages that are being published; above it 503 + Retry-After."""
     max_in_flight_bytes: ByteCount = 32 * 2**20
     """Body bytes in memory, of those and of requests that are being read; above it 503 + Retry-After."""
+    max_connections: Annotated[int, Field(ge=10)] = 10_000
+    """Open connections of one process. One more closes the one that has gone longest without an answer."""
     request_timeout: PositiveSeconds = 5.0
     """Every request is answered within this time after its body arrived."""
     max_waiting: Annotated[int, Field(ge=0)] = 2_000

@@ -533,12 +533,15 @@ def _disks(settings: Settings) -> Iterator[Finding]:
 
 
 def _files(settings: Settings) -> Iterator[Finding]:
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # A connection each, and something for the queue, the pool and the log.
-    wanted = settings.gateway.max_in_flight + 200
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        text = f"{soft} allowed; {settings.gateway.max_in_flight} requests in flight need {wanted}"
-        fix = f"ulimit -n {wanted * 2}, or LimitNOFILE={wanted * 2} in the systemd unit"
+    # The gateway raises the soft limit by itself.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A connection each, and something for the queue, the pool, the log and what is just accepted.
+    most = settings.gateway.max_connections
+    wanted = most + 2_304
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        text = f"{hard} allowed; {most} connections need {wanted}, so the gateway will hold fewer"
+        fix = f"ulimit -n {wanted}, or LimitNOFILE={wanted} in the systemd unit"
         yield Finding("open files", "warn", text, fix)
     else:
-        yield Finding("open files", "ok", f"{soft} allowed")
+        allowed = "any number" if hard == resource.RLIM_INFINITY else str(hard)
+        yield Finding("open files", "ok", f"{allowed} allowed")

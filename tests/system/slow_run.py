@@ -1,0 +1,58 @@
+"""Good requests at a steady rate beside a crowd of clients that send one byte a second."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tests.system.harness import Site
+from tests.system.hostile import resident
+from tests.system.load import Load
+from tests.system.slow_clients import SlowClients
+
+
+@dataclass(frozen=True)
+class Outcome:
+    good: int
+    """Messages answered 202."""
+    rate: float
+    """Of these, per second, while the slow ones were there."""
+    not_at_once: int
+    """Good requests that were answered otherwise first, or not at all, and were sent again."""
+    slowest: float
+    """Seconds for the slowest answer to a good request."""
+    slow: dict[str, Any]
+    memory: int
+    """Bytes that the gateway held at the end, and before."""
+    memory_before: int
+
+
+def run(site: Site, *, count: int, rate: float, seconds: float) -> Outcome:
+    """`count` slow clients and `rate` good requests a second for so long."""
+    site.queues = "orders"
+    gateway = site.gateway()
+    load = Load([site.port], "orders", site.folder / "sent.txt", rate=rate)
+    before = resident(gateway.pid)
+    with SlowClients(site.port, count) as slow:
+        load.start()
+        began = time.monotonic()
+        accepted = 0
+        while time.monotonic() - began < seconds:
+            time.sleep(0.2)
+            load.check()
+            accepted = load.accepted
+        lasted = time.monotonic() - began
+        load.stop()
+        memory = resident(gateway.pid)
+    assert gateway.running
+    assert gateway.stop() == 0
+    return Outcome(
+        good=load.accepted,
+        rate=accepted / lasted,
+        not_at_once=load.retries,
+        slowest=load.slowest,
+        slow=slow.report,
+        memory=memory,
+        memory_before=before,
+    )
