@@ -40,7 +40,8 @@ def _copy() -> None:
         " digest BLOB NOT NULL, processed_at DATETIME NOT NULL, PRIMARY KEY (id, destination)) WITHOUT ROWID"
     )
     columns = "destination, id, digest, processed_at"
-    op.execute(f"INSERT INTO {_TABLE}_new ({columns}) SELECT {columns} FROM {_TABLE}")  # noqa: S608
+    copy = f"INSERT INTO {_TABLE}_new ({columns}) SELECT {columns} FROM {_TABLE}"  # noqa: S608  # our own names
+    op.execute(copy)
     op.drop_table(_TABLE)
     op.rename_table(f"{_TABLE}_new", _TABLE)
     op.create_index(f"{_TABLE}_processed_at", _TABLE, ["processed_at"])
