@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 
 def _copy() -> None:
-    """SQLite changes no primary key, and needs no second tree for one that the rows themselves are kept by."""
+    """SQLite changes no primary key, and keeps the rows themselves by this one."""
     op.execute(
         f"CREATE TABLE {_TABLE}_new (destination VARCHAR(200) NOT NULL, id VARCHAR(36) NOT NULL,"
         " digest BLOB NOT NULL, processed_at DATETIME NOT NULL, PRIMARY KEY (id, destination)) WITHOUT ROWID"
