@@ -76,16 +76,18 @@ async def open_journal(
         yield broker
 
 
-def damage(path: Path) -> str | None:
+def damage(path: Path, *, in_full: bool) -> str | None:
     """
-    What is wrong with an embedded queue's file; None if it is sound, or not there. Reads all of it.
+    What is wrong with an embedded queue's file that nobody else uses; None if it is sound, or not there.
+
+    It is read to its end if `in_full`, and after a crash.
 
     Raises:
         BrokerUnavailable: it cannot be read now.
     """
     from forebay.brokers.sqlite.rescue import damage
 
-    return damage(path)
+    return damage(path, in_full=in_full)
 
 
 def rescue(path: Path) -> Rescue:

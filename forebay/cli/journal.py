@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -230,7 +231,7 @@ async def _check(
             found.append((file, _found("in use")))
             continue
         try:
-            finding = await asyncio.to_thread(damage, file.path)
+            finding = await asyncio.to_thread(partial(damage, file.path, in_full=True))
             if finding is None:
                 found.append((file, _found("sound")))
             elif dry_run:

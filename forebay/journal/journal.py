@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -251,9 +253,7 @@ async def open_journal(
     Raises:
         SettingsError, BrokerUnavailable: on entering the context.
     """
-    import asyncio
-
-    finding = await asyncio.to_thread(damage, claim.file.path)
+    finding = await asyncio.to_thread(partial(damage, claim.file.path, in_full=False))
     if finding is not None:
         await repair(claim, opener, finding)
     async with opener(claim.file.path) as broker:

@@ -120,7 +120,9 @@ def checks(outlets: Outlets) -> list[Check]:
     found = []
     for outlet in outlets.outlets:
         detail = "works"
-        if outlet.away_since is not None:
+        if outlet.state is State.TRIAL:
+            detail = "answers a ping again; the next message tries it"
+        elif outlet.away_since is not None:
             detail = f"away since {outlet.away_since.isoformat(timespec='seconds')}: {outlet.reason}"
         found.append(Check(name=f"outlet {outlet.name}", ok=True, detail=detail, age=None))
     journal = outlets.journal

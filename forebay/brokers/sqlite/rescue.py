@@ -12,6 +12,7 @@ import orjson
 
 from forebay.brokers.naming import DEAD_SUFFIX
 from forebay.brokers.sqlite import schema
+from forebay.brokers.sqlite.files import run_directory
 from forebay.brokers.wire import from_micros
 from forebay.errors import BrokerUnavailable, SettingsError
 from forebay.message import Message
@@ -27,8 +28,14 @@ _MESSAGE = (
 )
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a queue file, in SQLite's words; None if it is sound, or not there."""
+def damage(path: Path, *, in_full: bool) -> str | None:
+    """
+    What is wrong with a queue file, in SQLite's words; None if it is sound, or not there.
+
+    Without `in_full` it is read to its end only after a crash; one that was cut off is found all the same.
+    A file that was found sound is not read once more when it is opened.
+    """
+    unclean = run_directory(path) / "unclean"
     try:
         if not path.exists():
             return None
@@ -39,7 +46,9 @@ def damage(path: Path) -> str | None:
         db = schema.open_file(path, create=False)
         try:
             schema.version(db, path)
-            found = db.execute("pragma quick_check(1)").get
+            found = "ok"
+            if in_full or unclean.exists():
+                found = str(db.execute("pragma quick_check(1)").get)
         finally:
             db.close(True)
     except (apsw.CorruptError, apsw.NotADBError, SettingsError) as error:
@@ -50,7 +59,10 @@ def damage(path: Path) -> str | None:
         raise
     except apsw.Error as error:
         raise BrokerUnavailable(f"cannot read {path}: {error}") from error
-    return None if found == "ok" else str(found).replace("\n", "; ")
+    if found != "ok":
+        return found.replace("\n", "; ")
+    unclean.unlink(missing_ok=True)
+    return None
 
 
 @dataclass(slots=True)

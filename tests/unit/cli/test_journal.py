@@ -149,3 +149,16 @@ def test_verify_counts_what_waits_in_a_journal(
     run(["verify", str(tmp_path / "sent.txt"), "--json"])
     ledger = json.loads(capsys.readouterr().out)
     assert (ledger["lost"], ledger["waiting"]) == (0, 1)
+
+
+def test_doctor_tells_of_a_journal_that_nobody_drains(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(JournalFile(journal, 1), [b"1"])
+    JournalFile(journal, 2).path.write_bytes(b"no database at all" * 1000)
+    run(["doctor", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    found = [(f["verdict"], f["text"], f["fix"]) for f in document["findings"] if f["check"] == "journal"]
+
+    assert found[0][:2] == ("warn", "journal-1.db: 1 messages, and its gateway is gone")
+    assert (found[1][0], found[1][2]) == ("fail", "forebay journal check")

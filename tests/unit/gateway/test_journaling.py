@@ -15,7 +15,13 @@ from forebay.brokers.api import Broker, PublishResult
 from forebay.brokers.factory import open_journal
 from forebay.brokers.settings import BrokerSettings
 from forebay.brokers.sqlite.settings import SQLiteSettings
-from forebay.errors import BrokerUnavailable, MessageTooLarge, PublishRejected, PublishUnconfirmed
+from forebay.errors import (
+    BrokerUnavailable,
+    MessageTooLarge,
+    PublishRejected,
+    PublishUnconfirmed,
+    SettingsError,
+)
 from forebay.message import Message
 from gateway.outlets.opening import Elsewhere
 from tests.unit.gateway.support import Running, ScriptedBroker, running
@@ -326,3 +332,30 @@ async def test_a_fallback_takes_what_the_broker_does_not(tmp_path: Path) -> None
                 await gateway.post(b"3")
     assert bodies(second)[0] == b"1"
     assert not second.queues.get("clicks")
+
+
+async def test_what_can_never_work_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="min_durability"):
+        async with journaling(ScriptedBroker(durability="unsynced"), tmp_path / "a"):
+            pass
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(SettingsError, match=r"gateway\.journal"):
+        async with journaling(ScriptedBroker(), tmp_path / "file"):
+            pass
+
+
+async def test_a_broker_that_answers_pings_and_stores_nothing_is_tried_by_what_is_journaled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request pays the budget again: the journal's messages find out whether it works."""
+    monkeypatch.setattr("forebay.journal.draining.TIMEOUT", 0.1)
+    broker = ScriptedBroker()
+    async with journaling(broker, tmp_path) as gateway:
+        broker.gate.clear()
+        await gateway.post(b"1")
+        # It answers pings: so it is tried again and again, with what is in the journal.
+        await until(lambda: len(broker.publishes) >= 3)
+        tried = [[m.body for m in messages] for _, messages in broker.publishes]
+        assert tried == [[b"1"]] * len(tried)
+        broker.gate.set()
+        await until(lambda: b"1" in bodies(broker))
