@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from tests.needs import missing_privilege, missing_server
 from tests.servers.kafka import KafkaNotInstalled
 from tests.servers.postgres import free_port
-from tests.servers.rabbitmq import RabbitMQNotInstalled
+from tests.servers.rabbitmq import RabbitMQNode, RabbitMQNotInstalled
 from tests.system import faults_run, journal_run
 from tests.system.faults_run import Broker
 from tests.system.harness import Site, http, until
@@ -72,6 +72,24 @@ def test_a_broker_that_stands_still_costs_no_request_more_than_the_budget(site: 
     outcome = journal_run.run(
         site, rabbit, rate=RATE, gone=4, begin=journal_run.paused, end=journal_run.resumed
     )
+
+    journal_run.check(outcome)
+    assert outcome.journaled > RATE
+
+
+def test_a_rabbitmq_that_is_short_of_memory_counts_as_away(site: Site, rabbit: Broker) -> None:
+    """In alarm it takes connections and delivers, and stores nothing."""
+
+    def memory(limit: str) -> Callable[[journal_run.Run], None]:
+        [node] = rabbit.nodes
+        assert isinstance(node, RabbitMQNode)
+
+        def set_to(run: journal_run.Run) -> None:
+            node.ctl("set_vm_memory_high_watermark", "absolute", limit)
+
+        return set_to
+
+    outcome = journal_run.run(site, rabbit, rate=RATE, gone=4, begin=memory("1MB"), end=memory("600MB"))
 
     journal_run.check(outcome)
     assert outcome.journaled > RATE
