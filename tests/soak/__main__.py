@@ -18,7 +18,7 @@
                                60 s: nobody is refused; then the same with the gateway killed meanwhile
     make soak ONLY=fallback    the same with the other broker as fallback: rows keep arriving
     make soak ONLY=forward     (or -sqlite, -rabbitmq, -kafka) one service calls another through us while that
-                               is down for 30 s, slow, failing and back; a gateway and a consumer killed
+                               is down for 30 s, slow, failing and back; a gateway and two consumers killed
     make soak ONLY=slow-clients     5,000 clients of one byte a second beside 500 good requests a second
     make soak ONLY=hostile     100,000 malformed requests at the socket: 4xx or closed, memory flat
 

@@ -1,4 +1,4 @@
-"""A calls B through Forebay while B is down for 30 s, slow, failing and back; two processes are killed."""
+"""A calls B through Forebay while B is down for 30 s, slow, failing and back; three processes are killed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _run(name: str) -> int:
         Target("lost", outcome.lost, 0, at_most=True),
         Target("received", outcome.received, outcome.sent, at_most=False),
         Target("dead", outcome.dead, 0, at_most=True),
-        Target("requests repeated by a killed consumer", outcome.repeats, 8, at_most=True),
+        Target("requests repeated by killed consumers", outcome.repeats, 16, at_most=True),
     ]
     if order == "all":
         targets.append(Target("inversions", outcome.inversions, 0, at_most=True))
