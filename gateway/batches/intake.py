@@ -22,6 +22,9 @@ RUNNING = 2
 SPARE = 16 * 2**20
 """Bytes of a batch that may be in none of its items. A bomb of line ends must stop somewhere."""
 
+LEAST = 256
+"""Bytes that are not divided any further to find room for them."""
+
 CUT_SHORT = "The gateway is stopping; this item was not sent, and not stored."
 
 
@@ -97,6 +100,11 @@ class Intake:
             room = bool(self._course.running or self._waiting)
             if room:
                 await self._progress()
+        if not room and len(data) > LEAST:
+            # Perhaps there is for half of it: its items can be gone before the other half needs some.
+            await self.take(data[: len(data) // 2], more=more)
+            await self.take(data[len(data) // 2 :], more=more)
+            return
         broken: BrokenBatch | None = None
         if not room:
             self._give_way()
