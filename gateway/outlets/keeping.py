@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,6 +22,11 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at the age of what is in the journal."""
 ADOPT_EVERY = 5.0
 """Seconds between two looks for journals that nobody owns."""
+ADOPT_AFTER = 10.0
+"""
+Seconds for which a journal must have had no owner: one whose process is restarted goes back to that, and the
+order of its keys with it.
+"""
 LAST_DRAIN = 5.0
 """Seconds that a stop may take to empty the journal, while a broker takes messages."""
 
@@ -73,9 +79,10 @@ class Keeper:
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._drains: dict[str, asyncio.Task[None]] = {}
-        self._stopping = False
         self._nothing_in: dict[JournalFile, float] = {}
         """Orphans that have only what was set aside, by when they were written last."""
+        self._free_since: dict[JournalFile, float] = {}
+        """Since when nobody was seen to own a journal, by the monotonic clock."""
 
     async def open(self) -> None:
         """
@@ -176,10 +183,13 @@ class Keeper:
             await asyncio.sleep(ADOPT_EVERY)
 
     def _orphans(self) -> list[JournalFile]:
+        now = time.monotonic()
+        free = [file for file in journal_files(self._directory) if not file.owned()]
+        self._free_since = {file: self._free_since.get(file, now) for file in free}
         return [
             file
-            for file in journal_files(self._directory)
-            if not file.owned() and self._nothing_in.get(file) != _written(file)
+            for file, since in self._free_since.items()
+            if now - since >= ADOPT_AFTER and self._nothing_in.get(file) != _written(file)
         ]
 
     async def _take_over(self, file: JournalFile) -> None:

@@ -25,6 +25,9 @@ from gateway.outlets.outlet import Outlet
 _RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABILITIES)}
 
 
+PING_TIMEOUT = 0.5
+"""Seconds that one outlet may take to answer for readiness: the next of them may be the one that is ready."""
+
 SHARE_FULL = "the tenant's share of the journal is full (journal_share of its API keys)"
 
 
@@ -186,10 +189,13 @@ class Outlets:
         for outlet in self.outlets:
             if outlet.usable and _RANK[outlet.durability] >= _RANK[least]:
                 try:
-                    await outlet.broker.ping()
+                    async with asyncio.timeout(PING_TIMEOUT):
+                        await outlet.broker.ping()
                     return
                 except BrokerError as error:
                     reasons.append(f"{outlet.name}: {error}")
+                except TimeoutError:
+                    reasons.append(f"{outlet.name}: no answer to a ping within {PING_TIMEOUT:g} s")
             elif not outlet.usable:
                 reasons.append(f"{outlet.name}: {outlet.reason}")
         if self.journal is None:

@@ -300,6 +300,7 @@ async def test_the_journal_of_a_dead_process_is_adopted_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.outlets.keeping.ADOPT_EVERY", 0.05)
+    monkeypatch.setattr("gateway.outlets.keeping.ADOPT_AFTER", 0.2)
     away, there = Away(), Away()
     async with journaling(there, tmp_path) as alive:
         async with journaling(away, tmp_path) as dying:
@@ -359,3 +360,17 @@ async def test_a_broker_that_answers_pings_and_stores_nothing_is_tried_by_what_i
         assert tried == [[b"1"]] * len(tried)
         broker.gate.set()
         await until(lambda: b"1" in bodies(broker))
+
+
+async def test_it_is_ready_though_its_broker_answers_nothing_and_nobody_has_noticed(tmp_path: Path) -> None:
+    """Were it not, no request would come, and nobody would ever notice."""
+
+    class Hung(ScriptedBroker):
+        async def ping(self) -> None:
+            await self.gate.wait()
+
+    broker = Hung()
+    async with journaling(broker, tmp_path) as gateway:
+        broker.gate.clear()
+        assert (await gateway.client.get("/readyz")).status_code == 200
+        broker.gate.set()
