@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -30,7 +31,7 @@ from forebay.journal.journal import Journal
 
 log = structlog.get_logger()
 
-TOGETHER = 200
+TOGETHER = 1_000
 BYTES_TOGETHER = 4 * 2**20
 TIMEOUT = 5.0
 """Seconds that one publish may take: nobody waits for it."""
@@ -70,44 +71,68 @@ class Drain:
         """
         Hand on what is there now; False if something is left because it could not be.
 
+        While a batch is published the next one is fetched: else new messages of many ordering keys, which
+        have to go through the journal meanwhile, might come as fast as the old ones go.
+
         Raises:
             BrokerError: the journal itself cannot be used.
         """
-        journal, queue = self._journal, self._queue
-        async with journal.broker.subscribe(queue, prefetch=TOGETHER) as subscription:
-            while journal.holds(queue):
-                to = self._target(queue)
+        async with self._journal.broker.subscribe(self._queue, prefetch=2 * TOGETHER) as subscription:
+            batch: list[Delivery] = []
+            while self._journal.holds(self._queue):
+                to = self._target(self._queue)
                 if to is None:
                     return False
-                most = max(1, min(TOGETHER, BYTES_TOGETHER // max(1, journal.average(queue))))
-                deliveries = await subscription.receive(most, 0.1)
-                if not deliveries:
-                    await journal.look()  # it may hold less than it seems to
-                elif not await self._hand_on(subscription, to, deliveries):
+                batch = batch or await self._fetch(subscription, 0)
+                following, errors = await asyncio.gather(
+                    self._fetch(subscription, len(batch)), self._publish(to, batch), return_exceptions=True
+                )
+                if isinstance(errors, BaseException):
+                    raise errors
+                if not await self._settle(subscription, batch, errors):
                     return False
+                if isinstance(following, BaseException):
+                    raise following
+                batch = following
         return True
 
-    async def _hand_on(self, subscription: Subscription, to: Target, deliveries: Sequence[Delivery]) -> bool:
-        queue = self._queue
-        errors: Sequence[PublishError | None]
+    async def _fetch(self, subscription: Subscription, in_hand: int) -> list[Delivery]:
+        journal, queue = self._journal, self._queue
+        if journal.holds(queue) <= in_hand:
+            return []
+        most = max(1, min(TOGETHER, BYTES_TOGETHER // max(1, journal.average(queue))))
+        deliveries = await subscription.receive(most, 0.1)
+        if not deliveries and not in_hand:
+            await journal.look()  # it may hold less than it seems to
+        return deliveries
+
+    async def _publish(self, to: Target, batch: Sequence[Delivery]) -> Sequence[PublishError | None]:
+        if not batch:
+            return []
         try:
-            results = await to.publish(queue, [d.message for d in deliveries], timeout=TIMEOUT)
-            errors = [r.error for r in results]
+            results = await to.publish(self._queue, [d.message for d in batch], timeout=TIMEOUT)
         except QueueNotFound:
             # It was declared when they were accepted.
-            await to.declare(queue)
-            errors = [NotSent("the queue was not there")] * len(deliveries)
+            await to.declare(self._queue)
+            return [NotSent("the queue was not there")] * len(batch)
         except BrokerError as error:
-            errors = [NotSent(str(error))] * len(deliveries)
-        settled = _settlements(deliveries, errors)
-        stale = await subscription.settle(settled)
-        gone = [s.delivery for s in settled if not isinstance(s, Release)]
-        # Nobody else takes anything from this file; what is stale was not let go, and comes again.
-        gone = [d for d in gone if d not in stale] if stale else gone
-        self._journal.left(queue, gone)
+            return [NotSent(str(error))] * len(batch)
+        return [r.error for r in results]
+
+    async def _settle(
+        self, subscription: Subscription, batch: Sequence[Delivery], errors: Sequence[PublishError | None]
+    ) -> bool:
+        """Let go of what is elsewhere; False if something of the batch is not."""
+        settled = _settlements(batch, errors)
+        with self._journal.changing():
+            stale = await subscription.settle(settled) if settled else []
+            gone = [s.delivery for s in settled if not isinstance(s, Release)]
+            # Nobody else takes anything from this file; what is stale was not let go, and comes again.
+            gone = [d for d in gone if d not in stale] if stale else gone
+            self._journal.left(self._queue, gone)
         self._note(settled)
         self._moved(len(gone))
-        return len(gone) == len(deliveries)
+        return len(gone) == len(batch)
 
     def _note(self, settled: Sequence[Settlement]) -> None:
         for s in settled:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ class Journal:
         """The age of the oldest message, in seconds, and when it was that."""
         self.set_aside = 0
         """Messages that the broker refused for good; they stay here."""
-        self._taking = 0
+        self._changing = 0
 
     @classmethod
     async def of(cls, broker: Broker, *, name: str, max_bytes: int, max_age: float) -> Journal:
@@ -144,7 +144,7 @@ class Journal:
             ages.append(depth.oldest_age)
             there = sum(n or 0 for n in (depth.waiting, depth.scheduled, depth.in_hand))
             # While something comes or goes the two need not agree.
-            if not self._taking and self._changes == before and there != self.holds(queue):
+            if not self._changing and self._changes == before and there != self.holds(queue):
                 self._held[queue] = _Held(there, depth.bytes or 0, inherited=there)
         known = [age for age in ages if age is not None]
         self._oldest = (max(known), self._clock()) if known else None
@@ -184,13 +184,11 @@ class Journal:
         for m in taken:
             self._count(held, m, 1)
         stored: list[PublishResult] = []
-        self._taking += 1
         try:
             if taken:
-                stored = await self.broker.publish(queue, taken, timeout=timeout)
+                with self.changing():
+                    stored = await self.broker.publish(queue, taken, timeout=timeout)
         finally:
-            self._taking -= 1
-            self._changes += 1
             for index, m in enumerate(taken):
                 # What is not confirmed may be there all the same; `look` finds it.
                 if index >= len(stored) or not stored[index].ok:
@@ -230,10 +228,19 @@ class Journal:
             if not held.keys[message.key]:
                 del held.keys[message.key]
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """While this lasts, what is on the disk and what is known here need not agree."""
+        self._changing += 1
+        try:
+            yield
+        finally:
+            self._changing -= 1
+            self._changes += 1
+
     def left(self, queue: str, deliveries: Sequence[Delivery]) -> None:
         """These are gone from the queue, in the order in which they came."""
         held = self._held[queue]
-        self._changes += 1
         for d in deliveries:
             if held.inherited:
                 held.inherited -= 1
