@@ -8,6 +8,7 @@ from typing import Any
 from consumers.settings import QueueSettings
 from consumers.sinks.settings import TargetSettings
 from forebay.errors import SettingsError
+from forebay.settings_schema import shown_leaves
 from forebay.settings_sources import Assignment, SettingPath
 
 _DECIDED = ("sink", "handler", "http", "forward", "table", "order")
@@ -53,12 +54,15 @@ def with_targets(
                     " says where they go and in what order; set it there, or name another queue in"
                     f" forward.{name}.queue"
                 )
-        completed[queue] = _completed(completed[queue], target)
-        origins[f"queues.{queue}.sink"] = f"implied by forward.{name}"
+        decided = _decided(completed[queue], target)
+        completed[queue] = completed[queue].model_copy(update=decided)
+        names = [f"queues.{queue}.{setting}" for setting in decided]
+        names += [setting for setting, _ in shown_leaves(decided["http"], ("queues", queue, "http"))]
+        origins |= dict.fromkeys(names, f"implied by forward.{name}")
     return completed, origins
 
 
-def _completed(queue: QueueSettings, target: TargetSettings) -> QueueSettings:
+def _decided(queue: QueueSettings, target: TargetSettings) -> dict[str, Any]:
     update: dict[str, Any] = {
         "sink": "http",
         "handler": None,
@@ -70,4 +74,4 @@ def _completed(queue: QueueSettings, target: TargetSettings) -> QueueSettings:
     for name, value in (("max_wait", 0.0), ("batch_size", target.connections)):
         if name not in queue.model_fields_set:
             update[name] = value
-    return queue.model_copy(update=update)
+    return update

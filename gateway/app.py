@@ -179,7 +179,11 @@ def create_app(
             bodies = BodyReader(ingest, timeout=settings.body_timeout)
             questions = Questions(database)
             # Without a database nobody could ever be told anything.
-            waiting = Waiting(looker(questions), most=settings.max_waiting if database else 0)
+            waiting = Waiting(
+                looker(questions),
+                most=settings.max_waiting if database else 0,
+                counted=metrics.waiting.set,
+            )
             warning = asyncio.create_task(warn_of_left_behind(opened, questions, drained))
             batches = BatchEndpoint(
                 ingest,
@@ -194,7 +198,7 @@ def create_app(
                 endpoints=(
                     MessagesEndpoint(ingest, queues, opened, bodies, waiting),
                     batches,
-                    ForwardEndpoint(ingest, bodies, waiting, targets or {}),
+                    ForwardEndpoint(ingest, bodies, waiting, targets or {}, metrics),
                     SourcesEndpoint(
                         ingest,
                         queues,

@@ -108,6 +108,19 @@ class GatewayMetrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.waiting = Gauge(
+            "forebay_gateway_waiting",
+            "Requests that wait for what becomes of their message.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.forwarded = Counter(
+            "forebay_gateway_forwarded_total",
+            "Forwarded requests that were stored, by what their senders got: the service's own answer"
+            " (answered) or a 202 (accepted).",
+            ["target", "outcome"],
+            registry=registry,
+        )
         self.ready = Gauge(
             "forebay_gateway_ready",
             "1 if the last readiness check found that messages can be accepted durably.",

@@ -74,12 +74,13 @@ class Waiting:
 
     It asks about all of them in one query, sooner for those that have just come, and not at all when nobody
     waits. When the database does not answer nobody asks but it, less and less often: the others wait on.
-    At most `most` wait at once.
+    At most `most` wait at once; `counted` is told how many, whenever that changes.
     """
 
-    def __init__(self, look: Look, *, most: int) -> None:
+    def __init__(self, look: Look, *, most: int, counted: Callable[[int], object] = lambda _: None) -> None:
         self._look = look
         self._most = most
+        self._counted = counted
         self._loop = asyncio.get_running_loop()
         self._waiters: dict[asyncio.Future[Told], Wanted] = {}
         self._came = asyncio.Event()
@@ -102,6 +103,7 @@ class Waiting:
         told: asyncio.Future[Told] = self._loop.create_future()
         leaving = self._loop.create_task(_left(receive))
         self._waiters[told] = wanted
+        self._counted(len(self._waiters))
         self._youngest = self._loop.time()
         self._came.set()
         if self._task is None:
@@ -113,6 +115,7 @@ class Waiting:
         finally:
             leaving.cancel()
             self._waiters.pop(told, None)
+            self._counted(len(self._waiters))
 
     def close(self) -> None:
         """Nobody waits any longer: all get what they have."""

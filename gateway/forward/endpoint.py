@@ -26,6 +26,7 @@ from gateway.callers import caller_of
 from gateway.forward.replies import MESSAGE_ID, reply
 from gateway.headers import HeaderReader, Meta, Refused, check_kept
 from gateway.ingest import Ingest, Ticket
+from gateway.metrics import GatewayMetrics
 from gateway.permits import barred
 from gateway.problems import (
     FORWARD_TARGET_NOT_FOUND,
@@ -62,12 +63,18 @@ class ForwardEndpoint:
     """
 
     def __init__(
-        self, ingest: Ingest, bodies: BodyReader, waiting: Waiting, targets: Mapping[str, Target]
+        self,
+        ingest: Ingest,
+        bodies: BodyReader,
+        waiting: Waiting,
+        targets: Mapping[str, Target],
+        metrics: GatewayMetrics,
     ) -> None:
         self._ingest = ingest
         self._bodies = bodies
         self._waiting = waiting
         self._targets = targets
+        self._metrics = metrics
         self._readers = {name: _reader(name, target) for name, target in targets.items()}
 
     @staticmethod
@@ -102,9 +109,12 @@ class ForwardEndpoint:
         if not isinstance(body, bytes):
             return body
         answer = await self._take(target, admitted, body, receive)
+        own = MESSAGE_ID in dict(answer.headers)  # the service's own answer comes with it
         message = getattr(admitted, "message", None)  # what `accept` refused has none
-        if message is not None and MESSAGE_ID not in dict(answer.headers):
+        if message is not None and not own:
             answer.headers.append((MESSAGE_ID, message.id.encode()))
+        if not answer.problem:
+            self._metrics.forwarded.labels(name, "answered" if own else "accepted").inc()
         return answer
 
     def _read(self, name: str, target: Target, method: str, path: str, scope: Scope) -> Meta:

@@ -30,3 +30,20 @@ def test_in_forebay_dev_a_gets_bs_own_answer(bare_site: Site) -> None:
 
     assert (answer.status, answer.body) == (201, b"made of one")
     assert (kept.json["state"], kept.json["queue"], kept.json["answer"]["status"]) == ("done", "billing", 201)
+
+
+def test_through_each_broker_a_request_comes_as_it_was_sent(site: Site, broker: str) -> None:
+    with Service() as service:
+        site.settings |= {
+            "FORWARD__BILLING__URL": f"{service.url}/api",
+            "FORWARD__BILLING__QUEUE": site.queues,
+            "FORWARD__BILLING__WAIT": "30s",
+        }
+        site.queues = ""
+        site.gateway()
+        site.consumer()
+        url = f"{site.url}/v1/forward/billing/a%20b;v=1?q=%2F..%2F"
+        answer = http("PATCH", url, "ä\0".encode(), {"Content-Type": "text/plain"}, timeout=40)
+
+    assert (answer.status, answer.body.decode()) == (201, "made of ä\0"), broker
+    assert service.paths == {("PATCH", "/api/a%20b;v=1?q=%2F..%2F")}

@@ -172,3 +172,13 @@ def test_no_secret_of_a_forward_target_is_shown(tmp_path: Path) -> None:
     assert "SECRET" not in str(dict(shown_leaves(settings)))
     assert "SECRET" not in repr(settings)
     assert "SECRET" not in settings.queue("billing").model_dump_json()
+
+
+def test_it_is_said_where_the_settings_of_a_targets_queue_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "forebay.toml"
+    file.write_text(BILLING + "[queues.billing]\nmax_wait = 1\n")
+    origins = load(file, environ={}).provenance
+
+    implied = ("sink", "order", "batch_size", "http.url", "http.timeout", "http.tls.verify")
+    assert {origins[f"queues.billing.{name}"] for name in implied} == {"implied by forward.billing"}
+    assert str(file) in origins["queues.billing.max_wait"]

@@ -334,3 +334,18 @@ async def test_a_head_is_answered_without_a_body(own: Database, opened: Any) -> 
 
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-type"] == "application/x-made"
+
+
+async def test_it_is_counted_what_senders_get_and_how_many_wait(own: Database, opened: Any) -> None:
+    async with forwarding(opened, wait=20.0) as gateway:
+        sending = asyncio.create_task(gateway.client.post("/v1/forward/billing/x"))
+        message = await first_message(gateway)
+        await until(lambda: gateway.registry.get_sample_value("forebay_gateway_waiting") == 1)
+        answered(own, message)
+        await sending
+        await gateway.client.post("/v1/forward/billing/x", headers={"Prefer": "wait=0"})
+
+        assert gateway.registry.get_sample_value("forebay_gateway_waiting") == 0
+        for outcome in ("answered", "accepted"):
+            labels = {"target": "billing", "outcome": outcome}
+            assert gateway.registry.get_sample_value("forebay_gateway_forwarded_total", labels) == 1
