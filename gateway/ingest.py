@@ -340,8 +340,12 @@ class Ingest:
         meta.content_length = None
         return self.enter(queue, meta, caller)
 
-    def hold(self, holder: Holder, more: int, caller: Caller) -> bool:
-        """Count `more` bytes that are here, if there is room for them, or slow bodies can make some."""
+    def hold(self, holder: Holder, more: int, caller: Caller, *, arrived: int = 0) -> bool:
+        """
+        Count `more` bytes of memory, if there is room for them, or slow bodies can make some.
+
+        `arrived` of them have come over the wire, which the caller's quota is charged for.
+        """
         budget = caller.budget
         if budget is not None and not budget.grow(more):
             return False
@@ -349,7 +353,7 @@ class Ingest:
             permits.shrink(caller, more)
             return False
         if caller.quota is not None:
-            caller.quota.charge(more)
+            caller.quota.charge(arrived)
         holder.reserved += more
         return True
 

@@ -130,6 +130,8 @@ class BatchEndpoint:
             await intake.settle()
         except _Gone:
             intake.abandon()
+            await intake.settle()  # nobody hears of it, but it is counted
+            self._count(course)
             return
         except asyncio.CancelledError:
             # The server's last resort at the end of a drain: a true word all the same.

@@ -22,7 +22,10 @@ RUNNING = 2
 SPARE = 16 * 2**20
 """Bytes of a batch that may be in none of its items. A bomb of line ends must stop somewhere."""
 
-LEAST = 256
+ITEM_COST = 400
+"""Bytes counted for an item beside its own: objects, of which a short line needs as many as a long one."""
+
+LEAST = 64
 """Bytes that are not divided any further to find room for them."""
 
 CUT_SHORT = "The gateway is stopping; this item was not sent, and not stored."
@@ -96,7 +99,8 @@ class Intake:
         """
         self._ingest.bodies_on_their_way.remove(self)
         room = True
-        while room and not self._ingest.hold(self, len(data), self._caller):
+        need = len(data) + ITEM_COST * self._splitter.most(data)
+        while room and not self._ingest.hold(self, need, self._caller, arrived=len(data)):
             room = bool(self._course.running or self._waiting)
             if room:
                 await self._progress()
@@ -106,6 +110,7 @@ class Intake:
             await self.take(data[len(data) // 2 :], more=more)
             return
         broken: BrokenBatch | None = None
+        before = self._splitter.held + len(data)
         if not room:
             self._give_way()
         try:
@@ -116,6 +121,8 @@ class Intake:
         if not room:
             self._give_way()
             items = [OVERLOADED] * len(items)
+        kept = sum([len(item) + 2 for item in items if isinstance(item, bytes)])
+        self._spare -= max(0, before - self._splitter.held - kept)
         await self._add(items)
         if more and self._waiting and not self._course.running:
             self._send()
@@ -158,10 +165,7 @@ class Intake:
         if too_many:
             items = items[:fits]
         size = _size(items)
-        # What is in no item, nor in the beginning of one: line ends, commas, what is too large or too much.
-        gone = self.reserved - self._splitter.held - size
-        self._spare += 2 * len(items) - gone
-        self._ingest.give_back(gone, self._caller)
+        self._ingest.give_back(self.reserved - self._splitter.held - size, self._caller)
         self.reserved = self._splitter.held
         self._waiting += items
         self._waiting_size += size
@@ -228,13 +232,14 @@ class Intake:
             while waiting and len(items) < CHUNK_ITEMS and size < CHUNK_BYTES:
                 item = waiting.popleft()
                 items.append(item)
-                size += len(item) if isinstance(item, bytes) else 0
+                size += _size([item])
         self._waiting_size -= size
         return items, size
 
 
 def _size(items: list[Item]) -> int:
+    """Bytes counted for items."""
     try:
-        return sum(map(len, items))  # type: ignore[arg-type]  # nearly always all of them are bytes
+        return sum(map(len, items)) + ITEM_COST * len(items)  # type: ignore[arg-type]  # mostly all are bytes
     except TypeError:
-        return sum([len(item) for item in items if isinstance(item, bytes)])
+        return sum([len(item) + ITEM_COST for item in items if isinstance(item, bytes)])

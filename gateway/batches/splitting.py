@@ -23,6 +23,10 @@ class Splitter(Protocol):
         """Bytes of the item that is not complete."""
         ...
 
+    def most(self, data: bytes) -> int:
+        """How many items may end in `data`, at most."""
+        ...
+
     def feed(self, data: bytes) -> list[Item]:
         """
         The items that end in `data`.
@@ -61,6 +65,9 @@ class Lines:
     @property
     def held(self) -> int:
         return len(self._carry)
+
+    def most(self, data: bytes) -> int:
+        return data.count(b"\n")
 
     def feed(self, data: bytes) -> list[Item]:
         # Only what is new is searched, or a long line in many pieces would cost its square.
@@ -130,6 +137,9 @@ class Elements:
     @property
     def held(self) -> int:
         return len(self._carry)
+
+    def most(self, data: bytes) -> int:
+        return data.count(b",") + data.count(b"]")
 
     def feed(self, data: bytes) -> list[Item]:
         items: list[Item] = []

@@ -60,7 +60,7 @@ async def test_the_keys_own_size_limit_is_on_items_and_not_on_the_batch(tmp_path
 async def test_a_tenants_share_of_memory_is_given_back(tmp_path: Path) -> None:
     keys = Keys(tmp_path)
     shop = keys.add("shop", tenant="acme")
-    async with running(keys_file=keys.path, max_body_bytes=100, max_in_flight_bytes=1_000) as gateway:
+    async with running(keys_file=keys.path, max_body_bytes=100, max_in_flight_bytes=20_000) as gateway:
         for _ in range(3):
             answer = await post(gateway, lines(500), shop)
             assert answer.json()["counts"]["ok"] == 500

@@ -427,6 +427,19 @@ async def test_a_batch_larger_than_the_budget_flows_through_it() -> None:
         assert nothing_held(gateway)
 
 
+async def test_short_lines_count_for_the_memory_that_they_take() -> None:
+    async with running(max_body_bytes=1_000, max_in_flight_bytes=40_000) as gateway:
+        gateway.broker.gate.clear()
+        sending = asyncio.create_task(post(gateway, b"1\n" * 5_000))
+        await gateway.broker.began.wait()
+        held = sum(len(messages) for _, messages in gateway.broker.publishes)
+        gateway.broker.gate.set()
+
+        assert 0 < held <= 40_000 // intake.ITEM_COST
+        assert (await sending).json()["counts"]["ok"] == 5_000
+        assert nothing_held(gateway)
+
+
 async def test_without_room_items_are_to_be_sent_again() -> None:
     async with running(max_body_bytes=1_000, max_in_flight_bytes=1_000) as gateway:
         gateway.broker.gate.clear()
@@ -490,6 +503,8 @@ async def test_a_client_that_leaves_leaves_nothing_behind() -> None:
         await until(lambda: nothing_held(gateway))
 
         assert bodies(gateway) == [b"1", b"2"]
+        labels = {"queue": "orders", "outcome": "accepted"}
+        await until(lambda: gateway.registry.get_sample_value("forebay_gateway_messages_total", labels) == 2)
 
 
 async def test_a_broker_that_takes_all_its_time_is_not_asked_again_and_again() -> None:
