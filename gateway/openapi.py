@@ -9,7 +9,17 @@ from gateway.batches import document as batches
 from gateway.compression import ENCODINGS
 from gateway.forward.document import FORWARD, KEPT_ANSWER
 from gateway.openapi_keys import guard
-from gateway.openapi_parts import ACCEPTED, PROBLEM, accepted_response, problem_response
+from gateway.openapi_parts import (
+    ACCEPTED,
+    DURATION,
+    IDEMPOTENCY_KEY,
+    KEPT,
+    ORDERING_KEY,
+    PROBLEM,
+    accepted_response,
+    problem_response,
+)
+from gateway.openapi_problems import complete_problems
 from gateway.sources.document import DELIVER, PING
 
 
@@ -23,8 +33,6 @@ def _header(name: str, description: str, example: str, **schema: Any) -> dict[st
         "example": example,
     }
 
-
-_DURATION = r"^[0-9]{1,6}(ms|s|m)?$"
 
 SEND: dict[str, Any] = {
     "summary": "Send a message",
@@ -44,24 +52,24 @@ SEND: dict[str, Any] = {
             "Sent again with the same key, the message takes effect once. Quoted, as the draft standard has"
             " it, or bare: both are the same key.",
             "order-1234-created",
-            pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
+            pattern=IDEMPOTENCY_KEY,
         ),
         _header(
             "Forebay-Ordering-Key",
             "Messages with equal keys keep their order.",
             "customer-42",
-            pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
+            **ORDERING_KEY,
         ),
-        _header("Forebay-Delay", "Deliver this much later.", "30s", pattern=_DURATION),
+        _header("Forebay-Delay", "Deliver this much later.", "30s", pattern=DURATION),
         _header(
             "Forebay-Deliver-At", "Deliver not before this time.", "2027-01-31T08:00:00Z", format="date-time"
         ),
-        _header("Forebay-TTL", "Worthless after this long.", "15m", pattern=_DURATION),
+        _header("Forebay-TTL", "Worthless after this long.", "15m", pattern=DURATION),
         _header(
             "Forebay-Meta-Source",
             "One of any: Forebay-Meta-<Name> is kept with the message as <name>.",
             "shop",
-            pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
+            **KEPT,
         ),
         _header(
             "Prefer",
@@ -127,4 +135,5 @@ def complete(document: dict[str, Any], *, keys_needed: bool = False) -> dict[str
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     guard(document, needed=keys_needed)
+    complete_problems(document)
     return document

@@ -41,7 +41,13 @@ ACCEPTED: dict[str, Any] = {
     },
 }
 
-_RETRY_AFTER = {
+IDEMPOTENCY_KEY = "^[!-~]{1,257}$"
+"""Visible ASCII, 255 of them, or quoted."""
+DURATION = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"
+ORDERING_KEY: dict[str, Any] = {"minLength": 1, "maxLength": 255}
+KEPT: dict[str, Any] = {"maxLength": 16384}
+
+RETRY_AFTER = {
     "description": "Seconds to wait before the same request may work.",
     "required": True,
     "schema": {"type": "integer", "minimum": 0},
@@ -61,7 +67,7 @@ def problem_response(
         for name, text in (headers or {}).items()
     }
     if retry:
-        found["Retry-After"] = _RETRY_AFTER
+        found["Retry-After"] = RETRY_AFTER
     return {
         "description": description,
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

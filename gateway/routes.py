@@ -26,7 +26,7 @@ from gateway.health import Check, Health
 from gateway.ingest import Ingest
 from gateway.keyring import Keyring
 from gateway.metrics import GatewayMetrics, render
-from gateway.openapi_parts import problem_responses
+from gateway.openapi_parts import RETRY_AFTER, problem_responses
 from gateway.permits import barred
 from gateway.problems import (
     INVALID_QUEUE_NAME,
@@ -165,7 +165,12 @@ def make_router(
             s503="The broker cannot be reached.",
         ),
     )
-    async def show_queue(request: Request, queue: Annotated[str, Path(examples=["orders"])]) -> Response:
+    async def show_queue(
+        request: Request,
+        queue: Annotated[
+            str, Path(examples=["orders"], json_schema_extra={"pattern": f"^{QUEUE_NAME.pattern}$"})
+        ],
+    ) -> Response:
         caller = caller_of(request.scope)
         if not QUEUE_NAME.fullmatch(queue):
             return to_response(problem(INVALID_QUEUE_NAME, f"A queue name is made of {QUEUE_NAME_RULE}"))
@@ -194,7 +199,7 @@ def make_router(
         ),
     )
     async def show_message(
-        message_id: str,
+        message_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})],
         request: Request,
         prefer: Annotated[
             str | None,
@@ -219,7 +224,13 @@ def make_router(
         "/readyz",
         tags=["health"],
         summary="Messages can be accepted durably",
-        responses={503: {"description": "They cannot; `?verbose` says why."}},
+        responses={
+            503: {
+                "description": "They cannot; `?verbose` says why.",
+                "content": {"application/json": {"schema": {"type": "object"}}},
+                "headers": {"Retry-After": RETRY_AFTER},
+            }
+        },
     )
     async def readyz(
         verbose: Annotated[str | None, Query(description="Present: list every check.")] = None,

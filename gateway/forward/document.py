@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forebay.forwarding import METHODS
-from gateway.openapi_parts import accepted_response, problem_response
+from gateway.openapi_parts import IDEMPOTENCY_KEY, ORDERING_KEY, accepted_response, problem_response
 
 _MESSAGE_ID = {
     "Forebay-Message-Id": {
@@ -63,13 +63,13 @@ def _operation(method: str) -> dict[str, Any]:
                 "Idempotency-Key",
                 "Sent again with the same key to the same address, the request takes effect once.",
                 "order-1234-created",
-                pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
+                pattern=IDEMPOTENCY_KEY,
             ),
             _header(
                 "Forebay-Ordering-Key",
                 'Requests with equal keys keep their order, with order = "key".',
                 "customer-42",
-                pattern=r"^[a-zA-Z0-9_.:-]{1,255}$",
+                **ORDERING_KEY,
             ),
             _header("Prefer", "wait=N: wait so many seconds for the service's answer, at most 30.", "wait=5"),
         ],

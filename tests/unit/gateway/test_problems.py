@@ -71,7 +71,7 @@ async def test_every_problem_has_a_page() -> None:
         ("GET", "/nowhere", 404, "not-found"),
         ("GET", "/problems/none", 404, "not-found"),
         ("GET", "/docs/assets/none.js", 404, "not-found"),
-        ("GET", "/docs/assets/..%2f..%2fcore.py", 404, "not-found"),
+        ("GET", "/docs/assets/..%2f..%2fcore.py", 400, "invalid-request"),
         ("POST", "/livez", 405, "method-not-allowed"),
         ("DELETE", "/v1/queues/orders", 405, "method-not-allowed"),
         ("GET", "/v1/queues/Nope", 400, "invalid-queue-name"),
