@@ -44,6 +44,7 @@ def from_base64(text: object) -> bytes:
     Raises:
         ValueError: it is not a text, or not base64.
     """
-    if not isinstance(text, str):
-        raise ValueError
-    return base64.b64decode(text, validate=True)
+    try:
+        return base64.b64decode(text, validate=True)  # type: ignore[arg-type]  # what is no text is told, too
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not base64 text: {error}") from error

@@ -414,6 +414,39 @@ def our_headers(rng: random.Random) -> Case:
     return Case("our headers", [head(line, "Content-Length: 4") + b"good"])
 
 
+def batch(rng: random.Random) -> Case:
+    """Of which no item can be taken."""
+    kind, body = rng.choice(
+        (
+            ("application/json", b"[" * rng.randint(1, 5000)),
+            ("application/json", b'["' + b"\\" * rng.randint(1, 300)),
+            ("application/json", b"{" + _noise(rng)),
+            ("application/json", b"[%s]" % b",".join([b"tru"] * rng.randint(1, 500))),
+            ("application/json", b"[," + _noise(rng)),
+            ("application/x-ndjson", b"x" * (LIMIT + rng.randint(1, 5000))),
+            ("application/vnd.forebay.batch+ndjson", b"\n".join([b"[{}"] * rng.randint(1, 500))),
+            (
+                "application/vnd.forebay.batch+ndjson",
+                b'{"body":1,"body":1,"x":' + b"[" * rng.randint(1, 3000),
+            ),
+            ("application/vnd.forebay.batch+ndjson", b'{"body_base64":"%s?"}' % (b"A" * rng.randint(0, 90))),
+            ("application/cloudevents-batch+json", b'[{"specversion":"1.0","id":"\\ud800"}]'),
+            ("application/cloudevents-batch+json", b'[{"specversion":1},[],0,"x",null]'),
+            ("application/" + _word(rng), b"1\n"),
+        )
+    )
+    target = TARGET.replace("messages", "batch")
+    lines = [f"Content-Type: {kind}"]
+    if rng.random() < 0.3:
+        lines.append("Content-Encoding: gzip")
+        body = gzip.compress(body, 1)[: None if rng.random() < 0.5 else -rng.randint(1, 8)]
+    if rng.random() < 0.5:
+        return Case("batch", [head(*lines, f"Content-Length: {len(body)}", target=target) + body])
+    cut = rng.randint(0, len(body) - 1)
+    pieces = chunked(*[piece for piece in (body[:cut], body[cut:]) if piece])
+    return Case("batch", [head(*lines, "Transfer-Encoding: chunked", target=target) + pieces])
+
+
 def pipelined(rng: random.Random) -> Case:
     """Good ones, then a broken one, and another good one that must not be reached."""
     good = rng.randint(1, 5)
@@ -472,6 +505,7 @@ KINDS: list[tuple[Callable[[random.Random], Case], int]] = [
     (bomb, 2),
     (broken_compression, 6),
     (our_headers, 6),
+    (batch, 8),
     (pipelined, 8),
     (in_pieces, 4),
 ]
