@@ -57,7 +57,9 @@ def gateway(
     It needs the broker's URL and at least one queue. With the database's URL it also
     answers GET /v1/messages/{id}; a dead database stops nothing else. SIGTERM drains
     and exits with 0. A broker elsewhere that is not there yet is waited for; an
-    embedded queue that cannot be opened ends it with exit code 3.
+    embedded queue that cannot be opened ends it with exit code 3. With gateway.journal or
+    broker.fallback it serves without its broker; a stop that leaves messages in a journal
+    which no other gateway can adopt exits with 9.
     """
     from forebay.cli._process import run_until_stopped, starting
     from forebay.settings import Flag
