@@ -237,7 +237,7 @@ def make_fleet(
     The consumers of this process, on `broker` and on those to drain; add queues to it.
 
     Raises:
-        SettingsError: no driver reads the URL of one to drain.
+        SettingsError: no driver reads the URL of one to drain, or spans cannot be sent.
     """
     from stamina.instrumentation import set_on_retry_hooks
 
@@ -246,12 +246,15 @@ def make_fleet(
     from consumers.housekeeping import Housekeeper
     from consumers.reporter import Reporter, Watched, process_name
     from consumers.sinks.factory import make_sink
+    from consumers.sinks.traced import traced
     from consumers.supervisor import Supervisor
+    from forebay import telemetry
 
     # The store says itself what it tries again; these would say it once more, and say it
     # worse. Before handlers are loaded: one that wants them for retries of its own sets them.
     set_on_retry_hooks(())
 
+    telemetry.configure_tracing()
     in_use = broker
 
     def consumers_of(broker: Broker, beside: Supervisor | None = None) -> Supervisor:
@@ -260,7 +263,7 @@ def make_fleet(
             broker,
             settings.consumer,
             database=database,
-            make_sink=lambda queue, of_queue: make_sink(queue, of_queue, database, brokers),
+            make_sink=lambda queue, of_queue: traced(make_sink(queue, of_queue, database, brokers), queue),
             registry=registry,
             beside=beside,
         )

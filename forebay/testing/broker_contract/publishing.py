@@ -59,6 +59,17 @@ class PublishingContract(ContractTests):
         [got] = await drain(broker, queue, 1, harness.patience)
         assert got.message == sent
 
+    async def test_the_context_of_a_trace_arrives(
+        self, harness: BrokerHarness, broker: Broker, queue: str
+    ) -> None:
+        context = {
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "tracestate": "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7",
+        }
+        await publish(broker, queue, [message(b"{}", headers=context)])
+        [got] = await drain(broker, queue, 1, harness.patience)
+        assert got.message.headers == context
+
     async def test_an_empty_body_arrives(self, harness: BrokerHarness, broker: Broker, queue: str) -> None:
         await publish(broker, queue, [message(b"")])
         [got] = await drain(broker, queue, 1, harness.patience)
