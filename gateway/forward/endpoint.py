@@ -92,7 +92,8 @@ class ForwardEndpoint:
         # As it was sent: decoding could hide where it leads.
         name, slash, rest = scope["raw_path"].decode("latin-1").removeprefix(PREFIX).partition("/")
         target = self._targets.get(name)
-        if target is not None and (forbidden := barred(caller, target.queue)) is not None:
+        # To a key that may not use it, a target that is there and one that is not are the same.
+        if (forbidden := barred(caller, target.queue if target else name)) is not None:
             return ingest.refused(forbidden, caller)
         if method not in METHODS or (target is not None and method not in target.methods):
             return ingest.refused(_not_allowed(target.methods if target else METHODS), caller)

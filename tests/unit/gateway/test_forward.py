@@ -22,6 +22,7 @@ from forebay.storage.database import Database
 from forebay.storage.once import claim
 from forebay.storage.schema import migrate
 from gateway.forward.endpoint import Target
+from gateway.keys_file import changing, make
 from gateway.queues import QueueRegistry
 from tests.unit.gateway.support import Running, running
 from tests.waiting import until
@@ -199,6 +200,53 @@ def test_a_credential_is_never_among_what_is_kept() -> None:
 
     with pytest.raises(SettingsError, match=r"forward\.billing\.keep_headers names 'authorization'"):
         asyncio.run(start())
+
+
+def two_keys(path: Path) -> dict[str, str]:
+    """API keys: "a" may use the target's queue, "b" another one."""
+    keys = {}
+    with changing(path) as kept:
+        for name, queues in (("a", ["billing"]), ("b", ["orders"])):
+            keys[name], record = make(name, queues=queues)
+            kept.append(record)
+    return keys
+
+
+async def test_a_key_may_forward_where_it_may_use_the_queue(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys = two_keys(path)
+    targets = {"billing": Target(queue="billing", methods=("POST",))}
+    async with running(queues=QueueRegistry(["billing"]), targets=targets, keys_file=path) as gateway:
+        answers = [
+            await gateway.client.post(
+                f"/v1/forward/{target}/x", headers={"Authorization": f"Bearer {keys[name]}"}
+            )
+            for name, target in (("a", "billing"), ("b", "billing"), ("b", "biling"))
+        ]
+        nobody = await gateway.client.post("/v1/forward/billing/x")
+
+    assert [a.status_code for a in (*answers, nobody)] == [202, 403, 403, 401]
+    assert len(gateway.broker.messages) == 1
+    assert "authorization" not in gateway.broker.messages[0].headers
+
+
+async def test_an_answer_is_shown_to_keys_for_its_queue_only(
+    tmp_path: Path, own: Database, opened: Any
+) -> None:
+    path = tmp_path / "keys.json"
+    keys = two_keys(path)
+    message = Message(id=new_id(), body=b"", accepted_at=datetime.now(UTC))
+    answered(own, message)
+    async with running(database=opened, keys_file=path) as gateway:
+        answers = [
+            await gateway.client.get(
+                f"/v1/messages/{message.id}{what}", headers={"Authorization": f"Bearer {keys[name]}"}
+            )
+            for name in ("a", "b")
+            for what in ("", "/answer")
+        ]
+
+    assert [a.status_code for a in answers] == [200, 201, 404, 404]
 
 
 # ---- the service's answer
