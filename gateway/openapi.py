@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from forebay.brokers.naming import QUEUE_NAME
@@ -125,7 +126,8 @@ def complete(document: dict[str, Any], *, keys_needed: bool = False) -> dict[str
 
     `keys_needed`: requests without an API key are refused.
     """
-    document["paths"] = BARE | document["paths"]
+    # A copy: what is added below is of this document, and there may be several.
+    document["paths"] = deepcopy(BARE) | document["paths"]
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas |= {"Problem": PROBLEM, "Accepted": ACCEPTED, "Ping": PING, **batches.SCHEMAS}
     for path in document["paths"].values():

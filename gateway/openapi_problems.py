@@ -40,5 +40,8 @@ def _typed(status: str, response: dict[str, Any], schemas: dict[str, Any]) -> di
         "allOf": [{"$ref": "#/components/schemas/Problem"}],
         "properties": {"type": {"enum": types}, "status": {"const": int(status)}},
     }
-    typed = {"schema": {"$ref": f"#/components/schemas/{name}"}}
-    return response | {"content": response["content"] | {_CONTENT: typed}}
+    typed: dict[str, Any] = {"$ref": f"#/components/schemas/{name}"}
+    own = response["content"][_CONTENT]["schema"]
+    if own != {"$ref": "#/components/schemas/Problem"}:
+        typed = {"allOf": [own, typed]}
+    return response | {"content": response["content"] | {_CONTENT: {"schema": typed}}}

@@ -382,3 +382,13 @@ async def test_the_api_document_has_every_route() -> None:
             "/readyz",
         ]
         assert "HTTPValidationError" not in str(document)
+
+
+async def test_the_document_says_that_a_broken_off_batch_has_results() -> None:
+    async with running() as gateway:
+        document = (await gateway.client.get("/openapi.json")).json()
+
+        answers = document["paths"]["/v1/queues/{queue}/batch"]["post"]["responses"]
+        for status in ("400", "408", "413", "422", "503"):
+            schema = answers[status]["content"]["application/problem+json"]["schema"]
+            assert {"$ref": "#/components/schemas/BatchProblem"} in schema["allOf"]
