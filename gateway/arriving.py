@@ -36,8 +36,10 @@ class Arriving:
         """`give_up` is called at most once, and must give the body's bytes back at once."""
         self._bodies[body] = self._now(), give_up
 
-    def remove(self, body: Holder) -> None:
-        self._bodies.pop(body, None)
+    def remove(self, body: Holder) -> float | None:
+        """When it began to arrive; None: it was given up."""
+        found = self._bodies.pop(body, None)
+        return None if found is None else found[0]
 
     def make_room(self, size: int, *, asking: Holder | None = None) -> bool:
         """Give up slow bodies of at least `size` bytes together, or none; `asking` is not among them."""

@@ -10,6 +10,7 @@ HTTP beyond header pairs and answers.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -113,13 +114,17 @@ class Ingest:
         self._least = _RANK[settings.min_durability]
         self._reader = HeaderReader(settings.keep_headers)
         self._admission = Admission(settings.max_in_flight, settings.max_in_flight_bytes)
-        self.bodies_on_their_way = Arriving(asyncio.get_running_loop().time)
+        self._now = asyncio.get_running_loop().time
+        self.bodies_on_their_way = Arriving(self._now)
+        self._timeout = settings.request_timeout
+        self._debug = log.is_enabled_for(logging.DEBUG)
         self._shares = JournalShares(settings.journal_max_bytes)
         self._memory: IdempotencyMemory[Ticket] = IdempotencyMemory(settings.idempotency_memory)
         self._answers = AcceptedAnswers()
         self._metrics = metrics
         self._health = health
-        self._failing_since: float | None = None
+        self._failing: dict[str, float] = {}
+        """Since when publishes to a queue fail, on the health's clock."""
         self.recent = RecentIds()
         self._commit: GroupCommit[Ticket] = GroupCommit(
             broker,
@@ -164,7 +169,7 @@ class Ingest:
         if not self._room_for(size):
             return self.refused(self._overloaded())
         if caller is not ANYONE:
-            refused = permits.enter(caller, 1, size, trouble=self._failing_since is not None)
+            refused = permits.enter(caller, 1, size, trouble=bool(self._failing))
             if refused is not None:
                 return self.refused(refused, caller)
         return Ticket(queue, meta, caller)
@@ -182,7 +187,7 @@ class Ingest:
             ticket.reserved = received
             caller = ticket.caller
             if caller is not ANYONE:
-                refused = permits.grow(caller, more, trouble=self._failing_since is not None)
+                refused = permits.grow(caller, more, trouble=bool(self._failing))
                 refused = permits.too_large(caller, received) or refused
                 if refused is not None:
                     self.abandon(ticket)
@@ -204,7 +209,9 @@ class Ingest:
 
     def arrived(self, ticket: Ticket) -> None:
         """No more pieces are waited for."""
-        self.bodies_on_their_way.remove(ticket)
+        since = self.bodies_on_their_way.remove(ticket)
+        if since is not None and ticket.inside:
+            self._metrics.stage_seconds.labels("admit").observe(self._now() - since)
 
     def given_up(self) -> Answer:
         """The answer for a body that was given up for the sake of others."""
@@ -237,7 +244,7 @@ class Ingest:
             respond(self.refuse(ticket, self._overloaded()))
             return
         caller = ticket.caller
-        full = permits.place(caller, trouble=self._failing_since is not None)
+        full = permits.place(caller, trouble=bool(self._failing))
         ticket.placed = True
         if full is not None:
             respond(self.refuse(ticket, full))
@@ -414,6 +421,9 @@ class Ingest:
         outcomes: Sequence[PublishResult | BrokerError],
         seconds: float,
     ) -> None:
+        # The first has waited longest; its deadline tells since when.
+        waited = self._now() - seconds - (tickets[0].deadline - self._timeout)
+        self._metrics.stage_seconds.labels("commit").observe(max(0.0, waited))
         accepted: list[Message] = []
         trouble: BrokerError | None = None
         for ticket, outcome in zip(tickets, outcomes, strict=True):
@@ -462,6 +472,11 @@ class Ingest:
         self._metrics.body_bytes.labels(queue).inc(sum([len(m.body) for m in accepted]))
         self._metrics.publish_seconds.labels(queue).observe(seconds)
         self._metrics.publish_messages.labels(queue).observe(sent)
+        self._metrics.stage_seconds.labels("confirm").observe(seconds)
+        if self._debug:
+            log.debug(
+                "published", queue=queue, sent=sent, seconds=round(seconds, 4), ids=[m.id for m in accepted]
+            )
         self._metrics.in_flight.set(self._admission.count)
         self._metrics.in_flight_bytes.set(self._admission.size)
         self._note(queue, len(accepted), trouble, seconds)
@@ -471,8 +486,8 @@ class Ingest:
         if trouble is not None:
             if not isinstance(trouble, QueueNotFound):
                 self._health.failed(str(trouble))
-            if self._failing_since is None:
-                self._failing_since = self._health.now()
+            if queue not in self._failing:
+                self._failing[queue] = self._health.now()
                 expected = isinstance(
                     trouble,
                     (BrokerUnavailable, DurabilityUnavailable, NotSent, PublishUnconfirmed, QueueFull),
@@ -485,13 +500,13 @@ class Ingest:
                 )
         elif accepted:
             self._health.published()
-            if self._failing_since is not None:
+            since = self._failing.pop(queue, None)
+            if since is not None:
                 log.info(
                     "publishes succeed again",
                     queue=queue,
-                    after=round(self._health.now() - self._failing_since, 1),
+                    after=round(self._health.now() - since, 1),
                 )
-                self._failing_since = None
 
     def _expired(self, ticket: Ticket, sent: bool) -> None:
         if sent:

@@ -51,6 +51,14 @@ class GatewayMetrics:
             ["key", "problem"],
             registry=registry,
         )
+        self.stage_seconds = Histogram(
+            "forebay_gateway_stage_seconds",
+            "How long a stage took: admit, from the headers to the end of a body that came in pieces; commit,"
+            " the longest that a message waited for its publish; confirm, the publish.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.publish_seconds = Histogram(
             "forebay_gateway_publish_seconds",
             "How long one publish took, which all messages in it waited for.",

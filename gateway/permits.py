@@ -24,6 +24,13 @@ def barred(caller: Caller, queue: str) -> Answer | None:
     )
 
 
+def barred_target(caller: Caller, name: str, queue: str | None) -> Answer | None:
+    """The same for a target that requests are forwarded to, and its queue; None: there is no such target."""
+    if caller.may_use_all or (queue is not None and caller.may_use(queue)):
+        return None
+    return problem(QUEUE_FORBIDDEN, f"The API key {caller.name!r} may not forward to {name[:64]!r}.")
+
+
 def too_large(caller: Caller, size: int) -> Answer | None:
     """The 413 for a body beyond the caller's own limit."""
     if size <= caller.max_body_bytes:

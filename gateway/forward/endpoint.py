@@ -27,7 +27,7 @@ from gateway.forward.replies import MESSAGE_ID, reply
 from gateway.headers import HeaderReader, Meta, Refused, check_kept
 from gateway.ingest import Ingest, Ticket
 from gateway.metrics import GatewayMetrics
-from gateway.permits import barred
+from gateway.permits import barred_target
 from gateway.problems import (
     FORWARD_TARGET_NOT_FOUND,
     INVALID_REQUEST,
@@ -93,7 +93,8 @@ class ForwardEndpoint:
         name, slash, rest = scope["raw_path"].decode("latin-1").removeprefix(PREFIX).partition("/")
         target = self._targets.get(name)
         # To a key that may not use it, a target that is there and one that is not are the same.
-        if (forbidden := barred(caller, target.queue if target else name)) is not None:
+        queue = None if target is None else target.queue
+        if (forbidden := barred_target(caller, name, queue)) is not None:
             return ingest.refused(forbidden, caller)
         if method not in METHODS or (target is not None and method not in target.methods):
             return ingest.refused(_not_allowed(target.methods if target else METHODS), caller)

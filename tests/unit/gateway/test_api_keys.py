@@ -14,10 +14,17 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
+from forebay.brokers.api import Delivery
 from forebay.errors import BrokerUnavailable, SettingsError
+from forebay.storage.database import Database
+from forebay.storage.messages import MessageStore
+from forebay.storage.once import claim
+from forebay.storage.schema import migrate
+from gateway.forward.endpoint import Target
 from gateway.queues import QueueRegistry
 from gateway.server import bind
 from gateway.settings import GatewaySettings
+from tests.unit.cli.installation import delivery
 from tests.unit.gateway.keys import Keys
 from tests.unit.gateway.support import Running, ScriptedBroker, request, running
 from tests.waiting import until
@@ -367,3 +374,48 @@ def test_a_file_without_keys_starts_and_says_what_that_means(keys: Keys) -> None
     with capture_logs() as lines:
         bind(GatewaySettings(port=0, keys_file=keys.path)).close()
     assert "every request is answered 401" in lines[0]["event"]
+
+
+async def test_a_forward_target_and_none_are_the_same_to_a_key_that_may_use_neither(keys: Keys) -> None:
+    web, billing = keys.add("web", queues=["clicks"]), keys.add("billing", queues=["billing"])
+    all_queues = keys.add("all")
+    async with running(
+        queues=QueueRegistry(["billing", "clicks"]),
+        targets={"books": Target(queue="billing", methods=("POST",))},
+        keys_file=keys.path,
+    ) as gateway:
+
+        async def post(target: str, headers: dict[str, str]) -> httpx2.Response:
+            return await gateway.client.post(f"/v1/forward/{target}/x", content=b"{}", headers=headers)
+
+        there, not_there = await post("books", web), await post("boots", web)
+        assert problem(there) == problem(not_there) == (403, "queue-forbidden")
+        assert there.text.replace("books", "X") == not_there.text.replace("boots", "X")
+        assert (await post("books", billing)).status_code == 202
+        assert (await post("boots", all_queues)).status_code == 404
+
+
+async def test_what_the_database_knows_is_told_to_keys_for_its_queue(keys: Keys, tmp_path: Path) -> None:
+    def database() -> Database:
+        return Database(f"sqlite:///{tmp_path}/forebay.db")
+
+    stored, handled = delivery(queue="orders"), delivery(queue="orders")
+    own = database()
+    migrate(own)
+    MessageStore(own).write([stored])
+    with own.begin() as connection:
+        claim(connection, "python:shop:handle", [handled])
+    own.dispose()
+    shop, web = keys.add("shop", queues=["orders"]), keys.add("web", queues=["clicks"])
+    everything = keys.add("all")
+    async with guarded(keys, database=database) as gateway:
+
+        async def state(found: Delivery, headers: dict[str, str]) -> str:
+            answer = await gateway.client.get(f"/v1/messages/{found.message.id}", headers=headers)
+            return str(answer.json().get("state") or problem(answer)[1])
+
+        assert await state(stored, shop) == await state(stored, everything) == "stored"
+        assert await state(stored, web) == "not-seen-yet"
+        # What is done has no queue in the database.
+        assert await state(handled, everything) == "done"
+        assert await state(handled, web) == "not-seen-yet"

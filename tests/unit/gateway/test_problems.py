@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import AsyncIterator
 
 import orjson
 import pytest
@@ -122,8 +123,45 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends() -
             for _ in range(5):
                 await gateway.post(b"a secret body")
 
-        assert [entry["event"] for entry in logs] == [
+        assert [entry["event"] for entry in logs if entry["log_level"] != "debug"] == [
             "publishes fail",
             "publishes succeed again",
         ]
         assert "secret" not in str(logs)
+
+
+async def test_a_queue_in_trouble_says_nothing_when_another_one_works() -> None:
+    broker = ScriptedBroker()
+    async with running(broker) as gateway:
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(4):
+                broker.failures.append(errors.QueueFull("at its limit"))
+                assert (await gateway.post(queue="orders")).status_code == 503
+                assert (await gateway.post(queue="clicks")).status_code == 202
+            await gateway.post(queue="orders")
+
+        said = [(entry["event"], entry["queue"]) for entry in logs if entry["log_level"] != "debug"]
+        assert said == [("publishes fail", "orders"), ("publishes succeed again", "orders")]
+
+
+async def test_ids_of_what_was_published_are_logged_for_debugging() -> None:
+    async with running() as gateway:
+        with structlog.testing.capture_logs() as logs:
+            sent = (await gateway.post(b"a secret body")).json()["id"]
+
+        assert [entry["ids"] for entry in logs if entry["event"] == "published"] == [[sent]]
+        assert "secret" not in str(logs)
+
+
+async def test_figures_tell_how_long_each_stage_took() -> None:
+    async with running() as gateway:
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"a"
+            yield b"b"
+
+        await gateway.client.post("/v1/queues/orders/messages", content=pieces())
+        text = (await gateway.client.get("/metrics")).text
+
+        for stage in ("admit", "commit", "confirm"):
+            assert f'forebay_gateway_stage_seconds_count{{stage="{stage}"}} 1.0' in text
