@@ -11,7 +11,7 @@ from forebay.errors import SettingsError
 from forebay.settings_schema import shown_leaves
 from forebay.settings_sources import Assignment, SettingPath
 
-_DECIDED = ("sink", "handler", "http", "forward", "table", "order")
+_OF_TARGET = ("sink", "handler", "http", "forward", "table", "order")
 """Settings of the queue that the target decides."""
 
 
@@ -48,7 +48,7 @@ def with_targets(
             )
         owners[queue] = name
         for a in given:
-            if a.path[:2] == ("queues", queue) and a.path[2:3] and a.path[2] in _DECIDED:
+            if a.path[:2] == ("queues", queue) and a.path[2:3] and a.path[2] in _OF_TARGET:
                 raise SettingsError(
                     f"{a.origin}: {a.written}: queue {queue!r} keeps the requests of [forward.{name}], which"
                     " says where they go and in what order; set it there, or name another queue in"
