@@ -8,6 +8,7 @@ reach past the proxy's rules. RFC 9112, sections 2.3, 3.2, 6.1 and 11.2, and RFC
 
 from __future__ import annotations
 
+import functools
 import re
 
 MAX_HEAD = 64 * 2**10
@@ -24,6 +25,9 @@ _DOTS = re.compile(rb"(?i)/(?:\.|%2e){1,2}(?:/|$)")
 _MISLEADING = re.compile(rb"(?i)//|%(?:2f|5c|00)")
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#@]+)(/[^#]*)")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+
+MAX_REMEMBERED = 256
+"""Bytes of an address: long ones, made up by somebody, must not fill the memory."""
 
 FORWARDED = b"/v1/forward/"
 """Below it the path is another program's, whose segments may be empty or hold escaped slashes."""
@@ -44,8 +48,6 @@ def check(method: bytes, target: bytes, version: str, headers: list[tuple[bytes,
     Raises:
         Ambiguous, TooManyHeaders.
     """
-    if method == b"CONNECT":
-        raise Ambiguous("This is no proxy: CONNECT is not taken.")
     size = len(target)
     host: bytes | None = None
     chunked = False
@@ -70,12 +72,29 @@ def check(method: bytes, target: bytes, version: str, headers: list[tuple[bytes,
         raise Ambiguous("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     elif chunked:
         raise Ambiguous("HTTP/1.0 has no Transfer-Encoding.")
-    if host and not _HOST.fullmatch(host):
-        raise Ambiguous("The Host header is no host.")
+    if len(target) + len(host or b"") <= MAX_REMEMBERED:
+        _known_address(method, target, host)
+    else:
+        _check_address(method, target, host)
+
+
+def _check_address(method: bytes, target: bytes, host: bytes | None) -> None:
+    """
+    Raises:
+        Ambiguous
+    """
+    if method == b"CONNECT":
+        raise Ambiguous("This is no proxy: CONNECT is not taken.")
     if host == b"":
         raise Ambiguous("The Host header is empty.")
+    if host is not None and not _HOST.fullmatch(host):
+        raise Ambiguous("The Host header is no host.")
     if not _PLAIN.fullmatch(target):
         _check_target(method, target, host)
+
+
+_known_address = functools.lru_cache(maxsize=1024)(_check_address)
+"""Nearly all requests have one of a few addresses. What is wrong is not remembered: it raises."""
 
 
 def _check_target(method: bytes, target: bytes, host: bytes | None) -> None:

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -310,6 +311,19 @@ async def test_an_unknown_source_is_404_and_another_method_405() -> None:
 
         assert (unknown.status_code, escaped.status, read.status_code) == (404, 404, 405)
         assert read.headers["allow"] == "POST"
+
+
+async def test_where_api_keys_are_needed_a_signature_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text('{"keys": []}')
+    async with running(sources={"shop": source("github")}, keys_file=tmp_path / "keys.json") as gateway:
+        delivered = await deliver(gateway, github(BODY))
+        elsewhere = [
+            await gateway.post(BODY, headers=github(BODY)),
+            await gateway.client.get("/v1/sources/../queues/orders", headers=github(BODY)),
+        ]
+
+        assert delivered.status_code == 202
+        assert {answer.status_code for answer in elsewhere} <= {400, 401}
 
 
 async def test_compressed_and_oversized_deliveries_are_refused_before_their_check() -> None:
