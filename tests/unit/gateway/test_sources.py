@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from standardwebhooks import Webhook
 
 from forebay.errors import SettingsError
+from forebay.settings import load
 from gateway.problems import SIGNATURE_INVALID
 from gateway.sources.recipe import Delivery, Unverified
 from gateway.sources.settings import SourceSettings
@@ -415,3 +417,16 @@ def test_a_source_that_would_let_anybody_in_is_refused(given: dict[str, object],
         )
 
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_page_are_settings(number: int, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "webhooks.md").read_text()
+    example = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[number]
+    secret = "whsec_" + "0" * 24
+    (tmp_path / "forebay.toml").write_text(example.replace("whsec_…", secret))
+
+    settings = load(tmp_path / "forebay.toml", environ={}, cwd=tmp_path).settings
+
+    [source] = settings.sources.values()
+    assert source.secrets
