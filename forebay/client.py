@@ -20,25 +20,50 @@ ClientError
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import random
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from time import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import aiohttp
-import orjson
 
-from forebay.client_batches import CONTENT_TYPE, line_of, results_of
-from forebay.client_batches import Item as Item
-from forebay.errors import ForebayError
+from forebay.client_answers import (
+    Accepted,
+    Busy,
+    ClientError,
+    GaveUp,
+    PartlyFailed,
+    QueueUnknown,
+    Refused,
+    Trouble,
+    Unauthorized,
+    Unreachable,
+    Unreadable,
+    accepted_of,
+    retry_after_of,
+    trouble_of,
+)
+from forebay.client_batches import CONTENT_TYPE, Item, chunks_of, item_result, line_of, results_of
 from forebay.ids import new_id
+
+__all__ = [
+    "DEFAULT_URL",
+    "Accepted",
+    "Busy",
+    "Client",
+    "ClientError",
+    "GaveUp",
+    "Item",
+    "PartlyFailed",
+    "QueueUnknown",
+    "Refused",
+    "SyncClient",
+    "Unauthorized",
+    "Unreachable",
+]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
@@ -46,98 +71,6 @@ T = TypeVar("T")
 
 _BASE = 0.1
 _CAP = 5.0
-_BATCH_ITEMS = 1_000
-_BATCH_BYTES = 4 * 2**20
-# Answers that ask for another try. 500 is among them: a gateway with a bug is restarted or
-# replaced, and the idempotency key makes the extra try harmless.
-_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """The gateway's promise: the message is stored, this safely."""
-
-    id: str
-    queue: str
-    durability: str
-    """replicated, synced, journaled or unsynced; see docs/drivers.md."""
-    duplicate: bool
-    """The gateway remembers having accepted this idempotency key before; there is still one message."""
-
-
-class ClientError(ForebayError):
-    """
-    A message was not accepted, as far as this client knows.
-
-    `status`, `type` and `detail` are the problem document's (status 0 and an empty type where
-    there was no answer). `maybe_stored` says that some try may have reached the queue: sent again
-    with `idempotency_key` it becomes one message, sent with a new key perhaps two.
-    """
-
-    def __init__(
-        self,
-        detail: str,
-        *,
-        status: int = 0,
-        type: str = "",
-        idempotency_key: str = "",
-        maybe_stored: bool = False,
-    ) -> None:
-        super().__init__(f"{status}: {detail}" if status else detail)
-        self.status = status
-        self.type = type
-        self.detail = detail
-        self.idempotency_key = idempotency_key
-        self.maybe_stored = maybe_stored
-
-
-class Refused(ClientError):
-    """The gateway said no for good."""
-
-
-class Unauthorized(Refused):
-    """No API key, or one that may not send here."""
-
-
-class QueueUnknown(Refused):
-    """The queue is not declared."""
-
-
-class GaveUp(ClientError):
-    """Every try until the deadline failed."""
-
-
-class Unreachable(GaveUp):
-    """The last try got no answer."""
-
-
-class Busy(GaveUp):
-    """The last answer was "not now"."""
-
-
-class PartlyFailed(ClientError):
-    """Some messages of a batch were not accepted."""
-
-    def __init__(self, results: list[Accepted | ClientError]) -> None:
-        failed = [r for r in results if isinstance(r, ClientError)]
-        super().__init__(
-            f"{len(failed)} of {len(results)} messages were not accepted; the first: {failed[0]}",
-            maybe_stored=any(f.maybe_stored for f in failed),
-        )
-        self.results = results
-        """One per message, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Trouble:
-    """Why one try failed, and what the gateway said about the next one."""
-
-    error: type[ClientError]
-    detail: str
-    status: int = 0
-    problem: str = ""
-    retry_after: float = 0.0
-    maybe_stored: bool = False
 
 
 class Client:
@@ -270,7 +203,7 @@ class Client:
             for n, item in enumerate(items)
         ]
         results: list[Accepted | ClientError | None] = [None] * len(lines)
-        for chunk in _chunks(lines):
+        for chunk in chunks_of(lines):
             await self._send_lines(queue, key, lines, chunk, results)
         found = [r for r in results if r is not None]
         accepted = [r for r in found if isinstance(r, Accepted)]
@@ -294,16 +227,16 @@ class Client:
         while chunk:
             attempt += 1
             outcome = await self._try_batch(queue, b"".join([lines[n] for n in chunk]))
-            troubles: dict[int, _Trouble] = {}
+            troubles: dict[int, Trouble] = {}
             looked_at = len(chunk)
-            if isinstance(outcome, _Trouble):
+            if isinstance(outcome, Trouble):
                 troubles = dict.fromkeys(chunk, outcome)
                 wait = outcome.retry_after
             else:
                 said, wait = outcome
                 looked_at = len(said)
                 for n, result in zip(chunk, said, strict=False):
-                    found = _item_result(queue, result)
+                    found = item_result(queue, result)
                     if isinstance(found, Accepted):
                         results[n] = found
                     else:
@@ -333,17 +266,17 @@ class Client:
                         self._on_retry(next(iter(troubles.values())).detail)
                     await asyncio.sleep(wait)
 
-    async def _try_batch(self, queue: str, body: bytes) -> tuple[list[dict[str, Any]], float] | _Trouble:
+    async def _try_batch(self, queue: str, body: bytes) -> tuple[list[dict[str, Any]], float] | Trouble:
         """What became of each item, as far as they were looked at, and when to come again."""
 
         def read(
             response: aiohttp.ClientResponse, answer: bytes
-        ) -> tuple[list[dict[str, Any]], float] | _Trouble:
+        ) -> tuple[list[dict[str, Any]], float] | Trouble:
             results = results_of(answer)
             # One without any result would be asked for the same again for ever.
             if not results:
-                return _trouble(response, answer)
-            return results, _retry_after(response.headers.get("Retry-After"))
+                return trouble_of(response, answer)
+            return results, retry_after_of(response.headers.get("Retry-After"))
 
         return await self._post(queue, "batch", body, {"Content-Type": CONTENT_TYPE}, read)
 
@@ -352,9 +285,9 @@ class Client:
         # On top, not instead: all who were refused in the same second must not come back in the same one.
         return retry_after + self._rng.uniform(0.0, min(_CAP, _BASE * 2.0 ** min(attempt - 1, 30)))
 
-    async def _try(self, queue: str, body: bytes, headers: Mapping[str, str]) -> Accepted | _Trouble:
-        def read(response: aiohttp.ClientResponse, answer: bytes) -> Accepted | _Trouble:
-            return _accepted(answer) if response.status == 202 else _trouble(response, answer)
+    async def _try(self, queue: str, body: bytes, headers: Mapping[str, str]) -> Accepted | Trouble:
+        def read(response: aiohttp.ClientResponse, answer: bytes) -> Accepted | Trouble:
+            return accepted_of(answer) if response.status == 202 else trouble_of(response, answer)
 
         return await self._post(queue, "messages", body, headers, read)
 
@@ -364,8 +297,8 @@ class Client:
         route: str,
         body: bytes,
         headers: Mapping[str, str],
-        read: Callable[[aiohttp.ClientResponse, bytes], T | _Trouble],
-    ) -> T | _Trouble:
+        read: Callable[[aiohttp.ClientResponse, bytes], T | Trouble],
+    ) -> T | Trouble:
         session = self._session or self._open()
         url = self._urls.get((queue, route))
         if url is None:
@@ -374,20 +307,20 @@ class Client:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 return read(response, await response.read())
         except aiohttp.ClientConnectorError as error:
-            return _Trouble(Unreachable, f"no connection to {self._base}: {_said_by_the_system(error)}")
+            return Trouble(Unreachable, f"no connection to {self._base}: {_said_by_the_system(error)}")
         except aiohttp.ConnectionTimeoutError:
-            return _Trouble(Unreachable, f"no connection to {self._base} in time")
+            return Trouble(Unreachable, f"no connection to {self._base} in time")
         except aiohttp.InvalidURL as error:
             raise ValueError(f"{url!r} is not an address: {error}") from error
         except TimeoutError:
-            return _Trouble(
+            return Trouble(
                 Unreachable,
                 f"{self._base} did not answer within {self._timeout.total:g} s",
                 maybe_stored=True,
             )
-        except (aiohttp.ClientError, ConnectionError, _Unreadable) as error:
+        except (aiohttp.ClientError, ConnectionError, Unreadable) as error:
             # The request was on its way: the gateway may have stored the message and died before saying so.
-            return _Trouble(Unreachable, f"{self._base} broke off: {error or 'closed'}", maybe_stored=True)
+            return Trouble(Unreachable, f"{self._base} broke off: {error or 'closed'}", maybe_stored=True)
 
     def _open(self) -> aiohttp.ClientSession:
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else None
@@ -459,42 +392,6 @@ class SyncClient:
         self._runner.close()
 
 
-def _chunks(lines: Sequence[bytes]) -> Iterator[list[int]]:
-    """Numbers of lines that go in one request."""
-    chunk: list[int] = []
-    size = 0
-    for n, line in enumerate(lines):
-        if chunk and (len(chunk) >= _BATCH_ITEMS or size + len(line) > _BATCH_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(n)
-        size += len(line)
-    if chunk:
-        yield chunk
-
-
-def _item_result(queue: str, said: Mapping[str, Any]) -> Accepted | _Trouble:
-    status = said["status"]
-    if status in ("ok", "duplicate"):
-        return Accepted(
-            id=str(said.get("id", "")),
-            queue=queue,
-            durability=str(said.get("durability", "")),
-            duplicate=status == "duplicate",
-        )
-    problem = str(said.get("type", ""))
-    return _Trouble(
-        Busy if status == "retry" else Refused,
-        str(said.get("detail", status)),
-        problem=problem,
-        maybe_stored=problem.endswith("outcome-unknown"),
-    )
-
-
-class _Unreadable(Exception):
-    """A 202 without its promise: something between us and the gateway answered."""
-
-
 def _said_by_the_system(error: aiohttp.ClientConnectorError) -> str:
     """Connection refused, Name or service not known, …"""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -507,63 +404,3 @@ def _said_by_the_system(error: aiohttp.ClientConnectorError) -> str:
     if code is not None and code > 0 and not isinstance(error, aiohttp.ClientConnectorDNSError):
         return os.strerror(code)
     return error.os_error.strerror or str(error)
-
-
-def _accepted(answer: bytes) -> Accepted:
-    try:
-        said = orjson.loads(answer)
-        return Accepted(
-            id=said["id"],
-            queue=said["queue"],
-            durability=said["durability"],
-            duplicate=said.get("duplicate", False),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Unreadable(f"a 202 that is not a gateway's: {answer[:100]!r}") from error
-
-
-def _trouble(response: aiohttp.ClientResponse, answer: bytes) -> _Trouble:
-    status = response.status
-    problem, detail = _problem(answer, response.reason or "")
-    match status:
-        case 401 | 403:
-            error: type[ClientError] = Unauthorized
-        case 404:
-            error = QueueUnknown
-        case _ if status in _AGAIN:
-            error = Busy
-        case _:
-            error = Refused
-    return _Trouble(
-        error,
-        detail,
-        status=status,
-        problem=problem,
-        retry_after=_retry_after(response.headers.get("Retry-After")),
-        # A proxy's 502 or 504 hides what the gateway did, and so does a crash in the middle (500).
-        maybe_stored=problem.endswith("outcome-unknown") or status in {500, 502, 504},
-    )
-
-
-def _problem(answer: bytes, reason: str) -> tuple[str, str]:
-    """The type and the text of a problem document (RFC 9457), or what comes nearest."""
-    try:
-        said = orjson.loads(answer)
-        return str(said.get("type", "")), str(said.get("detail") or said.get("title") or reason)
-    except (ValueError, AttributeError):
-        return "", answer[:200].decode("utf-8", "replace").strip() or reason
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, in either of its forms; 0 when it says nothing."""
-    if not value:
-        return 0.0
-    try:
-        seconds = float(value)
-        return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
-        return 0.0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from forebay.client_answers import Accepted, Busy, Refused, Trouble
+
 CONTENT_TYPE = "application/vnd.forebay.batch+ndjson"
+
+_BATCH_ITEMS = 1_000
+_BATCH_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +68,35 @@ def results_of(answer: bytes) -> list[dict[str, Any]] | None:
     if isinstance(results, list) and all(isinstance(r, dict) and "status" in r for r in results):
         return results
     return None
+
+
+def chunks_of(lines: Sequence[bytes]) -> Iterator[list[int]]:
+    """Numbers of lines that go in one request."""
+    chunk: list[int] = []
+    size = 0
+    for n, line in enumerate(lines):
+        if chunk and (len(chunk) >= _BATCH_ITEMS or size + len(line) > _BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(n)
+        size += len(line)
+    if chunk:
+        yield chunk
+
+
+def item_result(queue: str, said: Mapping[str, Any]) -> Accepted | Trouble:
+    status = said["status"]
+    if status in ("ok", "duplicate"):
+        return Accepted(
+            id=str(said.get("id", "")),
+            queue=queue,
+            durability=str(said.get("durability", "")),
+            duplicate=status == "duplicate",
+        )
+    problem = str(said.get("type", ""))
+    return Trouble(
+        Busy if status == "retry" else Refused,
+        str(said.get("detail", status)),
+        problem=problem,
+        maybe_stored=problem.endswith("outcome-unknown"),
+    )
