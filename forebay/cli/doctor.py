@@ -85,7 +85,13 @@ def doctor(
 
 async def _examine(loaded: Loaded) -> list[Finding]:
     settings = loaded.settings
-    findings = [*_versions(), *_settings(loaded), *_api_keys(settings), *_handlers(settings)]
+    findings = [
+        *_versions(),
+        *_settings(loaded),
+        *_api_keys(settings),
+        *_certificate(settings),
+        *_handlers(settings),
+    ]
     known: set[str] = set()
     findings += _sources(settings)
     findings += await _targets(settings)
@@ -218,6 +224,20 @@ def _api_keys(settings: Settings) -> Iterator[Finding]:
         old = len(keys) - len(valid)
         expired = f", {old} expired" if old else ""
         yield Finding("api keys", "ok", f"{len(valid)} valid{expired} in {path}")
+
+
+def _certificate(settings: Settings) -> Iterator[Finding]:
+    from gateway.tls import certificate
+
+    path = settings.gateway.tls_cert
+    if path is None:
+        return
+    try:
+        certificate(settings.gateway)
+    except ForebayError as error:
+        yield Finding("tls", "fail", str(error), "correct it; with it the gateway does not start")
+    else:
+        yield Finding("tls", "ok", f"{path} and its key fit")
 
 
 async def _targets(settings: Settings) -> list[Finding]:

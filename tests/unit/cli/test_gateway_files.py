@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers.certificates import Certificates
 from tests.unit.cli.installation import Installation
 
 
@@ -52,3 +53,15 @@ def test_doctor_checks_the_file_of_api_keys(
     assert finding(site, "api keys")[0] == "warn"
     file.write_text("{")
     assert finding(site, "api keys")[0] == "fail"
+
+
+def test_doctor_checks_the_certificate(
+    site: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = Certificates(tmp_path)
+    cert, key = certificates.server
+    monkeypatch.setenv("FOREBAY_GATEWAY__TLS_CERT", str(cert))
+    monkeypatch.setenv("FOREBAY_GATEWAY__TLS_KEY", str(key))
+    assert finding(site, "tls")[0] == "ok"
+    monkeypatch.setenv("FOREBAY_GATEWAY__TLS_KEY", str(certificates.client[1]))
+    assert finding(site, "tls")[0] == "fail"

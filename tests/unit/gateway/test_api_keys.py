@@ -399,12 +399,13 @@ async def test_what_the_database_knows_is_told_to_keys_for_its_queue(keys: Keys,
     def database() -> Database:
         return Database(f"sqlite:///{tmp_path}/forebay.db")
 
-    stored, handled = delivery(queue="orders"), delivery(queue="orders")
+    stored, handled, mapped = delivery(), delivery(), delivery()
     own = database()
     migrate(own)
     MessageStore(own).write([stored])
     with own.begin() as connection:
-        claim(connection, "python:shop:handle", [handled])
+        claim(connection, "handler:orders", [handled])
+        claim(connection, "table:orders", [mapped])
     own.dispose()
     shop, web = keys.add("shop", queues=["orders"]), keys.add("web", queues=["clicks"])
     everything = keys.add("all")
@@ -414,8 +415,8 @@ async def test_what_the_database_knows_is_told_to_keys_for_its_queue(keys: Keys,
             answer = await gateway.client.get(f"/v1/messages/{found.message.id}", headers=headers)
             return str(answer.json().get("state") or problem(answer)[1])
 
-        assert await state(stored, shop) == await state(stored, everything) == "stored"
-        assert await state(stored, web) == "not-seen-yet"
-        # What is done has no queue in the database.
-        assert await state(handled, everything) == "done"
-        assert await state(handled, web) == "not-seen-yet"
+        assert [await state(stored, who) for who in (everything, shop)] == ["stored"] * 2
+        assert [await state(handled, who) for who in (everything, shop)] == ["done"] * 2
+        assert [await state(found, web) for found in (stored, handled, mapped)] == ["not-seen-yet"] * 3
+        # Of this one the database knows no queue.
+        assert [await state(mapped, who) for who in (everything, shop)] == ["done", "not-seen-yet"]
