@@ -507,6 +507,22 @@ async def test_a_client_that_leaves_leaves_nothing_behind() -> None:
         await until(lambda: gateway.registry.get_sample_value("forebay_gateway_messages_total", labels) == 2)
 
 
+async def test_a_batch_that_is_cut_off_by_a_stop_says_what_is_known_of_each_item() -> None:
+    """What is being published nobody knows; what was not sent is certainly not stored."""
+    async with running(shutdown_timeout=0.5) as gateway:
+        gateway.broker.gate.clear()
+        sending = asyncio.create_task(post(gateway, b"\n".join(b"%d" % n for n in range(2_000))))
+        await gateway.broker.began.wait()
+        gateway.stop.set()
+        answer = await sending
+
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
+        kinds = [r["type"] for r in answer.json()["results"]]
+        sent = sum(len(messages) for _, messages in gateway.broker.publishes)
+        assert kinds == ["/problems/outcome-unknown"] * sent + ["/problems/not-sent"] * (len(kinds) - sent)
+        assert len(kinds) > sent
+
+
 async def test_a_broker_that_takes_all_its_time_is_not_asked_again_and_again() -> None:
     """Two publishes run at once: they are all that a stalled broker is given of a long batch."""
     async with running(request_timeout=0.2) as gateway:
