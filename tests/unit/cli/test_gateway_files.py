@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.servers.certificates import Certificates
 from tests.unit.cli.installation import Installation
+from tests.unit.cli.processes import Running, forebay
 
 
 def finding(site: Installation, check: str) -> tuple[str, str]:
@@ -65,3 +67,37 @@ def test_doctor_checks_the_certificate(
     assert finding(site, "tls")[0] == "ok"
     monkeypatch.setenv("FOREBAY_GATEWAY__TLS_KEY", str(certificates.client[1]))
     assert finding(site, "tls")[0] == "fail"
+
+
+def test_keys_made_and_revoked_while_workers_serve_beyond_loopback(tmp_path: Path) -> None:
+    """The whole way, with real processes: refused start, first key, sending, rotation, revocation."""
+    env = {"FOREBAY_QUEUE_NAMES": "orders", "FOREBAY_BROKER__URL": "sqlite:///q.db"}
+    start = ("gateway", "--host", "0.0.0.0", "--port", "0", "--workers", "2")
+    refused = forebay(*start, cwd=tmp_path, env=env)
+    assert (refused.returncode, "forebay api-keys create" in refused.stderr) == (2, True)
+
+    env["FOREBAY_GATEWAY__KEYS_FILE"] = "keys.json"
+    missing = forebay(*start, cwd=tmp_path, env=env)
+    assert (missing.returncode, "forebay api-keys create NAME" in missing.stderr) == (2, True)
+    old = forebay("api-keys", "create", "shop", cwd=tmp_path, env=env).stdout.strip()
+    with Running(*start, cwd=tmp_path, env=env) as gateway:
+        port = gateway.until(r"http://0\.0\.0\.0:(\d+)")[1]
+
+        def send(key: str) -> int:
+            here = {"FOREBAY_URL": f"http://127.0.0.1:{port}", "FOREBAY_API_KEY": key}
+            return forebay("send", "orders", "{}", cwd=tmp_path, env=here).returncode
+
+        assert send(old) == 0
+        assert send("") == 1
+        new = forebay(
+            "api-keys", "create", "shop-2", "--tenant", "shop", cwd=tmp_path, env=env
+        ).stdout.strip()
+        for _worker in range(2):
+            gateway.until("API keys read again")
+        assert send(new) == 0
+        forebay("api-keys", "revoke", "shop", cwd=tmp_path, env=env)
+        for _worker in range(2):
+            gateway.until("API keys read again")
+        assert (send(old), send(new)) == (1, 0)
+        assert gateway.end(signal.SIGTERM) == 0
+    assert old not in gateway.output + (tmp_path / "keys.json").read_text()
