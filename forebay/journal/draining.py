@@ -27,12 +27,10 @@ from forebay.errors import (
     QueueFull,
     QueueNotFound,
 )
-from forebay.journal.journal import Journal
+from forebay.journal.journal import TOGETHER, Journal
 
 log = structlog.get_logger()
 
-TOGETHER = 1_000
-BYTES_TOGETHER = 4 * 2**20
 TIMEOUT = 5.0
 """Seconds that one publish may take: nobody waits for it."""
 PAUSE = (0.1, 5.0)
@@ -78,30 +76,36 @@ class Drain:
             BrokerError: the journal itself cannot be used.
         """
         async with self._journal.broker.subscribe(self._queue, prefetch=2 * TOGETHER) as subscription:
-            batch: list[Delivery] = []
-            while self._journal.holds(self._queue):
-                to = self._target(self._queue)
-                if to is None:
-                    return False
-                batch = batch or await self._fetch(subscription, 0)
-                following, errors = await asyncio.gather(
-                    self._fetch(subscription, len(batch)), self._publish(to, batch), return_exceptions=True
-                )
-                if isinstance(errors, BaseException):
-                    raise errors
-                if not await self._settle(subscription, batch, errors):
-                    return False
-                if isinstance(following, BaseException):
-                    raise following
-                batch = following
+            self._journal.draining.add(self._queue)
+            try:
+                return await self._hand_on(subscription)
+            finally:
+                self._journal.draining.discard(self._queue)
+
+    async def _hand_on(self, subscription: Subscription) -> bool:
+        batch: list[Delivery] = []
+        while self._journal.holds(self._queue):
+            to = self._target(self._queue)
+            if to is None:
+                return False
+            batch = batch or await self._fetch(subscription, 0)
+            following, errors = await asyncio.gather(
+                self._fetch(subscription, len(batch)), self._publish(to, batch), return_exceptions=True
+            )
+            if isinstance(errors, BaseException):
+                raise errors
+            if not await self._settle(subscription, batch, errors):
+                return False
+            if isinstance(following, BaseException):
+                raise following
+            batch = following
         return True
 
     async def _fetch(self, subscription: Subscription, in_hand: int) -> list[Delivery]:
         journal, queue = self._journal, self._queue
         if journal.holds(queue) <= in_hand:
             return []
-        most = max(1, min(TOGETHER, BYTES_TOGETHER // max(1, journal.average(queue))))
-        deliveries = await subscription.receive(most, 0.1)
+        deliveries = await subscription.receive(journal.batch(queue), 0.1)
         if not deliveries and not in_hand:
             await journal.look()  # it may hold less than it seems to
         return deliveries

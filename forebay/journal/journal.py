@@ -25,6 +25,10 @@ log = structlog.get_logger()
 Opener = Callable[[Path], AbstractAsyncContextManager[Broker]]
 """Opens an embedded queue that lends delayed messages at once (`forebay.brokers.factory.open_journal`)."""
 
+TOGETHER = 1_000
+BYTES_TOGETHER = 4 * 2**20
+"""Bounds on the messages that are handed on together."""
+
 RESCUED_TOGETHER = 200
 
 
@@ -62,6 +66,10 @@ class Journal:
         self._max_age = max_age
         self._clock = clock
         self._held: dict[str, _Held] = {}
+        self.draining: set[str] = set()
+        """Queues of which it is handing on messages at the moment."""
+        self._emptied: dict[str, asyncio.Event] = {}
+        """For those who wait until a queue is empty."""
         self._changes = 0
         """Goes up whenever something comes or goes."""
         self._oldest: tuple[float, float] | None = None
@@ -109,10 +117,11 @@ class Journal:
         held = self._held.get(queue)
         return 0 if held is None else held.messages
 
-    def average(self, queue: str) -> int:
-        """Bytes of one body of the queue, on average."""
+    def batch(self, queue: str) -> int:
+        """How many messages of the queue are handed on together."""
         held = self._held[queue]
-        return held.size // max(1, held.messages)
+        average = max(1, held.size // max(1, held.messages))
+        return max(1, min(TOGETHER, BYTES_TOGETHER // average))
 
     def before(self, queue: str, key: str | None) -> bool:
         """Whether a new message of this ordering key has to wait behind one that is here."""
@@ -248,6 +257,17 @@ class Journal:
                 held.size -= len(d.message.body)
             else:
                 self._count(held, d.message, -1)
+        if held.messages <= 0 and queue in self._emptied:
+            self._emptied.pop(queue).set()
+
+    async def emptied(self, queue: str, timeout: float) -> None:
+        """Wait until nothing of the queue is left, but not longer than that."""
+        event = self._emptied.setdefault(queue, asyncio.Event())
+        try:
+            async with asyncio.timeout(timeout):
+                await event.wait()
+        except TimeoutError:
+            pass
 
 
 @asynccontextmanager

@@ -28,6 +28,14 @@ _RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABIL
 PING_TIMEOUT = 0.5
 """Seconds that one outlet may take to answer for readiness: the next of them may be the one that is ready."""
 
+HANDOVER = 1.0
+"""
+Seconds that messages wait while a journal that is being drained has no more than two batches before them.
+
+Into the journal they would keep it from ever being empty: keys that are used all the time would never come
+back to the broker.
+"""
+
 SHARE_FULL = "the tenant's share of the journal is full (journal_share of its API keys)"
 
 
@@ -116,6 +124,9 @@ class Outlets:
         journal = self.journal if self._may_journal(queue) else None
         if journal is not None and journal.holds(queue):
             behind = [i for i in lot.left if journal.before(queue, messages[i].key)]
+            if behind and queue in journal.draining and journal.holds(queue) <= 2 * journal.batch(queue):
+                await journal.emptied(queue, min(HANDOVER, timeout / 2))
+                behind = [i for i in behind if journal.before(queue, messages[i].key)]
             if behind:
                 if journaled:
                     await self._to_journal(journal, least, queue, lot, behind, deadline)

@@ -20,6 +20,7 @@ from forebay.errors import (
     PublishUnconfirmed,
     QueueFull,
 )
+from forebay.journal.draining import Drain
 from forebay.journal.journal import Journal
 from forebay.message import Message
 from gateway.outlets.outlet import Outlet, State
@@ -160,3 +161,18 @@ async def test_one_publish_at_a_time_finds_out_whether_it_works_again(case: Case
     assert await first == ["replicated"]
     works: State = outlet.state
     assert works is State.WORKS
+
+
+async def test_at_the_end_of_a_drain_new_messages_wait_for_it_and_go_straight(case: Case) -> None:
+    """Were they journaled, too, keys that are used all the time would never come back to the broker."""
+    await case.journal.publish("orders", [message("a1", "a")], timeout=1)
+    case.broker.gate.clear()
+    drain = asyncio.create_task(Drain(case.journal, "orders", target=case.outlets.target).run_once())
+    await case.broker.began.wait()
+    publishing = asyncio.create_task(case.publish(message("a2", "a")))
+    await asyncio.sleep(0)
+    case.broker.gate.set()
+
+    assert await publishing == ["replicated"]
+    assert await drain
+    assert [m.id for m in case.broker.queues["orders"]] == ["a1", "a2"]
