@@ -101,8 +101,8 @@ def starter_file(queues: Iterable[str]) -> str:
     ]
     lines.append(f"queue_names = {toml_value(names)}" if names else '#queue_names = ["orders", "clicks"]')
     for table, rows in _tables():
-        # A table belongs to one queue, and a target is there or not.
-        if not table or "table" in table or table[0] == "forward":
+        # A table belongs to one queue; a source or a target needs more than there are defaults for.
+        if not table or "table" in table or table[0] in ("sources", "forward"):
             continue
         name = named(table, _example_name(table), "")
         if table[0] == "queues":
@@ -115,6 +115,12 @@ def starter_file(queues: Iterable[str]) -> str:
         ]
         lines += [text for path, field in rows for text in _commented(path, field)]
     lines += [
+        "",
+        "# Services whose webhooks are taken: POST /v1/sources/shop. See docs/webhooks.md.",
+        "#[sources.shop]",
+        '#scheme = "standard"',
+        '#queue = "orders"',
+        '#secrets = ["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"]',
         "",
         "# Services whose requests are kept first: POST /v1/forward/billing/... See docs/forwarding.md.",
         "#[forward.billing]",
