@@ -37,15 +37,24 @@ class Load:
     """
     Sends `rate` messages a second from a thread of its own; each until it is accepted, under one key.
 
-    What was not sent in time is not made up for: after a stall the load is as high as
-    before it. A message that one gateway cannot take is taken to the next one. With `keys` each client
-    has an ordering key of its own, and so sends the messages of a key one after the other.
+    What was not sent in time is made up for only if that was less than `catch_up` seconds ago: after a
+    stall the load is as high as before it. A message that one gateway cannot take is taken to the next
+    one. With `keys` each client has an ordering key of its own, and so sends the messages of a key one
+    after the other.
     """
 
     def __init__(
-        self, ports: Sequence[int], queue: str, record: Path, *, rate: float, keys: bool = False
+        self,
+        ports: Sequence[int],
+        queue: str,
+        record: Path,
+        *,
+        rate: float,
+        keys: bool = False,
+        catch_up: float = 0.05,
     ) -> None:
         self.rate = rate
+        self._catch_up = catch_up
         self.others: list[tuple[float, int]] = []
         """Answers that were not 202: when, by the monotonic clock, and the status; 0 where none came."""
         self.durabilities: Counter[str] = Counter()
@@ -125,7 +134,7 @@ class Load:
     async def _turn(self) -> bool:
         """Wait for the moment to send the next message; False if there is none."""
         now = time.monotonic()
-        self._due = max(self._due + 1 / self.rate, now - 0.05)
+        self._due = max(self._due + 1 / self.rate, now - self._catch_up)
         await asyncio.sleep(self._due - now)
         return not self._stopping
 

@@ -32,7 +32,7 @@ def run(site: Site, *, count: int, rate: float, seconds: float) -> Outcome:
     """`count` slow clients and `rate` good requests a second for so long."""
     site.queues = "orders"
     gateway = site.gateway()
-    load = Load([site.port], "orders", site.folder / "sent.txt", rate=rate)
+    load = Load([site.port], "orders", site.folder / "sent.txt", rate=rate, catch_up=seconds)
     before = resident(gateway.pid)
     with SlowClients(site.port, count) as slow:
         load.start()
