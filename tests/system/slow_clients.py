@@ -1,9 +1,9 @@
 """
 Clients that send one byte a second, a program of its own: `python -m tests.system.slow_clients PORT COUNT`.
 
-A third of them never finish their headers, a third never a body of a known length, a third never one in
-chunks. Who is answered or closed comes back at once. Says "all there" when all are connected; at the end
-of standard input it prints what happened, as JSON.
+A quarter of them never finish their headers, a quarter never a body of a known length, a quarter never
+one in chunks, a quarter never a batch. Who is answered or closed comes back at once. Says "all there"
+when all are connected; at the end of standard input it prints what happened, as JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ BEGINNINGS = (
     HEAD + b"X-Slow: ",
     HEAD + b"Content-Length: 800000\r\n\r\n",
     HEAD + b"Transfer-Encoding: chunked\r\n\r\nc3500\r\n",
+    HEAD.replace(b"messages", b"batch")
+    + b"Content-Type: application/x-ndjson\r\nContent-Length: 800000\r\n\r\n1\n2\n",
 )
 
 
