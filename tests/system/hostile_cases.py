@@ -475,6 +475,24 @@ def in_pieces(rng: random.Random) -> Case:
     return Case(f"{case.kind} in pieces", pieces)
 
 
+def elsewhere(rng: random.Random) -> Case:
+    """Another broken one, at another address."""
+    makers = (content_length, two_lengths, length_and_chunks, transfer_encoding, hidden_encoding, old_chunks)
+    makers += (chunk_framing, header_syntax, line_ends, oversized, bomb, truncated)
+    case = rng.choice(makers)(rng)
+    address = rng.choice(
+        (
+            b"/v1/queues/orders/batch",
+            b"/v1/sources/shop",
+            b"/v1/forward/billing/invoices",
+            b"/v1/messages/0198f3c2-0000-7000-8000-000000000000",
+            b"/livez",
+        )
+    )
+    pieces = [piece.replace(TARGET.encode(), address) for piece in case.pieces]
+    return Case(f"{case.kind} elsewhere", pieces, end=case.end)
+
+
 def slow(rng: random.Random) -> Case:
     """Never ends, and is not in a hurry."""
     whole = (head("Content-Length: 800000"), head("Transfer-Encoding: chunked"))
@@ -508,6 +526,7 @@ KINDS: list[tuple[Callable[[random.Random], Case], int]] = [
     (batch, 8),
     (pipelined, 8),
     (in_pieces, 4),
+    (elsewhere, 12),
 ]
 """With how many of each there are; `slow` ones are sent beside them."""
 
