@@ -477,9 +477,9 @@ def in_pieces(rng: random.Random) -> Case:
 
 def elsewhere(rng: random.Random) -> Case:
     """Another broken one, at another address."""
-    makers = (content_length, two_lengths, length_and_chunks, transfer_encoding, hidden_encoding, old_chunks)
-    makers += (chunk_framing, header_syntax, line_ends, oversized, bomb, truncated)
-    case = rng.choice(makers)(rng)
+    framing = (content_length, two_lengths, length_and_chunks, transfer_encoding, hidden_encoding, old_chunks)
+    rest = (chunk_framing, header_syntax, line_ends, oversized, bomb, truncated)
+    case = rng.choice(framing + rest)(rng)
     address = rng.choice(
         (
             b"/v1/queues/orders/batch",
