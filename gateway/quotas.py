@@ -20,9 +20,7 @@ BYTES = b"bytes"
 FRESH = 0.01
 NEAR = 0.01
 """
-Seconds, and share of a quota, within which what a caller was told is told again.
-
-Writing it out anew for each of thousands of messages per second would cost more than counting them.
+Seconds, and share of a quota, within which what a caller was told is not told again.
 """
 
 
@@ -65,7 +63,7 @@ class Quota:
     may start while the bytes are not in debt, and a long body is paid off afterwards.
     """
 
-    __slots__ = ("_bytes", "_clock", "_messages", "_policy", "_told", "_told_at", "_told_levels")
+    __slots__ = ("_bytes", "_clock", "_messages", "_policy", "_told_at", "_told_levels")
 
     def __init__(
         self,
@@ -79,8 +77,7 @@ class Quota:
         self._messages: Bucket | None = None
         self._bytes: Bucket | None = None
         self._policy: tuple[bytes, bytes] | None = None
-        self._told: list[tuple[bytes, bytes]] = []
-        self._told_at = 0.0
+        self._told_at = -math.inf
         self._told_levels = (0.0, 0.0)
         self.limit(rate=rate, burst=burst, bytes_per_second=bytes_per_second)
 
@@ -96,7 +93,7 @@ class Quota:
         if self._bytes is not None:
             policies.append(_policy(BYTES, self._bytes) + b';qu="content-bytes"')
         self._policy = (b"ratelimit-policy", b", ".join(policies)) if policies else None
-        self._told = []
+        self._told_at = -math.inf
 
     def take(self, messages: int) -> bool:
         """Take so many messages, or none. Charge their bytes as they come."""
@@ -159,11 +156,16 @@ class Quota:
     # ---- what the caller is told
 
     def telling(self, send: Send) -> Send:
-        """`send`, with the state of this quota among each answer's headers."""
+        """
+        `send`, with the state of this quota among an answer's headers.
+
+        On every 429, and else where it is news: to a key that sends thousands of messages per
+        second, the headers on each answer would cost more than counting them.
+        """
 
         # Not a coroutine: one more of them for each piece of each answer would be felt.
         def told(event: Message) -> Awaitable[None]:
-            if event["type"] == "http.response.start":
+            if event["type"] == "http.response.start" and (event["status"] == 429 or self._is_news()):
                 event["headers"] = [*event["headers"], *self.headers()]
             return send(event)
 
@@ -175,23 +177,9 @@ class Quota:
 
         Structured fields (RFC 9651): a list of items, one per quota, with its size (q),
         unit (qu) and window (w), and what remains of it now (r) and when it is whole
-        again (t, seconds). They may be a few milliseconds old, or wrong by a hundredth.
+        again (t, seconds).
         """
-        now = self._clock()
-        messages, size = self._messages, self._bytes
-        before_messages, before_size = self._told_levels
-        if (
-            not self._told
-            or now - self._told_at > FRESH
-            or (messages is not None and abs(before_messages - messages.level) > messages.capacity * NEAR)
-            or (size is not None and abs(before_size - size.level) > size.capacity * NEAR)
-        ):
-            self._tell(now)
-        return self._told
-
-    def _tell(self, now: float) -> None:
-        self._fill()
-        self._told_at = now
+        self._told_at = self._fill()
         states = []
         if self._messages is not None:
             states.append(_state(MESSAGES, self._messages))
@@ -201,7 +189,17 @@ class Quota:
             0.0 if self._messages is None else self._messages.level,
             0.0 if self._bytes is None else self._bytes.level,
         )
-        self._told = [] if self._policy is None else [self._policy, (b"ratelimit", b", ".join(states))]
+        return [] if self._policy is None else [self._policy, (b"ratelimit", b", ".join(states))]
+
+    def _is_news(self) -> bool:
+        """Whether what was told last is old, or far from what is so now."""
+        messages, size = self._messages, self._bytes
+        told_messages, told_size = self._told_levels
+        return (
+            self._clock() - self._told_at > FRESH
+            or (messages is not None and abs(told_messages - messages.level) > messages.capacity * NEAR)
+            or (size is not None and abs(told_size - size.level) > size.capacity * NEAR)
+        )
 
 
 def _bucket(before: Bucket | None, rate: float | None, capacity: float, now: float) -> Bucket | None:
