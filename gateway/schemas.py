@@ -8,6 +8,7 @@ breaks, and never the value: what producers send stays out of answers and logs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -66,14 +67,15 @@ class Schema:
             document = orjson.loads(body)
         except orjson.JSONDecodeError:
             return _mismatch([("", "the body is not JSON")])
-        if self._validator.is_valid(document):
-            return None
-        found = []
-        for error in self._validator.iter_errors(document):
-            found.append((_pointer(error.instance_path), _broken(error)))
-            if len(found) == MAX_ERRORS:
-                break
-        return _mismatch(found)
+        try:
+            return None if self._validator.is_valid(document) else _mismatch(self._found(document))
+        except ValueError:
+            # Some keywords (const, enum, uniqueItems) follow a value only so deep.
+            return _mismatch([("", "the body is nested too deeply")])
+
+    def _found(self, document: object) -> list[tuple[str, str]]:
+        errors = islice(self._validator.iter_errors(document), MAX_ERRORS)
+        return [(_pointer(error.instance_path), _broken(error)) for error in errors]
 
 
 def _beside(folder: Path) -> Any:

@@ -194,11 +194,8 @@ class Intake:
         if course.stopped is None:
             sent = self._allowed(items)
             size_sent = size if sent == len(items) else _size(items[:sent])
-            chunk = self._maker.chunk(first, items[:sent], size_sent)
-            if course.failed_keys:
-                chunk.withhold(course.failed_keys, course.results.failed(NOT_SENT, BEHIND))
-            course.results.add(chunk.span)
-            self._lane.start(course, chunk)
+            if sent:
+                self._start(first, items[:sent], size_sent)
             if sent == len(items):
                 return
             first, items, size = first + sent, items[sent:], size - size_sent
@@ -206,6 +203,14 @@ class Intake:
         code = course.results.failed(*course.stopped)
         course.results.add(Span(first, NO_ID * len(items), bytearray((code,)) * len(items)))
         self._ingest.give_back(size, self._caller)
+
+    def _start(self, first: int, items: list[Item], size: int) -> None:
+        course = self._course
+        chunk = self._maker.chunk(first, items, size)
+        if course.failed_keys:
+            chunk.withhold(course.failed_keys, course.results.failed(NOT_SENT, BEHIND))
+        course.results.add(chunk.span)
+        self._lane.start(course, chunk)
 
     def _allowed(self, items: list[Item]) -> int:
         """How many of these may be sent; if not all, none behind them may, or the order would be lost."""

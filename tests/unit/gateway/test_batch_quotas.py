@@ -37,6 +37,17 @@ async def test_items_beyond_the_rate_are_to_be_sent_again_and_none_is_let_past_t
         assert (second.status_code, second.json()["type"]) == (429, "/problems/quota-exceeded")
 
 
+async def test_a_rate_may_be_used_up_between_two_publishes(tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
+    shop = keys.add("shop", rate=0.001, burst=500)
+    async with running(keys_file=keys.path) as gateway:
+        answer = await post(gateway, lines(1_000), shop)
+
+        assert answer.status_code == 207
+        assert [r["status"] for r in answer.json()["results"]] == ["ok"] * 500 + ["retry"] * 500
+        assert len(gateway.broker.messages) == 500
+
+
 async def test_a_key_that_may_not_use_the_queue_sends_nothing(tmp_path: Path) -> None:
     keys = Keys(tmp_path)
     shop = keys.add("shop", queues=["clicks"])

@@ -60,6 +60,24 @@ async def test_what_is_not_json_does_not_fit(tmp_path: Path, body: bytes) -> Non
         assert answer.json()["errors"] == [{"pointer": "", "broken": "the body is not JSON"}]
 
 
+async def test_a_body_nested_too_deeply_does_not_fit_and_holds_no_place(tmp_path: Path) -> None:
+    nest = b"[" * 900 + b"]" * 900
+    deep = b"[" + nest + b"," + nest + b"]"
+    unique = schema(tmp_path, {"uniqueItems": True})
+    async with running(schemas={"orders": unique}, max_in_flight=1) as gateway:
+        answers = [await gateway.post(deep) for _ in range(3)]
+        batch = await gateway.client.post(
+            "/v1/queues/orders/batch",
+            content=b"1\n" + deep,
+            headers={"Content-Type": "application/x-ndjson"},
+        )
+
+        assert [a.status_code for a in answers] == [422] * 3
+        assert answers[0].json()["errors"] == [{"pointer": "", "broken": "the body is nested too deeply"}]
+        assert [r["status"] for r in batch.json()["results"]] == ["ok", "rejected"]
+        assert (await gateway.post(b"2")).status_code == 202
+
+
 async def test_a_refused_body_leaves_its_idempotency_key_free(tmp_path: Path) -> None:
     async with running(schemas={"orders": schema(tmp_path)}) as gateway:
         key = {"Idempotency-Key": "order-1"}
