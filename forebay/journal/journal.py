@@ -76,6 +76,8 @@ class Journal:
         """The age of the oldest message, in seconds, and when it was that."""
         self.set_aside = 0
         """Messages that the broker refused for good; they stay here."""
+        self.unsure = False
+        """It may hold something that it does not know of; `look` finds out."""
         self._changing = 0
 
     @classmethod
@@ -147,14 +149,19 @@ class Journal:
             BrokerUnavailable
         """
         ages = []
+        sure = True
         for queue in list(self._held):
             before = self._changes
             depth = await self.broker.depth(queue)
             ages.append(depth.oldest_age)
             there = sum(n or 0 for n in (depth.waiting, depth.scheduled, depth.in_hand))
             # While something comes or goes the two need not agree.
-            if not self._changing and self._changes == before and there != self.holds(queue):
+            if self._changing or self._changes != before:
+                sure = False
+            elif there != self.holds(queue):
                 self._held[queue] = _Held(there, depth.bytes or 0, inherited=there)
+        if sure:
+            self.unsure = False
         known = [age for age in ages if age is not None]
         self._oldest = (max(known), self._clock()) if known else None
 
@@ -202,6 +209,7 @@ class Journal:
                 # What is not confirmed may be there all the same; `look` finds it.
                 if index >= len(stored) or not stored[index].ok:
                     self._count(held, m, -1)
+                    self.unsure = True
         results = [self._result(r) for r in stored]
         if len(taken) < len(messages):
             why = JournalFull(self.no_room() or f"{self.name} has no room for so many bytes")

@@ -132,7 +132,7 @@ class Keeper:
         if journal is None:
             await self._open_own()
             return
-        if journal.messages:
+        if journal.messages or journal.unsure:
             await journal.look()
         for queue in journal.queues:
             task = self._drains.get(queue)

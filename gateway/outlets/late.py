@@ -89,6 +89,11 @@ class LateBroker:
                 self._reason = str(error)
                 say("a broker cannot be opened, trying again", outlet=self._name, reason=self._reason)
                 self._attempted.set()
+            except Exception as error:
+                # A bug of a driver; it must not keep the broker away until the gateway is restarted.
+                log.exception("opening a broker failed unexpectedly, trying again", outlet=self._name)
+                self._reason = f"opening it failed unexpectedly ({type(error).__name__})"
+                self._attempted.set()
             try:
                 async with asyncio.timeout(wait * random.uniform(0.5, 1.0)):
                     await self._closing.wait()

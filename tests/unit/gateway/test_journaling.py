@@ -122,6 +122,23 @@ async def test_it_starts_without_its_broker(tmp_path: Path) -> None:
         await until(lambda: bodies(broker) == [b"1"], timeout=20)
 
 
+async def test_a_driver_that_fails_unexpectedly_is_opened_again(tmp_path: Path) -> None:
+    broker = ScriptedBroker()
+    failures = [RuntimeError("a bug of a driver")]
+
+    @asynccontextmanager
+    async def opener() -> AsyncIterator[Broker]:
+        if failures:
+            raise failures.pop()
+        yield broker
+
+    async with running(
+        broker, broker_opener=opener, elsewhere=elsewhere(), journal=tmp_path, broker_budget=0.2
+    ) as gateway:
+        assert (await gateway.post(b"1")).status_code == 202
+        await until(lambda: bodies(broker) == [b"1"], timeout=20)
+
+
 async def test_what_is_left_in_the_journal_is_drained_by_the_next_gateway(tmp_path: Path) -> None:
     broker = Away()
     async with journaling(broker, tmp_path) as gateway:
@@ -180,6 +197,33 @@ async def test_an_unconfirmed_message_is_journaled_under_the_same_id(tmp_path: P
         assert answer["durability"] == "journaled"
         await until(lambda: len(broker.messages) == 1)
     assert broker.messages[0].id == answer["id"]
+
+
+async def test_what_the_journal_stored_without_knowing_is_handed_on_all_the_same(tmp_path: Path) -> None:
+    """A commit of which the disk said that it failed; nothing else comes, through which it would be seen."""
+    unsure: list[bytes] = []
+
+    @asynccontextmanager
+    async def opener(path: Path) -> AsyncIterator[Broker]:
+        async with open_journal(path, NO_LIMIT, max_body_bytes=900_000) as opened:
+            inner = opened.publish
+
+            async def publish(queue: str, messages: Any, *, timeout: float) -> list[PublishResult]:
+                results = await inner(queue, messages, timeout=timeout)
+                unsure.extend(m.body for m in messages)
+                return [PublishResult(message_id=r.message_id, error=PublishUnconfirmed("?")) for r in results]
+
+            opened.publish = publish  # type: ignore[method-assign]
+            yield opened
+
+    broker = Away()
+    async with journaling(broker, tmp_path, other=elsewhere(open_journal=opener)) as gateway:
+        broker.go()
+        answer = await gateway.post(b"1")
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/outcome-unknown")
+        assert unsure == [b"1"]
+        broker.come_back()
+        await until(lambda: bodies(broker) == [b"1"], timeout=20)
 
 
 async def test_a_full_journal_says_so(tmp_path: Path) -> None:
