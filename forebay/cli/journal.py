@@ -219,9 +219,8 @@ def _row(one: Status) -> list[object]:
 async def _check(
     settings: Settings, directory: Path, dry_run: bool
 ) -> list[tuple[JournalFile, dict[str, object]]]:
-    from forebay.brokers.factory import damage
     from forebay.journal.files import journal_files
-    from forebay.journal.journal import repair
+    from forebay.journal.journal import repair, trouble
     from forebay.wiring import journal_opener
 
     found: list[tuple[JournalFile, dict[str, object]]] = []
@@ -231,7 +230,7 @@ async def _check(
             found.append((file, _found("in use")))
             continue
         try:
-            finding = await asyncio.to_thread(partial(damage, file.path, in_full=True))
+            finding = await asyncio.to_thread(partial(trouble, file, in_full=True))
             if finding is None:
                 found.append((file, _found("sound")))
             elif dry_run:

@@ -4,6 +4,8 @@ The files of a journal's directory, and who may use them.
     journal-1.db  -wal  -shm  .run/     an embedded queue (forebay/brokers/sqlite)
     journal-1.lock                      held by the process whose journal it is, as long as that lives
     damaged/                            what was set aside because it could not be read in full
+    journal-1.repairing                 there until what could be read of that is back in a new file;
+                                        holds the name under which it was set aside
 
 A process takes the lowest number that is free: after a restart that is its old one, and its
 messages are still in front of the new ones.
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from forebay.errors import BrokerUnavailable, SettingsError
 
-_NAME = re.compile(r"journal-([1-9][0-9]*)\.(?:db|lock)")
+_NAME = re.compile(r"journal-([1-9][0-9]*)\.(?:db|repairing)")
 MOST = 1_000
 """More files than any host has gateways: then something else is wrong."""
 
@@ -45,6 +47,10 @@ class JournalFile:
     @property
     def lock(self) -> Path:
         return self.directory / f"journal-{self.number}.lock"
+
+    @property
+    def repairing(self) -> Path:
+        return self.directory / f"journal-{self.number}.repairing"
 
     def owned(self) -> bool:
         """Whether a living process has it."""
@@ -87,14 +93,26 @@ class Claim:
             os.close(fd)
 
     def set_aside(self) -> Path:
-        """Move the file, as it is, out of the way; return where to."""
+        """
+        Move the file, as it is, out of the way; return where to.
+
+        After a repair that was broken off, what is in its place is the beginning of a new file, and thrown
+        away. Until `repaired`, this is to be done again by whoever opens the file next.
+
+        Raises:
+            OSError
+        """
         damaged = self.file.directory / "damaged"
         damaged.mkdir(mode=0o700, exist_ok=True)
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        for count in range(MOST):
-            to = damaged / f"{self.file.path.stem}-{stamp}{f'-{count}' if count else ''}.db"
-            if not to.exists():
-                break
+        repairing = self.file.repairing
+        if repairing.exists():
+            to = damaged / repairing.read_text()
+        else:
+            to = self._free_name(damaged)
+            _write(repairing, to.name)
+        if to.exists():
+            self._delete()
+            return to
         # The log first: without it the file is older, with a log of another file it is wrong.
         for suffix in ("-wal", "-shm", ""):
             part = Path(f"{self.file.path}{suffix}")
@@ -103,11 +121,52 @@ class Claim:
         shutil.rmtree(f"{self.file.path}.run", ignore_errors=True)
         return to
 
+    def repaired(self) -> None:
+        """
+        What was set aside need not be looked at again.
+
+        Raises:
+            OSError
+        """
+        self.file.repairing.unlink(missing_ok=True)
+        # Were it back after a power failure, what the new file has taken meanwhile would be thrown away.
+        _sync(self.file.directory)
+
+    def _free_name(self, damaged: Path) -> Path:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        names = (
+            damaged / f"{self.file.path.stem}-{stamp}{f'-{count}' if count else ''}.db"
+            for count in range(MOST)
+        )
+        return next(name for name in names if not name.exists())
+
     def remove(self) -> None:
         """Delete the file, which is closed and holds nothing any more."""
+        self._delete()
+
+    def _delete(self) -> None:
         for suffix in ("", "-wal", "-shm"):
             Path(f"{self.file.path}{suffix}").unlink(missing_ok=True)
         shutil.rmtree(f"{self.file.path}.run", ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """A small file, as a whole and for good or not at all."""
+    draft = path.with_name(f"{path.name}.new")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def journal_files(directory: Path) -> list[JournalFile]:
@@ -118,7 +177,7 @@ def journal_files(directory: Path) -> list[JournalFile]:
         return []
     except OSError as error:
         raise unusable(directory, error) from error
-    numbers = {int(m[1]) for name in names if name.endswith(".db") and (m := _NAME.fullmatch(name))}
+    numbers = {int(m[1]) for name in names if (m := _NAME.fullmatch(name))}
     return [JournalFile(directory, number) for number in sorted(numbers)]
 
 

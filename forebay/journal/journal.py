@@ -17,7 +17,7 @@ from forebay.brokers.api import Broker, Delivery, PublishResult
 from forebay.brokers.factory import damage, rescue
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
 from forebay.errors import BrokerUnavailable, JournalFull, PublishError, QueueFull
-from forebay.journal.files import Claim
+from forebay.journal.files import Claim, JournalFile
 from forebay.message import Message
 
 log = structlog.get_logger()
@@ -288,11 +288,23 @@ async def open_journal(
     Raises:
         SettingsError, BrokerUnavailable: on entering the context.
     """
-    finding = await asyncio.to_thread(partial(damage, claim.file.path, in_full=False))
+    finding = await asyncio.to_thread(partial(trouble, claim.file, in_full=False))
     if finding is not None:
         await repair(claim, opener, finding)
     async with opener(claim.file.path) as broker:
         yield await Journal.of(broker, name=claim.file.name, max_bytes=max_bytes, max_age=max_age)
+
+
+def trouble(file: JournalFile, *, in_full: bool) -> str | None:
+    """
+    Why a file that nobody else uses needs a repair; None if it needs none.
+
+    Raises:
+        BrokerUnavailable: it cannot be read now.
+    """
+    if file.repairing.exists():
+        return "its repair was broken off"
+    return damage(file.path, in_full=in_full)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,9 +326,12 @@ async def repair(claim: Claim, opener: Opener, finding: str) -> Repaired:
     Set a damaged file aside, and put what can be read of it into a new one in its place.
 
     Raises:
-        BrokerUnavailable: the new file cannot be written; the damaged one is set aside all the same.
+        BrokerUnavailable: the new file cannot be written now; it is begun anew when the journal is opened.
     """
-    aside = claim.set_aside()
+    try:
+        aside = claim.set_aside()
+    except OSError as error:
+        raise BrokerUnavailable(f"cannot set {claim.file.path} aside: {error.strerror}") from error
     log.error(
         "a journal is damaged and was set aside", journal=claim.file.name, finding=finding, to=str(aside)
     )
@@ -348,6 +363,10 @@ async def repair(claim: Claim, opener: Opener, finding: str) -> Repaired:
                 batch_of = name
             batch.append(message)
         rescued += await store()
+    try:
+        claim.repaired()
+    except OSError as error:
+        raise BrokerUnavailable(f"cannot write to {claim.file.directory}: {error.strerror}") from error
     outcome = Repaired(
         finding=finding,
         set_aside=aside,
