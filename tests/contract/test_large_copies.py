@@ -100,9 +100,16 @@ async def test_rabbitmq_moves_what_we_cannot_copy_to_the_dead_letters_itself(
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    with kafka_running(tmp_path_factory, 1) as servers, servers.shared_with_others():
+def running_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with kafka_running(tmp_path_factory, 1) as servers:
         yield servers
+
+
+@pytest.fixture
+def servers(running_servers: KafkaCluster) -> Iterator[KafkaCluster]:
+    """Nobody stops them during one test; no longer, since others wait to have them alone."""
+    with running_servers.shared_with_others():
+        yield running_servers
 
 
 @pytest.fixture

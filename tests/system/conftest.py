@@ -28,24 +28,36 @@ def site(tmp_path: Path, postgres_url: str) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
-    with rabbitmq_servers.running(tmp_path_factory, 1) as cluster, cluster.shared_with_others():
+def rabbitmq_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
+    with rabbitmq_servers.running(tmp_path_factory, 1) as cluster:
         yield cluster
 
 
+@pytest.fixture
+def rabbitmq(rabbitmq_cluster: RabbitMQCluster) -> Iterator[RabbitMQCluster]:
+    """A RabbitMQ that nobody stops during this test; no longer, since others wait to have it alone."""
+    with rabbitmq_cluster.shared_with_others():
+        yield rabbitmq_cluster
+
+
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+def kafka_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
     try:
         find_java(), find_jars()
     except KafkaNotInstalled as missing:
         missing_server(str(missing))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        cluster = shared(tmp_path_factory.getbasetemp().parent, os.getppid(), 1)
-        with cluster.shared_with_others():
-            yield cluster
+        yield shared(tmp_path_factory.getbasetemp().parent, os.getppid(), 1)
     else:
         with Kafka() as server:
             yield server
+
+
+@pytest.fixture
+def kafka(kafka_cluster: KafkaCluster) -> Iterator[KafkaCluster]:
+    """A Kafka that nobody stops during this test."""
+    with kafka_cluster.shared_with_others():
+        yield kafka_cluster
 
 
 @pytest.fixture(params=["sqlite", "rabbitmq", "kafka"])
