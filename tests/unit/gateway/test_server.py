@@ -216,8 +216,12 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Workers]]:
             workers.end()
 
 
+PATIENCE = 30
+"""Seconds that workers may take to start beside everything else on a busy machine."""
+
+
 def accepted(url: str) -> float:
-    text = httpx2.get(f"{url}/metrics").text
+    text = httpx2.get(f"{url}/metrics", timeout=PATIENCE).text
     found = re.search(r'messages_total\{outcome="accepted",queue="orders"\} ([0-9.]+)', text)
     return float(found[1]) if found else 0.0
 
@@ -228,7 +232,12 @@ def test_workers_share_the_port_are_replaced_when_they_die_and_drain_on_sigterm(
     workers = start("make")
     for _ in range(20):
         # A fresh connection each time, so that both workers get some.
-        assert httpx2.post(f"{workers.url}/v1/queues/orders/messages", content=b"{}").status_code == 202
+        assert (
+            httpx2.post(
+                f"{workers.url}/v1/queues/orders/messages", content=b"{}", timeout=PATIENCE
+            ).status_code
+            == 202
+        )
     before = workers.children()
     assert len(before) == 2
     assert accepted(workers.url) == 20
@@ -239,7 +248,10 @@ def test_workers_share_the_port_are_replaced_when_they_die_and_drain_on_sigterm(
     while len(workers.children() - {victim}) != 2 or victim in workers.children():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert httpx2.post(f"{workers.url}/v1/queues/orders/messages", content=b"{}").status_code == 202
+    assert (
+        httpx2.post(f"{workers.url}/v1/queues/orders/messages", content=b"{}", timeout=PATIENCE).status_code
+        == 202
+    )
     assert accepted(workers.url) == 21
 
     workers.process.send_signal(signal.SIGTERM)
@@ -252,7 +264,7 @@ def test_draining_workers_refuse_connections_that_nobody_will_serve(
 ) -> None:
     """Rather than let them wait in the queue of a socket that only the supervisor still has open."""
     workers = start("make")
-    assert httpx2.get(f"{workers.url}/livez").status_code == 200
+    assert httpx2.get(f"{workers.url}/livez", timeout=PATIENCE).status_code == 200
     port = int(workers.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as slow:
         slow.sendall(b"POST /v1/queues/orders/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
@@ -292,14 +304,14 @@ def test_a_worker_that_cannot_start_stops_them_all_with_its_code(start: Callable
 
 def test_workers_end_with_their_supervisor(start: Callable[[str], Workers]) -> None:
     workers = start("make")
-    assert httpx2.get(f"{workers.url}/livez").status_code == 200
+    assert httpx2.get(f"{workers.url}/livez", timeout=PATIENCE).status_code == 200
     workers.process.kill()
     workers.end()
 
     deadline = time.monotonic() + 15
     while True:
         try:
-            httpx2.get(f"{workers.url}/livez")
+            httpx2.get(f"{workers.url}/livez", timeout=PATIENCE)
         except httpx2.TransportError:
             break
         assert time.monotonic() < deadline
