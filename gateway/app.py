@@ -171,7 +171,10 @@ def create_app(
                 )
                 opened = publisher.outlets[0].broker
                 health = Health(
-                    partial(publisher.ping, settings.min_durability), more=partial(checks, publisher)
+                    partial(publisher.ping, settings.min_durability),
+                    # By whatever outlet: those of the broker and the journal are `more`.
+                    name="publishing",
+                    more=partial(checks, publisher),
                 )
             ingest = Ingest(publisher, settings, metrics=metrics, health=health, schemas=schemas)
             keyring = Keyring(settings)

@@ -36,10 +36,13 @@ class Health:
         self,
         ping: Callable[[], Awaitable[None]],
         *,
+        name: str = "broker",
         more: Callable[[], list[Check]] = list,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ping = ping
+        self._name = name
+        """What the publishes and pings speak for."""
         self._more = more
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -73,18 +76,18 @@ class Health:
     async def _broker(self) -> Check:
         now = self._clock()
         if self._published_at is not None and self._failed_at is None and now - self._published_at < RECENT:
-            return Check(name="broker", ok=True, detail="a publish succeeded", age=now - self._published_at)
+            return Check(name=self._name, ok=True, detail="a publish succeeded", age=now - self._published_at)
         async with self._lock:
             if self._stale():
                 await self._probe()
         now = self._clock()
         pinged_at = self._pinged_at if self._pinged_at is not None else now
         if self._ping_error is None:
-            return Check(name="broker", ok=True, detail="answers a ping", age=now - pinged_at)
+            return Check(name=self._name, ok=True, detail="answers a ping", age=now - pinged_at)
         detail = self._ping_error
         if self._failed_at is not None:
             detail += f"; the last publish failed {now - self._failed_at:.1f} s ago: {self._failure}"
-        return Check(name="broker", ok=False, detail=detail, age=now - pinged_at)
+        return Check(name=self._name, ok=False, detail=detail, age=now - pinged_at)
 
     def _stale(self) -> bool:
         if self._pinged_at is None or self._clock() - self._pinged_at >= 1.0:

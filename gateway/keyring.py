@@ -83,7 +83,10 @@ class Keyring:
                 caller = self._remembered.get(value)
                 if caller is None or caller.expires_at is not None:
                     caller = self._look_up(value)
-                return self._refusal("invalid_token") if caller is None else caller
+                if caller is None:
+                    bearer = value[:7].lower() == b"bearer "
+                    return self._refusal("invalid_token" if bearer else None)
+                return caller
         return self._refusal(None)
 
     async def watch(self) -> None:

@@ -282,8 +282,9 @@ DURABILITY_UNAVAILABLE = Kind(
     name="durability-unavailable",
     status=503,
     title="The durability asked for cannot be reached",
-    advice="The member “durability” is what the queue reaches now. Ask for less with the Prefer header,"
-    " or repair the broker. When the answer has an “id”, the message is stored, only less safely.",
+    advice="Send it again after Retry-After, ask for less with the Prefer header, or repair the broker. When"
+    " the answer has an “id”, the message is stored, only less safely: the member “durability” says how."
+    " Without an “id” nothing was stored.",
     retryable=True,
 )
 STATUS_UNAVAILABLE = Kind(
@@ -341,6 +342,9 @@ def broker_problem(
     kind, detail = broker_error(error, queue)
     if isinstance(error, errors.MessageTooLarge):
         return problem(kind, detail, limit=error.limit, id=message_id)
+    if kind is DURABILITY_UNAVAILABLE:
+        # An id would say that the message is stored.
+        return problem(kind, detail, queue=queue)
     return problem(kind, detail, id=message_id, queue=queue)
 
 
@@ -349,6 +353,11 @@ def broker_error(error: errors.BrokerError, queue: str | None) -> tuple[Kind, st
     kind = kind_of(error)
     if isinstance(error, errors.MessageTooLarge):
         return kind, str(error)
+    if kind is DURABILITY_UNAVAILABLE:
+        return kind, (
+            "What can take the message now is less safe than it asks for. Nothing was stored: send it again"
+            " after Retry-After, or ask for less with the Prefer header."
+        )
     detail = kind.title if queue is None else f"{kind.title}: {queue!r}"
     return kind, f"{detail}. {kind.advice}"
 

@@ -47,7 +47,7 @@ def explain(
     if as_json:
         emit_json({
             "queue": queue,
-            "settings": of_queue.model_dump(mode="json"),
+            "settings": of_queue.model_dump(mode="json", by_alias=True),
             "retry_schedule": [asdict(step) for step in steps],
             "longest_life": steps[-1].latest if steps else 0.0,
         })  # fmt: skip
@@ -109,6 +109,7 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
     if q.handler is not None and "batch_size" not in q.model_fields_set:
         at_once = f"{ONE_BY_ONE} (or {q.batch_size}, if the handler takes lists)"
     return [
+        *_checked(q),
         f"Messages of {queue!r} {where}.",
         f"Up to {at_once} are taken at once; a lone one waits {duration(q.max_wait)} for company."
         f" {q.concurrency} batch{'es' if q.concurrency > 1 else ''} at a time in each process. {order}",
@@ -127,6 +128,12 @@ def _words(queue: str, q: QueueSettings, *, lease: float) -> list[str]:
         *_budget(queue, q.dead_letter_budget),
         f"Dead letters rest in {queue}.dead and are archived in the table `dead_letters`.",
     ]
+
+
+def _checked(q: QueueSettings) -> list[str]:
+    if q.schema_.file is None or q.schema_.mode == "off":
+        return []
+    return [f"A body that does not fit {q.schema_.file} is answered 422, and not stored."]
 
 
 def _forwarded(name: str, target: TargetSettings) -> list[str]:

@@ -106,6 +106,7 @@ def drain(
     broker_url: BrokerUrlOption = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """
     Publish what is in journals without a gateway to the broker.
@@ -113,6 +114,7 @@ def drain(
     Examples:
       forebay journal drain --dry-run
       forebay journal drain --broker-url amqp://user@host/vhost
+      forebay journal drain --json
 
     In order, each message confirmed before it is let go; interrupted, it goes on where it was.
     Messages that the broker refuses for good are set aside in the journal. Exit code 8 if
@@ -127,13 +129,19 @@ def drain(
             note(f"{one.file.name}: its gateway is alive and drains its {one.messages} messages by itself")
     waiting = [one for one in found if not one.owned and (one.messages or one.trouble)]
     total = sum(one.messages or 0 for one in waiting)
-    if dry_run or not waiting:
-        emit(
-            f"{total} messages in {len(waiting)} journals would be published" if dry_run else "nothing to do"
-        )
+    if dry_run:
+        if as_json:
+            emit_json({"published": 0, "set_aside": 0, "left": total})
+        else:
+            emit(f"{total} messages in {len(waiting)} journals would be published")
         return
-    moved, left, aside = run(_drain(settings, [one.file for one in waiting], total))
-    emit(f"{moved} published, {aside} set aside, {left} left")
+    moved = left = aside = 0
+    if waiting:
+        moved, left, aside = run(_drain(settings, [one.file for one in waiting], total))
+    if as_json:
+        emit_json({"published": moved, "set_aside": aside, "left": left})
+    else:
+        emit(f"{moved} published, {aside} set aside, {left} left" if waiting else "nothing to do")
     if left or aside:
         raise CommandError(
             "not everything could be published; `forebay journal status` shows what is left",
@@ -193,6 +201,9 @@ def _directory(settings: Settings, given: Path | None) -> Path:
             "no journal is configured; name its directory with --directory DIR, or set gateway.journal"
             ' (journal = "/var/lib/forebay/journal" in [gateway], or FOREBAY_GATEWAY__JOURNAL=…)'
         )
+    if given is not None and not given.is_dir():
+        # A gateway makes the directory of the settings; one that is named by hand and not there is a slip.
+        raise CommandError(f"there is no directory {given}; `gateway.journal` names it", ExitCode.NOT_FOUND)
     return directory
 
 

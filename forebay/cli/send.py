@@ -280,9 +280,11 @@ async def _send_one(
 
 
 def _explain(error: ClientError) -> str:
-    from forebay.client import Unreachable
+    from forebay.client import Unauthorized, Unreachable
 
     text = f"not accepted: {error}"
+    if isinstance(error, Unauthorized) and not os.environ.get("FOREBAY_API_KEY"):
+        text += "\nPut the key into FOREBAY_API_KEY; it is read from there."
     if isinstance(error, Unreachable):
         text += (
             "\nIs the gateway running there? `forebay dev` starts one; --url or FOREBAY_URL names another."

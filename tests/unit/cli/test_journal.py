@@ -80,10 +80,22 @@ def test_without_a_journal_it_says_what_to_set(
     assert "gateway.journal" in capsys.readouterr().err
 
 
-def test_drain_publishes_what_nobody_drains_in_order(journal: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["status", "check", "drain", "export"])
+def test_a_directory_that_is_not_there_is_a_slip_and_not_an_empty_journal(
+    command: str, journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["journal", command, "--directory", f"{journal}s"]) == 4
+    assert f"there is no directory {journal}s" in capsys.readouterr().err
+
+
+def test_drain_publishes_what_nobody_drains_in_order(
+    journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill(JournalFile(journal, 1), [b"%d" % n for n in range(30)])
-    assert run(["journal", "drain", "--dry-run"]) == 0
-    assert run(["journal", "drain"]) == 0
+    assert run(["journal", "drain", "--dry-run", "--json"]) == 0
+    assert run(["journal", "drain", "--json"]) == 0
+    planned, done = map(orjson.loads, capsys.readouterr().out.splitlines())
+    assert (planned["left"], done) == (30, {"published": 30, "set_aside": 0, "left": 0})
     assert arrived(tmp_path / "queue.db") == [b"%d" % n for n in range(30)]
 
 

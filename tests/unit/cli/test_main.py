@@ -309,8 +309,16 @@ def test_explain_prints_the_schedule_of_the_queue(tmp_path: Path) -> None:
     schedule = json.loads(forebay("explain", "orders", "--json", cwd=tmp_path).stdout)
 
     assert "is tried 3 times" in done.stdout
+    assert schedule["settings"]["schema"]["mode"] == "reject"
     assert [step["longest_delay"] for step in schedule["retry_schedule"]] == [2.0, 4.0]
     assert schedule["longest_life"] == 6.0
+
+
+def test_explain_says_what_bodies_are_checked_against(tmp_path: Path) -> None:
+    (tmp_path / "order.json").write_text('{"type": "object"}')
+    (tmp_path / "forebay.toml").write_text('[queues.orders.schema]\nfile = "order.json"\n')
+    done = forebay("explain", "orders", cwd=tmp_path)
+    assert f"does not fit {tmp_path / 'order.json'} is answered 422" in done.stdout
 
 
 def test_explaining_a_queue_that_is_nowhere_exits_with_4(tmp_path: Path) -> None:

@@ -220,6 +220,15 @@ def test_the_exit_code_tells_why_one_message_was_refused(status: int, code: int)
     assert b"said %d" % status in done.stderr
 
 
+def test_who_sends_no_api_key_is_told_where_it_is_read_from() -> None:
+    with ScriptedGateway(lambda *_: 401).running() as gateway:
+        without = send("q", "x", "--url", gateway.url)
+        wrong = send("q", "x", "--url", gateway.url, env={"FOREBAY_API_KEY": "s3cret"})
+
+    assert b"FOREBAY_API_KEY" in without.stderr
+    assert b"FOREBAY_API_KEY" not in wrong.stderr
+
+
 def test_no_more_than_the_given_number_are_in_flight(tmp_path: Path) -> None:
     path = str(ndjson(tmp_path / "x", LINES))
     with ScriptedGateway().running() as gateway:

@@ -80,6 +80,18 @@ async def test_without_a_valid_key_nothing_is_read_and_the_answer_names_the_comm
         assert not gateway.broker.messages
 
 
+async def test_credentials_of_another_kind_are_no_api_key(keys: Keys) -> None:
+    keys.add("shop")
+    async with guarded(keys) as gateway:
+        basic = await gateway.post(b"x", headers={"Authorization": "Basic dXNlcjpwYXNz"})
+        unknown = await gateway.post(b"x", headers={"Authorization": "bearer fbk_0"})
+
+    assert "No API key was sent" in basic.json()["detail"]
+    # RFC 6750, section 3.1: an error only where a token came.
+    assert "error" not in basic.headers["www-authenticate"]
+    assert 'error="invalid_token"' in unknown.headers["www-authenticate"]
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -174,6 +174,9 @@ async def test_what_asks_for_more_than_the_journal_gives_is_refused(tmp_path: Pa
         answer = await gateway.post(b"1", headers={"Prefer": "durability=replicated"})
         assert answer.status_code == 503
         assert answer.json()["type"] == "/problems/durability-unavailable"
+        # An id is what a stored message has.
+        assert "id" not in answer.json()
+        assert "Nothing was stored" in answer.json()["detail"]
         assert "retry-after" in answer.headers
         broker.come_back()
         await until(lambda: gateway.app.parts is not None)
@@ -239,6 +242,7 @@ async def test_a_full_journal_says_so(tmp_path: Path) -> None:
         ready = await gateway.client.get("/readyz?verbose")
         assert ready.status_code == 503
         assert "gateway.journal_max_bytes" in ready.text
+        assert "broker" not in [check["name"] for check in ready.json()["checks"]]
         broker.come_back()
         await until(lambda: len(bodies(broker)) == 2)
 
