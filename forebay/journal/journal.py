@@ -195,6 +195,8 @@ class Journal:
         if held is None:
             await self.broker.declare(queue)
             held = self._held.setdefault(queue, _Held())
+        if not self.messages:
+            self._oldest = None  # what was here at the last look is gone
         taken = self._fitting(messages)
         # Before they are stored: what comes meanwhile has to come behind them.
         for m in taken:

@@ -134,13 +134,16 @@ class Keeper:
             return
         if journal.messages or journal.unsure:
             await journal.look()
+        self._begin_drains(journal)
+        self._seen(journal)
+
+    def _begin_drains(self, journal: Journal) -> None:
         for queue in journal.queues:
             task = self._drains.get(queue)
             if task is None or task.done():
                 self._drains[queue] = asyncio.create_task(
                     self._drain(journal, queue), name=f"journal-drain-{queue}"
                 )
-        self._seen(journal)
 
     async def _drain(self, journal: Journal, queue: str) -> None:
         """Until the journal has nothing of the queue any more."""
@@ -222,12 +225,8 @@ class Keeper:
             task.cancel()
         journal = self._outlets.journal
         if journal is not None and self._outlets.outlets[0].usable:
+            self._begin_drains(journal)
             draining = [task for task in self._drains.values() if not task.done()]
-            draining += [
-                asyncio.create_task(self._drain(journal, queue))
-                for queue in journal.queues
-                if queue not in self._drains or self._drains[queue].done()
-            ]
             if draining:
                 await asyncio.wait(draining, timeout=LAST_DRAIN)
         tasks = [*self._tasks, *self._drains.values()]

@@ -24,6 +24,7 @@ from forebay.errors import (
 )
 from forebay.message import Message
 from gateway.outlets.opening import Elsewhere
+from gateway.outlets.publishing import Outlets
 from tests.unit.gateway.support import Running, ScriptedBroker, running
 from tests.waiting import until
 
@@ -165,6 +166,23 @@ async def test_a_new_message_goes_behind_the_journaled_ones_of_its_ordering_key(
         broker.gate.set()
         await until(lambda: len(bodies(broker)) == 2)
     assert bodies(broker) == [b"a1", b"a2"]
+
+
+async def test_a_stop_ends_what_still_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.outlets.keeping.LAST_DRAIN", 0.1)
+    monkeypatch.setattr("gateway.outlets.keeping.LOOK_EVERY", 60.0)  # nothing drains before the stop
+    broker = Away()
+    async with journaling(broker, tmp_path) as gateway:
+        broker.go()
+        assert (await gateway.post(b"1")).json()["durability"] == "journaled"
+        broker.come_back()
+        assert gateway.app.parts is not None
+        outlets = gateway.app.parts.ingest._broker
+        assert isinstance(outlets, Outlets)
+        await until(lambda: outlets.outlets[0].usable)
+        broker.gate.clear()
+        before = asyncio.all_tasks()
+    assert [task for task in asyncio.all_tasks() - before if not task.done()] == []
 
 
 async def test_what_asks_for_more_than_the_journal_gives_is_refused(tmp_path: Path) -> None:

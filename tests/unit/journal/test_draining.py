@@ -102,6 +102,21 @@ async def test_what_an_earlier_process_left_is_counted_apart(case: Case) -> None
     assert not journal.before("orders", "new")
 
 
+async def test_the_age_of_what_an_earlier_outage_left_is_not_that_of_what_comes_in_the_next() -> None:
+    now = 0.0
+    journal = Journal(
+        MemoryBroker(MemoryServer()), name="journal", max_bytes=10**6, max_age=60.0, clock=lambda: now
+    )
+    case = Case(journal, MemoryServer())
+    await case.fill("1")
+    await journal.look()
+    assert await case.drain()
+    now = 3_600.0
+    await case.fill("2")
+    assert journal.no_room() is None
+    await case.fill("3")
+
+
 async def test_a_queue_that_the_broker_has_lost_is_declared_again(case: Case) -> None:
     await case.fill("1")
     case.target.raises.append(QueueNotFound("orders"))
