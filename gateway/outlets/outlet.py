@@ -139,6 +139,11 @@ class Outlet:
             except (BrokerError, TimeoutError) as error:
                 self.reason = str(error) or f"no answer to a ping within {PING_TIMEOUT:g} s"
                 continue
+            except Exception as error:
+                # A bug of a driver; nobody else would ever ask again.
+                log.exception("a ping failed unexpectedly, trying again", outlet=self.name)
+                self.reason = f"a ping failed unexpectedly ({type(error).__name__})"
+                continue
             self.state = State.TRIAL
             self._changed()
             return

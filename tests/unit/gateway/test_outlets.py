@@ -26,6 +26,7 @@ from forebay.message import Message
 from gateway.outlets.outlet import Outlet, State
 from gateway.outlets.publishing import Outlets
 from tests.unit.gateway.support import Failure, ScriptedBroker
+from tests.waiting import until
 
 
 def message(name: str, key: str | None = None) -> Message:
@@ -90,6 +91,15 @@ async def test_the_first_that_takes_it_has_it(case: Case) -> None:
     case.fail(fallback=AWAY)
     assert await case.publish(message("2")) == ["journaled"]
     assert case.outlets.outlets[0].state is State.AWAY
+
+
+async def test_a_driver_that_fails_unexpectedly_is_asked_again(case: Case) -> None:
+    case.broker.ping_error = RuntimeError("a bug of a driver")  # type: ignore[assignment]  # as drivers do
+    case.fail(AWAY)
+    assert await case.publish(message("1")) == ["synced"]
+    await until(lambda: "RuntimeError" in case.outlets.outlets[0].reason)
+    case.broker.ping_error = None
+    await until(lambda: case.outlets.outlets[0].usable)
 
 
 async def test_what_is_about_the_message_ends_there(case: Case) -> None:
