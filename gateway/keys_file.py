@@ -38,21 +38,30 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 def _glob(text: str) -> str:
     if not _GLOB.fullmatch(text):
-        raise ValueError(f"{text!r} is no queue name or pattern, like: orders, orders-* or *")
+        # Without the text, here and below: it may be a key, pasted into the wrong place.
+        raise ValueError("a queue name or pattern is needed, like: orders, orders-* or *")
+    return text
+
+
+def _named(text: str) -> str:
+    if not re.fullmatch(NAME, text):
+        raise ValueError(
+            "lower-case letters, digits, . _ and -, at most 63, beginning with a letter or digit"
+        )
     return text
 
 
 class ApiKey(Section):
     """One key. Limits that are not set do not exist; rates count per gateway process."""
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    name: Annotated[str, AfterValidator(_named)]
     """For lists, logs and metrics."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of the key's text."""
     created_at: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
     """From then on it is refused."""
-    tenant: Annotated[str, Field(pattern=f"^({NAME})?$")] | None = None
+    tenant: Annotated[str, AfterValidator(lambda text: text and _named(text))] | None = None
     """
     Whose idempotency keys its requests have; the key's name by default. Two keys of one
     tenant allow one to be replaced by the other; "" is who everybody was before there were keys.
@@ -207,6 +216,9 @@ def make(name: str, **limits: object) -> tuple[str, ApiKey]:
             }
         )
     except ValidationError as error:
-        wrong = "; ".join(f"{e['loc'][0] if e['loc'] else ''}: {_said(e['msg'])}" for e in error.errors())
-        raise SettingsError(f"no such API key can be made: {wrong}") from None
+        # Of each limit what was found first: a list whose items are wrong is also found to be too short.
+        wrong = {str(e["loc"][0]): _said(e["msg"]) for e in reversed(error.errors()) if e["loc"]}
+        raise SettingsError(
+            "no such API key can be made: " + "; ".join(f"{what}: {why}" for what, why in wrong.items())
+        ) from None
     return key, kept

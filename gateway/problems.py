@@ -258,8 +258,8 @@ JOURNAL_FULL = Kind(
     status=503,
     title="The queue cannot be reached, and the gateway's journal is full",
     advice="The broker is away, and what this gateway may keep for it meanwhile (gateway.journal_max_bytes,"
-    " gateway.journal_max_age) is used up, or its disk is full. Nothing was stored; send the message again"
-    " after Retry-After.",
+    " gateway.journal_max_age, or this tenant's journal_share of it) is used up, or its disk is full. Nothing"
+    " was stored; send the message again after Retry-After.",
     retryable=True,
 )
 PUBLISH_REFUSED = Kind(

@@ -58,6 +58,8 @@ def explain(
             emit(line)
     for line in _words(queue, of_queue, lease=settings.broker.sqlite.lease):
         emit(line)
+    if settings.gateway.journal is not None:
+        emit(_while_the_broker_is_away(queue, of_queue))
     if steps:
         emit()
         emit_table(
@@ -134,6 +136,17 @@ def _checked(q: QueueSettings) -> list[str]:
     if q.schema_.file is None or q.schema_.mode == "off":
         return []
     return [f"A body that does not fit {q.schema_.file} is answered 422, and not stored."]
+
+
+def _while_the_broker_is_away(queue: str, q: QueueSettings) -> str:
+    journaled = q.order != "key" if q.journal is None else q.journal
+    if journaled:
+        return "While the broker is away each gateway keeps them in its journal, and senders go on."
+    why = ' (order = "key")' if q.journal is None else ""
+    return (
+        f"While the broker is away they are not journaled{why}: senders get 503, unless"
+        f" queues.{queue}.journal = true."
+    )
 
 
 def _forwarded(name: str, target: TargetSettings) -> list[str]:

@@ -146,6 +146,8 @@ class Outlets:
                 await self._to_journal(journal, least, queue, lot, lot.left, deadline)
             else:
                 lot.refuse(lot.left, JournalFull(SHARE_FULL))
+        elif journal is None and self.journal is not None:
+            lot.reason += f"; {queue!r} is not journaled (queues.{queue}.journal)"
         return lot.results()
 
     async def _to_broker(self, outlet: Outlet, queue: str, lot: _Lot, deadline: float) -> None:

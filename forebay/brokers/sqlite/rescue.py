@@ -55,7 +55,8 @@ def damage(path: Path, *, in_full: bool) -> str | None:
         return str(error)
     except BrokerUnavailable as error:
         if isinstance(error.__cause__, apsw.CorruptError):
-            return str(error)
+            # Not our own words: they tell how to rescue by hand what the caller is about to rescue.
+            return str(error.__cause__)
         raise
     except apsw.Error as error:
         raise BrokerUnavailable(f"cannot read {path}: {error}") from error

@@ -90,6 +90,15 @@ def test_a_limit_that_cannot_be_is_named_and_no_file_is_made(
     assert not file.exists()
 
 
+def test_what_a_name_may_hold_is_said_in_words_and_once(site: Installation, file: Path) -> None:
+    name = site.run("api-keys", "create", "Shop")
+    queues = site.run("api-keys", "create", "shop", "--queues", "Orders")
+
+    assert "lower-case letters" in name.err
+    assert queues.err.count("queues: ") == 1
+    assert "a queue name or pattern is needed" in queues.err
+
+
 def test_without_a_file_the_error_shows_three_ways_to_name_one(site: Installation) -> None:
     done = site.run("api-keys", "list")
 

@@ -321,6 +321,14 @@ def test_explain_says_what_bodies_are_checked_against(tmp_path: Path) -> None:
     assert f"does not fit {tmp_path / 'order.json'} is answered 422" in done.stdout
 
 
+def test_explain_says_who_is_refused_while_the_broker_is_away(tmp_path: Path) -> None:
+    (tmp_path / "forebay.toml").write_text(
+        '[gateway]\njournal = "journal"\n[queues.orders]\norder = "key"\n[queues.clicks]\n'
+    )
+    assert "queues.orders.journal = true" in forebay("explain", "orders", cwd=tmp_path).stdout
+    assert "keeps them in its journal" in forebay("explain", "clicks", cwd=tmp_path).stdout
+
+
 def test_explaining_a_queue_that_is_nowhere_exits_with_4(tmp_path: Path) -> None:
     done = forebay("explain", "order", cwd=tmp_path, env={"FOREBAY_QUEUE_NAMES": "orders"})
     assert done.returncode == ExitCode.NOT_FOUND

@@ -366,12 +366,20 @@ def test_a_missing_file_stops_the_start_and_names_the_command(tmp_path: Path) ->
         bind(GatewaySettings(port=0, keys_file=tmp_path / "keys.json"))
 
 
-def test_a_broken_file_stops_the_start_without_showing_what_is_in_it(tmp_path: Path) -> None:
+SECRET = "fbk_" + "5ec2e7" * 11
+
+
+@pytest.mark.parametrize(
+    "place", [{"sha256": SECRET}, {"name": SECRET}, {"tenant": SECRET}, {"queues": [SECRET]}]
+)
+def test_a_broken_file_stops_the_start_without_showing_what_is_in_it(
+    place: dict[str, object], tmp_path: Path
+) -> None:
     path = tmp_path / "keys.json"
-    path.write_text(json.dumps({"keys": [{"name": "shop", "sha256": "fbk_secret", "queues": ["*"]}]}))
-    with pytest.raises(SettingsError, match=r"keys\.0\.sha256") as error:
+    path.write_text(json.dumps({"keys": [{"name": "shop", "sha256": "0" * 64, "queues": ["*"]} | place]}))
+    with pytest.raises(SettingsError, match=rf"keys\.0\.{next(iter(place))}") as error:
         bind(GatewaySettings(port=0, keys_file=path))
-    assert "fbk_secret" not in str(error.value)
+    assert SECRET not in str(error.value)
 
 
 def test_with_keys_it_may_listen_beyond_loopback_and_without_the_error_names_the_command(keys: Keys) -> None:

@@ -45,8 +45,8 @@ class Case:
         self.outlets = Outlets(
             [Outlet(name, b, changed=lambda: None) for name, b in self.both()],
             budget=0.2,
-            may_journal=lambda queue: True,
-            may_fall_back=lambda queue: queue != "ordered",
+            may_journal=lambda queue: queue != "strict",
+            may_fall_back=lambda queue: queue not in ("ordered", "strict"),
         )
         self.outlets.journal = self.journal = journal
 
@@ -55,7 +55,7 @@ class Case:
 
     async def ready(self) -> Case:
         for _, broker in self.both():
-            for queue in ("orders", "ordered"):
+            for queue in ("orders", "ordered", "strict"):
                 await broker.declare(queue)
         return self
 
@@ -158,6 +158,14 @@ async def test_a_queue_that_keeps_its_order_goes_to_no_fallback(case: Case) -> N
     case.fail(AWAY)
     assert await case.publish(message("1"), queue="ordered") == ["journaled"]
     assert case.fallback.messages == []
+
+
+async def test_a_queue_that_is_not_journaled_is_refused_and_the_reason_names_the_setting(case: Case) -> None:
+    case.fail(AWAY)
+    [error] = await case.publish(message("1"), queue="strict")
+    assert isinstance(error, NotSent)
+    assert "queues.strict.journal" in str(error)
+    assert case.journal.messages == 0
 
 
 async def test_one_publish_at_a_time_finds_out_whether_it_works_again(case: Case) -> None:
