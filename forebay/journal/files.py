@@ -28,6 +28,9 @@ _NAME = re.compile(r"journal-([1-9][0-9]*)\.(?:db|repairing)")
 MOST = 1_000
 """More files than any host has gateways: then something else is wrong."""
 
+TRIES = 10
+"""To take a file at which others look at the same moment, as the processes of a gateway do at their start."""
+
 
 @dataclass(frozen=True, slots=True)
 class JournalFile:
@@ -70,14 +73,18 @@ class JournalFile:
         """Take it; None if a living process has it."""
         fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+            for _ in range(TRIES):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if self.owned():
+                        break
+                    time.sleep(0.001)  # somebody is only looking
+                else:
+                    return Claim(self, os.dup(fd))
             return None
-        except BaseException:
+        finally:
             os.close(fd)
-            raise
-        return Claim(self, fd)
 
 
 class Claim:
