@@ -41,6 +41,7 @@ class Questions:
         self._opening = threading.Lock()
         self._database: Database | None = None
         self._waiting = 0
+        self._failing = False
 
     async def ask(self, question: Callable[[Database], T]) -> T:
         """
@@ -58,13 +59,24 @@ class Questions:
         asked.add_done_callback(self._ended)
         try:
             # Shielded: the thread cannot be stopped, and counts as waiting until it ends.
-            return await asyncio.wait_for(asyncio.shield(asked), self._timeout)
+            answer = await asyncio.wait_for(asyncio.shield(asked), self._timeout)
         except TimeoutError:
+            self._note(f"no answer within {self._timeout:g} s")
             raise NoAnswer("it does not answer in time") from None
         except Exception as error:
             # Any error at all is the database's trouble here, not the client's.
-            log.warning("status look-up failed", error=type(error).__name__)
+            self._note(f"{type(error).__name__}: {error}")
             raise NoAnswer("it cannot be reached") from error
+        self._note(None)
+        return answer
+
+    def _note(self, trouble: str | None) -> None:
+        """Tell the log once when trouble begins, and once when it is over: many may ask meanwhile."""
+        if trouble is not None and not self._failing:
+            log.warning("status look-ups fail", error=trouble)
+        elif trouble is None and self._failing:
+            log.info("status look-ups succeed again")
+        self._failing = trouble is not None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

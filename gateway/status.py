@@ -63,7 +63,8 @@ class StatusLookup:
                 STATUS_UNAVAILABLE,
                 f"The message's state is in the database: {error}.{seen}",
                 id=message_id,
-                accepted=accepted is not None,
+                # What is not known here another gateway may have accepted.
+                accepted=True if accepted is not None else None,
             )
         if found is not None and not _may_see(caller, found, accepted):
             return _answer(message_id, None, None)

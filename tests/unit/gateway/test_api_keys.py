@@ -178,7 +178,7 @@ async def test_a_message_is_known_only_to_keys_that_may_use_its_queue(keys: Keys
         others = await gateway.client.get(location, headers=web)
 
         assert mine.json()["accepted"] is True
-        assert others.json()["accepted"] is False
+        assert "accepted" not in others.json()
 
 
 async def test_a_key_made_while_it_runs_is_let_in_and_a_revoked_one_is_not(keys: Keys) -> None:

@@ -296,6 +296,29 @@ async def test_without_a_database_the_state_is_unavailable_and_sending_works() -
         assert (answer.status_code, answer.json()["type"]) == (503, "/problems/status-unavailable")
         assert answer.json()["accepted"] is True
         assert "retry-after" in answer.headers
+        # Another gateway may have accepted what this one does not know.
+        assert "accepted" not in (await gateway.client.get(f"/v1/messages/{new_id()}")).json()
+
+
+async def test_an_outage_of_the_database_is_logged_when_it_begins_and_when_it_ends() -> None:
+    answers: list[Any] = [ValueError("the host is gone"), ValueError("the host is gone"), 1]
+
+    def answer(_: object) -> int:
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return int(given)
+
+    questions = asking.Questions(lambda: None)  # type: ignore[arg-type,return-value]  # nobody looks at it
+    with capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(asking.NoAnswer):
+                await questions.ask(answer)
+        assert await questions.ask(answer) == 1
+    assert [(line["event"], "the host is gone" in line.get("error", "")) for line in logs] == [
+        ("status look-ups fail", True),
+        ("status look-ups succeed again", False),
+    ]
 
 
 async def test_what_was_accepted_lately_is_known_before_the_database_has_it(tmp_path: Path) -> None:
