@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -357,13 +358,16 @@ async def repair(claim: Claim, opener: Opener, finding: str) -> Repaired:
                 raise BrokerUnavailable(f"cannot write {claim.file.path}: {refused}")
             return len(results)
 
-        for queue, message in found.messages():
-            # What had been given up there is tried once more: the new file does not know why.
-            name = origin_queue(queue) if is_dead_letter_queue(queue) else queue
-            if name != batch_of or len(batch) >= RESCUED_TOGETHER:
-                rescued += await store()
-                batch_of = name
-            batch.append(message)
+        readable = found.messages()
+        # In a thread: the file may be large, and a gateway that has adopted it serves meanwhile.
+        while some := await asyncio.to_thread(lambda: list(islice(readable, RESCUED_TOGETHER))):
+            for queue, message in some:
+                # What had been given up there is tried once more: the new file does not know why.
+                name = origin_queue(queue) if is_dead_letter_queue(queue) else queue
+                if name != batch_of or len(batch) >= RESCUED_TOGETHER:
+                    rescued += await store()
+                    batch_of = name
+                batch.append(message)
         rescued += await store()
     try:
         claim.repaired()

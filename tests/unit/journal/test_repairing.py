@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from forebay.brokers.api import Broker, PublishResult
 from forebay.brokers.factory import open_journal as open_file
 from forebay.brokers.settings import BrokerSettings
+from forebay.brokers.sqlite.rescue import Rescue
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.errors import BrokerUnavailable
 from forebay.journal.files import JournalFile, journal_files
 from forebay.journal.journal import open_journal
+from forebay.message import Message
 from forebay.testing.broker_contract.harness import message
 
 NO_LIMIT = BrokerSettings(sqlite=SQLiteSettings(min_free_bytes=0))
@@ -86,6 +89,24 @@ async def test_a_repair_that_ends_while_messages_are_written_is_done_again(
     assert await opened(file) == readable
     assert await opened(file) == readable
     assert len(list((tmp_path / "damaged").glob("*.db"))) == 1
+
+
+async def test_a_damaged_file_is_read_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who adopts it may be serving."""
+    read = Rescue.messages
+    readers: set[int] = set()
+
+    def messages(self: Rescue) -> Iterator[tuple[str, Message]]:
+        for found in read(self):
+            readers.add(threading.get_ident())
+            yield found
+
+    monkeypatch.setattr(Rescue, "messages", messages)
+    assert await opened(await damaged(tmp_path)) > 500
+    assert readers
+    assert threading.get_ident() not in readers
 
 
 async def test_a_repair_that_ends_between_file_and_log_keeps_them_together(
