@@ -20,6 +20,7 @@ from gateway.json_text import from_base64, raw_member
 from gateway.problems import INVALID_EVENT, problem
 
 STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
 
 REQUIRED = ("specversion", "id", "source", "type")
 _NAME = re.compile(r"[a-z0-9]{1,100}")
@@ -36,8 +37,11 @@ def understand(body: bytes, meta: Meta) -> tuple[bytes, Meta]:
     Raises:
         Refused: it says it is an event, and is none.
     """
-    if meta.content_type.partition(";")[0].strip().lower() == STRUCTURED:
+    kind = meta.content_type.partition(";")[0].strip().lower()
+    if kind == STRUCTURED:
         return event_of(body, meta)
+    if kind == BATCH:
+        raise invalid_event("A batch of events goes to /v1/queues/{queue}/batch. Nothing was stored.")
     if "ce-specversion" in meta.kept:
         check(meta.kept)
         _identify(meta)

@@ -13,7 +13,7 @@ from forebay.message import Message
 from gateway.batches.publishing import Chunk, unknown_code
 from gateway.batches.results import NO_ID, Results, Span
 from gateway.batches.splitting import Elements, Item, Lines, Splitter
-from gateway.cloudevents import event_of
+from gateway.cloudevents import BATCH, event_of
 from gateway.headers import Meta, Refused, due_times, override
 from gateway.ingest import Ticket
 from gateway.json_text import from_base64, raw_member
@@ -135,7 +135,7 @@ FORMS: dict[str, Form] = {
     "application/jsonlines": _LINES,
     "application/x-jsonlines": _LINES,
     "application/json": Form(Elements, _as_json),
-    "application/cloudevents-batch+json": Form(Elements, event_of, room=_with_envelope),
+    BATCH: Form(Elements, event_of, room=_with_envelope),
     "application/vnd.forebay.batch+ndjson": Form(Lines, _described, room=_with_envelope, orders=True),
 }
 """By content type, without parameters."""

@@ -113,6 +113,15 @@ async def test_a_binary_event_without_a_required_attribute_is_400(missing: str) 
         assert missing in answer.json()["detail"]
 
 
+async def test_a_batch_of_events_is_never_stored_as_one_message() -> None:
+    async with running() as gateway:
+        answer = await gateway.post(orjson.dumps([ATTRIBUTES]), headers={"Content-Type": BATCH})
+
+        assert (answer.status_code, answer.json()["type"]) == (400, "/problems/invalid-event")
+        assert "/batch" in answer.json()["detail"]
+        assert gateway.broker.messages == []
+
+
 async def test_without_a_version_they_are_only_headers() -> None:
     async with running() as gateway:
         answer = await gateway.post(headers={"ce-type": "x"})
