@@ -19,6 +19,7 @@ from forebay.brokers.rabbitmq.broker import COUNTED_EVERY, RabbitMQBroker
 from forebay.brokers.rabbitmq.link import Channel, Connection
 from forebay.errors import (
     BrokerUnavailable,
+    NotSent,
     PublishRejected,
     PublishUnconfirmed,
     QueueFull,
@@ -148,7 +149,7 @@ async def test_what_is_unconfirmed_is_bounded_and_what_had_no_room_was_not_sent(
         with harness.proxies[0].stalled():
             results = await broker.publish(queue, messages(9), timeout=0.3)
             errors = [type(r.error) for r in results]
-            assert errors == [PublishUnconfirmed] * 5 + [QueueFull] * 4
+            assert errors == [PublishUnconfirmed] * 5 + [NotSent] * 4
             with pytest.raises(BrokerUnavailable, match="no room"):
                 await broker.publish(queue, messages(1), timeout=0.1)
         await publish(broker, queue, [message()])
