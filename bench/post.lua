@@ -1,4 +1,5 @@
 -- wrk: one-message POSTs of a 500-byte JSON body; with KEYS=1 each with an idempotency key of its own.
+-- With MADE=1 each request is made anew, as with keys, so that wrk works as much for those without.
 -- With API_KEY=k each has that one. With LINES=n each request is NDJSON of n such bodies.
 local keyed = os.getenv("KEYS") == "1"
 local run = os.getenv("RUN") or "run"
@@ -24,11 +25,14 @@ function setup(thread)
   threads = threads + 1
 end
 
-if keyed then
+if keyed or os.getenv("MADE") == "1" then
   local sent = 0
   function request()
     sent = sent + 1
-    wrk.headers["Idempotency-Key"] = run .. "-" .. number .. "-" .. sent
+    local key = run .. "-" .. number .. "-" .. sent
+    if keyed then
+      wrk.headers["Idempotency-Key"] = key
+    end
     return wrk.format()
   end
 end
