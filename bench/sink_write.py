@@ -95,7 +95,7 @@ def on_postgresql() -> Iterator[Place]:
                 connection.execute("TRUNCATE messages")
                 connection.execute("CHECKPOINT")
 
-            yield Place(url=url, server=server.version, target=0.6, bare=bare, clear=clear)
+            yield Place(url=url, server=server.version, target=0.7, bare=bare, clear=clear)
 
 
 @contextmanager
