@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import orjson
+from starlette.responses import Response
+from starlette.types import Send
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -29,6 +31,19 @@ class Answer:
     body: bytes
     problem: str = ""
     """The problem's name, for metrics; empty if it is none."""
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    """Answer an ASGI request with it."""
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def to_response(answer: Answer) -> Response:
+    """The same for a route of FastAPI."""
+    response = Response(answer.body, answer.status)
+    response.raw_headers = list(answer.headers)
+    return response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

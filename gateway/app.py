@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from forebay import __version__
 from forebay.brokers.api import DURABILITIES, Broker, Durability
 from forebay.errors import SettingsError
+from forebay.http_problems import send_answer, to_response
 from gateway import openapi, pages
 from gateway.answer import Answer
 from gateway.asking import Questions
@@ -46,7 +47,7 @@ from gateway.problems import (
     problem,
 )
 from gateway.queues import QueueRegistry
-from gateway.routes import Parts, make_router, to_response
+from gateway.routes import Parts, make_router
 from gateway.schemas import Schema
 from gateway.settings import GatewaySettings
 from gateway.sources.endpoint import SourcesEndpoint
@@ -85,7 +86,7 @@ class Gateway(FastAPI):
                 if self.keys_needed and asks_for_a_key(path):
                     caller = self.parts.keyring.caller(scope["headers"])
                     if isinstance(caller, Answer):
-                        await _send(self.parts.ingest.refused(caller), send)
+                        await send_answer(self.parts.ingest.refused(caller), send)
                         return
                     scope[CALLER] = caller
                     if caller.quota is not None:
@@ -98,7 +99,7 @@ class Gateway(FastAPI):
         except Exception:
             log.exception("request failed unexpectedly", method=scope["method"], path=scope["path"][:200])
             if not scope.get(_ANSWERED):
-                await _send(problem(INTERNAL, INTERNAL.advice), send)
+                await send_answer(problem(INTERNAL, INTERNAL.advice), send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -290,11 +291,6 @@ def _check_sources(sources: Mapping[str, SourceSettings], queues: QueueRegistry)
                 f"sources.{name}.queue is {source.queue!r}, which is not declared;"
                 f" add it to queue_names, or write [queues.{source.queue}]"
             )
-
-
-async def _send(answer: Answer, send: Send) -> None:
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-    await send({"type": "http.response.body", "body": answer.body})
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

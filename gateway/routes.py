@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 from forebay.brokers.api import Broker, Durability
 from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
 from forebay.errors import BrokerError
+from forebay.http_problems import to_response
 from gateway import pages
-from gateway.answer import Answer
 from gateway.asking import Questions
 from gateway.callers import caller_of
 from gateway.depths import queue_depths
@@ -125,12 +125,6 @@ class MessageState(BaseModel):
     digest: str | None = None
     answer: ServiceAnswer | None = None
     timeline: list[MessageEvent]
-
-
-def to_response(answer: Answer) -> Response:
-    response = Response(answer.body, answer.status)
-    response.raw_headers = list(answer.headers)
-    return response
 
 
 def make_router(

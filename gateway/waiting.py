@@ -202,10 +202,11 @@ def _find(database: Database, wanted: Iterable[Wanted]) -> Found:
             )
     asked = [w for w, s in over.items() if w.answer and s.answer is not None and s.answer.complete]
     answers = answers_to(database, [w.id for w in asked[:ANSWERS]]) if asked else {}
+    later = set(asked[ANSWERS:])
     return {
         w: Told(status, answers.get(w.id) if w.answer else None)
         for w, status in over.items()
-        if w not in asked[ANSWERS:]
+        if w not in later
     }
 
 

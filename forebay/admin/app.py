@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from forebay import __version__
 from forebay.admin import dead_letters, operating, redrives
-from forebay.admin.parts import WHO, Parts, to_response
+from forebay.admin.parts import WHO, Parts
 from forebay.admin.problems import (
     BROKER_UNAVAILABLE,
     HTTP_ERROR,
@@ -33,7 +33,7 @@ from forebay.admin.problems import (
 )
 from forebay.admin.work import BrokerOpener, Workshop, line_to
 from forebay.errors import ForebayError
-from forebay.http_problems import Answer, problem
+from forebay.http_problems import problem, send_answer, to_response
 from forebay.storage.database import Database
 
 log = structlog.get_logger()
@@ -78,7 +78,7 @@ class Admin(FastAPI):
             holder = self.keyring.holder(headers.get(b"authorization", b""))
             if holder is None:
                 challenge = [(b"www-authenticate", b'Bearer realm="forebay"')]
-                await _send(problem(UNAUTHENTICATED, UNAUTHENTICATED.advice, headers=challenge), send)
+                await send_answer(problem(UNAUTHENTICATED, UNAUTHENTICATED.advice, headers=challenge), send)
                 return
             scope[WHO] = holder
         try:
@@ -86,7 +86,7 @@ class Admin(FastAPI):
         except Exception:
             log.exception("request failed unexpectedly", method=scope["method"], path=scope["path"][:200])
             if not scope.get(_ANSWERED):
-                await _send(problem(INTERNAL, INTERNAL.advice), send)
+                await send_answer(problem(INTERNAL, INTERNAL.advice), send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -174,11 +174,6 @@ def _limited(receive: Receive, length: bytes) -> Receive:
         return message
 
     return limited
-
-
-async def _send(answer: Answer, send: Send) -> None:
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-    await send({"type": "http.response.body", "body": answer.body})
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -15,7 +15,6 @@ from starlette.responses import Response
 
 from forebay.admin.problems import INVALID_REQUEST, NO_CHOICE, Refused
 from forebay.admin.work import Line, Workshop
-from forebay.http_problems import Answer
 from forebay.ids import canonical
 from forebay.storage.database import Database
 from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterRecord, Position
@@ -58,12 +57,6 @@ def problems(**by_status: str) -> dict[int | str, dict[str, Any]]:
     }
     found = always | {int(name[1:]): text for name, text in by_status.items()}
     return {status: problem_response(text) for status, text in sorted(found.items())}
-
-
-def to_response(answer: Answer) -> Response:
-    response = Response(answer.body, answer.status)
-    response.raw_headers = list(answer.headers)
-    return response
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

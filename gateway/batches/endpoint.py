@@ -13,6 +13,7 @@ from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
 from forebay.brokers.api import Broker
+from forebay.http_problems import send_answer
 from gateway.answer import Answer, RawHeaders
 from gateway.batches.intake import Intake, TooLittleInIt, TooManyItems
 from gateway.batches.items import FORMS, Form, Maker
@@ -22,7 +23,6 @@ from gateway.batches.splitting import BrokenBatch
 from gateway.bodies import MIN_RATE
 from gateway.callers import Caller, caller_of
 from gateway.compression import ZSTD_WINDOW_LOG, CorruptBody, Inflater
-from gateway.endpoint import PREFIX, irregular
 from gateway.ingest import Ingest, Ticket
 from gateway.problems import (
     BATCH_REJECTED,
@@ -40,6 +40,7 @@ from gateway.problems import (
     retry_after,
 )
 from gateway.queues import QueueRegistry
+from gateway.shell import QUEUES, irregular
 
 SUFFIX = "/batch"
 
@@ -82,14 +83,14 @@ class BatchEndpoint:
 
     @staticmethod
     def matches(path: str) -> bool:
-        return path.startswith(PREFIX) and path.endswith(SUFFIX) and len(path) > len(PREFIX) + len(SUFFIX)
+        return path.startswith(QUEUES) and path.endswith(SUFFIX) and len(path) > len(QUEUES) + len(SUFFIX)
 
     async def close(self) -> None:
         """Wait until everything handed in has its outcome."""
         await self._lane.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        queue = scope["path"][len(PREFIX) : -len(SUFFIX)]
+        queue = scope["path"][len(QUEUES) : -len(SUFFIX)]
         caller = caller_of(scope)
         refused: Answer | None = None
         if queue not in self._queues or scope["method"] != "POST" or b"%" in scope.get("raw_path", b""):
@@ -106,8 +107,7 @@ class BatchEndpoint:
                     await self._take(admitted, form, receive, send)
                     return
                 refused = self._ingest.refuse(admitted, _unsupported(admitted.meta.content_type))
-        await send({"type": "http.response.start", "status": refused.status, "headers": refused.headers})
-        await send({"type": "http.response.body", "body": refused.body})
+        await send_answer(refused, send)
 
     async def _take(self, ticket: Ticket, form: Form, receive: Receive, send: Send) -> None:
         ingest = self._ingest

@@ -13,13 +13,13 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from forebay.errors import SettingsError
 from forebay.forwarding import MAX_TARGET, METHOD, METHODS, TARGET, checked_target
+from forebay.http_problems import send_answer
 from gateway.answer import Answer, RawHeaders
 from gateway.bodies import BodyReader
 from gateway.callers import caller_of
@@ -36,6 +36,7 @@ from gateway.problems import (
     URI_TOO_LONG,
     problem,
 )
+from gateway.shell import accepted
 from gateway.waiting import Waiting, Wanted, after_waiting
 
 PREFIX = "/v1/forward/"
@@ -84,8 +85,7 @@ class ForwardEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = await self._answer(scope, receive)
         if answer is not None:  # else the client left before its body was complete
-            await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-            await send({"type": "http.response.body", "body": answer.body})
+            await send_answer(answer, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer | None:
         ingest, method, caller = self._ingest, scope["method"], caller_of(scope)
@@ -149,13 +149,7 @@ class ForwardEndpoint:
         return meta
 
     async def _take(self, target: Target, ticket: Ticket, body: bytes, receive: Receive) -> Answer:
-        outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._ingest.accept(ticket, body, partial(_resolve, outcome))
-        try:
-            answer = await outcome
-        except asyncio.CancelledError:
-            # The message is handed in: the client still gets a true word.
-            return self._ingest.unknown(ticket)
+        answer = await accepted(self._ingest, ticket, body)
         preferred = ticket.meta.wait
         seconds = target.wait if preferred is None else preferred
         if answer.status != 202 or not seconds or not self._waiting.takes_more:
@@ -201,8 +195,3 @@ def _not_allowed(methods: tuple[str, ...]) -> Answer:
 def _encoding(headers: RawHeaders) -> str | None:
     found = [value.decode("latin-1").strip() for name, value in headers if name == b"content-encoding"]
     return ", ".join(found) or None
-
-
-def _resolve(outcome: asyncio.Future[Answer], answer: Answer) -> None:
-    if not outcome.done():
-        outcome.set_result(answer)

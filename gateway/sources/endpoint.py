@@ -8,14 +8,12 @@ is here. Nothing that is not signed decides anything: headers that mean somethin
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
 from forebay.brokers.api import Broker
-from forebay.errors import BrokerError
+from forebay.http_problems import send_answer
 from gateway.answer import Answer, RawHeaders
 from gateway.bodies import BodyReader
 from gateway.headers import HeaderReader, Meta, Refused, check_kept
@@ -25,11 +23,10 @@ from gateway.problems import (
     NOT_FOUND,
     SIGNATURE_INVALID,
     UNSUPPORTED_ENCODING,
-    broker_problem,
     problem,
-    queue_not_found,
 )
 from gateway.queues import QueueRegistry
+from gateway.shell import accepted, undeclared
 from gateway.sources.recipe import Delivery, Unverified
 from gateway.sources.source import Source
 
@@ -63,8 +60,7 @@ class SourcesEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = await self._answer(scope, receive)
         if answer is not None:  # else the client left before its body was complete
-            await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-            await send({"type": "http.response.body", "body": answer.body})
+            await send_answer(answer, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer | None:
         ingest = self._ingest
@@ -83,8 +79,9 @@ class SourcesEndpoint:
                     METHOD_NOT_ALLOWED, "Deliveries are sent here with POST.", headers=[(b"allow", b"POST")]
                 )
             )
-        if (undeclared := await self._undeclared(source.queue)) is not None:
-            return ingest.refused(undeclared)
+        # Declared from the start, but in development: there a queue is declared by its first message.
+        if (refusal := await undeclared(source.queue, self._queues, self._broker, source.caller)) is not None:
+            return ingest.refused(refusal)
         try:
             meta = self._read(scope["headers"])
         except Refused as refused:
@@ -96,17 +93,6 @@ class SourcesEndpoint:
         if not isinstance(body, bytes):
             return body
         return await self._take(source, admitted, _delivery(scope, body))
-
-    async def _undeclared(self, queue: str) -> Answer | None:
-        """In development a queue is declared by its first message; elsewhere it is there from the start."""
-        if queue in self._queues:
-            return None
-        try:
-            if await self._queues.first_use(self._broker, queue):
-                return None
-        except BrokerError as error:
-            return broker_problem(error, queue=queue)
-        return queue_not_found(queue)
 
     def _read(self, headers: RawHeaders) -> Meta:
         meta = self._reader.read([pair for pair in headers if pair[0] in _READ])
@@ -136,13 +122,7 @@ class SourcesEndpoint:
             return self._ingest.refuse(ticket, refused.answer)
         meta.idempotency_key = source.event_id(recipe, delivery)
         meta.keeps_conflicts = True
-        outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._ingest.accept(ticket, delivery.body, partial(_resolve, outcome))
-        try:
-            return await outcome
-        except asyncio.CancelledError:
-            # The message is handed in: the service still gets a true word.
-            return self._ingest.unknown(ticket)
+        return await accepted(self._ingest, ticket, delivery.body)
 
 
 def _delivery(scope: Scope, body: bytes) -> Delivery:
@@ -167,8 +147,3 @@ def _unverified() -> Answer:
         " The gateway's log says which.",
         headers=[(b"www-authenticate", b"Webhook-Signature")],
     )
-
-
-def _resolve(outcome: asyncio.Future[Answer], answer: Answer) -> None:
-    if not outcome.done():
-        outcome.set_result(answer)
