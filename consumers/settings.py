@@ -122,6 +122,11 @@ class QueueSettings(Section):
     table: TableSettings | None = None
     """A table of your own, and where its columns come from."""
 
+    @property
+    def journaled(self) -> bool:
+        """Whether a gateway keeps its messages in the journal while the broker is away."""
+        return self.order != "key" if self.journal is None else self.journal
+
     @model_validator(mode="after")
     def _schedule_is_one(self) -> QueueSettings:
         if self.schedule is not None:

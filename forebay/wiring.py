@@ -167,17 +167,13 @@ def make_elsewhere(settings: Settings) -> Elsewhere | None:
     limits = [body_limit(one) for one in (settings.broker, *fallbacks)]
     most = settings.gateway.max_body_bytes
 
-    def may_journal(queue: str) -> bool:
-        of_queue = settings.queue(queue)
-        return of_queue.journal if of_queue.journal is not None else of_queue.order != "key"
-
     return Elsewhere(
         broker_takes=min([limit for limit in limits if limit is not None], default=most),
         fallbacks=[
             (f"fallback-{number}", partial(open_broker, one)) for number, one in enumerate(fallbacks, 1)
         ],
         open_journal=None if settings.gateway.journal is None else journal_opener(settings),
-        may_journal=may_journal,
+        may_journal=lambda queue: settings.queue(queue).journaled,
         may_fall_back=lambda queue: settings.queue(queue).order != "key",
     )
 

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from forebay.storage.states import MessageStatus
 
 
-_OF_A_QUEUE = frozenset({"handler", "http", "forward"})
-"""What stands before a queue's name in the names of its sinks."""
-
-
 class StatusLookup:
     """Answers GET /v1/messages/{id}."""
 
@@ -113,17 +109,12 @@ def _may_see(caller: Caller, found: MessageStatus, accepted: Accepted | None) ->
     """
     Whether the caller may use the message's queue.
 
-    Of what is `done` the database keeps no queue, but who did it: but for mapped tables, the queue
-    is in that name. The rest is shown to keys for all queues, and by the gateway that remembers
-    the queue (`accepted`).
+    Of what is `done` in a mapped table nobody knows the queue any more: that is shown to keys for all
+    queues, and by the gateway that remembers it (`accepted`).
     """
-    queue = found.queue
-    if queue is None and found.destination is not None:
-        kind, _, rest = found.destination.partition(":")
-        queue = rest if kind in _OF_A_QUEUE else None
-    if queue is None:
+    if found.queue is None:
         return accepted is not None or caller.may_use_all
-    return caller.may_use(queue)
+    return caller.may_use(found.queue)
 
 
 def _answer(message_id: str, found: MessageStatus | None, accepted: Accepted | None) -> Answer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +12,13 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.needs import missing_server
+from tests.needs import missing_privilege, missing_server
 from tests.servers.mariadb import MariaDB, MariaDBNotInstalled
 from tests.servers.postgres import Postgres, PostgresNotInstalled
 
 HERE = Path(__file__).parent
+
+SMALL_DISK = 8 * 2**20
 
 # Failures inside the contract suites show their values too. Here, before anything imports them.
 pytest.register_assert_rewrite("forebay.testing.broker_contract", "forebay.testing.sink_contract")
@@ -66,6 +70,19 @@ def mariadb() -> Iterator[MariaDB]:
 def mariadb_url(mariadb: MariaDB) -> str:
     """The URL of an empty database that nobody else uses."""
     return mariadb.create_database()
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A real filesystem of SMALL_DISK bytes, or of as many as the test's parameter says."""
+    size = getattr(request, "param", SMALL_DISK)
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        missing_privilege("mounting a small filesystem for the full disk needs root")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -555,9 +555,10 @@ def _disks(settings: Settings) -> Iterator[Finding]:
 def _files(settings: Settings) -> Iterator[Finding]:
     # The gateway raises the soft limit by itself.
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # A connection each, and something for the queue, the pool, the log and what is just accepted.
+    from gateway.connections import OTHER_FILES
+
     most = settings.gateway.max_connections
-    wanted = most + 2_304
+    wanted = most + OTHER_FILES
     if hard != resource.RLIM_INFINITY and hard < wanted:
         text = f"{hard} allowed; {most} connections need {wanted}, so the gateway will hold fewer"
         fix = f"ulimit -n {wanted}, or LimitNOFILE={wanted} in the systemd unit"

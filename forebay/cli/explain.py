@@ -139,8 +139,7 @@ def _checked(q: QueueSettings) -> list[str]:
 
 
 def _while_the_broker_is_away(queue: str, q: QueueSettings) -> str:
-    journaled = q.order != "key" if q.journal is None else q.journal
-    if journaled:
+    if q.journaled:
         return "While the broker is away each gateway keeps them in its journal, and senders go on."
     why = ' (order = "key")' if q.journal is None else ""
     return (

@@ -56,7 +56,7 @@ class MessageStatus:
     state: State
     """`waiting`: was dead, and is on its way back to its queue."""
     queue: str | None = None
-    """None for what is `done` elsewhere than at a service: the once-only record does not keep it."""
+    """None for what is `done` in a mapped table: the once-only record does not keep it."""
     destination: str | None = None
     """Who handled it, or did not take it."""
     accepted_at: datetime | None = None
@@ -101,9 +101,14 @@ def message_statuses(database: Database, ids: Sequence[str]) -> dict[str, Messag
     return {id: _status(id, rows) for id, rows in found.items() if rows}
 
 
+_OF_A_QUEUE = frozenset({"handler", "http", "forward"})
+"""What stands before a queue's name in the names of destinations."""
+
+
 def queue_of(destination: str) -> str | None:
-    """The queue whose messages go there, where the destination's name tells it, as a service's does."""
-    return destination.removeprefix("http:") if destination.startswith("http:") else None
+    """The queue whose messages go there, where its name tells it: a mapped table's does not."""
+    kind, _, rest = destination.partition(":")
+    return rest if kind in _OF_A_QUEUE else None
 
 
 def any_of(database: Database, column: sa.ColumnElement[Any], ids: list[str]) -> sa.ColumnElement[bool]:

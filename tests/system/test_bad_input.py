@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import shutil
 import socket
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.needs import missing_privilege
 from tests.system.harness import Answer, Site, until
 
 
@@ -238,22 +234,7 @@ def test_a_consumer_refuses_a_schema_of_another_version(site: Site, version: str
 # ---- a full disk
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 MiB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        missing_privilege("mounting a small file system for the full disk needs root")
-    path = tmp_path / "small"
-    path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", path], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        missing_privilege(f"a small file system could not be mounted: {done.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [48 * 2**20], indirect=True)
 def test_a_full_disk_refuses_and_still_drains(site: Site, small_disk: Path) -> None:
     """Publishing ends with a definite 503; what was accepted reaches the database and leaves the queue."""
     site.queues = "orders"

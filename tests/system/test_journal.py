@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.needs import missing_privilege, missing_server
+from tests.needs import missing_server
 from tests.servers.kafka import KafkaNotInstalled
 from tests.servers.postgres import free_port
 from tests.servers.rabbitmq import RabbitMQNode, RabbitMQNotInstalled
@@ -37,18 +35,6 @@ def kafka_alone() -> Iterator[Broker]:
             yield broker
     except KafkaNotInstalled as missing:
         missing_server(str(missing))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem of 8 MiB."""
-    where = tmp_path / "disk"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={8 * 2**20}", "tmpfs", str(where)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        missing_privilege("mounting a small filesystem for the full disk needs root")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
 
 
 def test_rabbitmq_is_killed_under_load_and_nobody_is_refused(site: Site, rabbit: Broker) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,21 +19,7 @@ from forebay.brokers.sqlite.files import Ballast
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.errors import BrokerUnavailable, PublishUnconfirmed, QueueFull
 from forebay.testing.broker_contract.harness import collect, drain, ids, message, messages, publish
-from tests.needs import missing_privilege
-
-DISK = 8 * 2**20
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem of 8 MiB."""
-    where = tmp_path / "disk"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(where)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        missing_privilege("mounting a small filesystem for the full disk needs root")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
+from tests.conftest import SMALL_DISK
 
 
 async def test_a_full_disk_is_a_definite_refusal_and_consumers_go_on(small_disk: Path) -> None:
@@ -92,7 +77,7 @@ async def test_a_consumer_can_be_started_on_a_full_disk(small_disk: Path) -> Non
 
 
 async def test_below_the_low_water_publishes_are_refused_before_the_disk_is_full(small_disk: Path) -> None:
-    settings = SQLiteSettings(ballast_bytes=0, min_free_bytes=DISK)
+    settings = SQLiteSettings(ballast_bytes=0, min_free_bytes=SMALL_DISK)
     filler = small_disk / "filler"
     async with SQLiteBroker.open(small_disk / "queue.db", settings) as broker:
         await broker.declare("orders")
