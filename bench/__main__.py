@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.report import BELOW_TARGET
 
 PARTS = (
+    "start",
     "ingest",
     "ingest_brokers",
     "keys",
