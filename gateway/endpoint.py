@@ -14,7 +14,6 @@ import hashlib
 from starlette.types import Receive, Scope, Send
 
 from forebay.brokers.api import Broker
-from forebay.http_problems import send_answer
 from gateway import cloudevents
 from gateway.answer import Answer
 from gateway.bodies import BodyReader
@@ -22,7 +21,7 @@ from gateway.callers import caller_of
 from gateway.headers import Refused
 from gateway.ingest import Ingest, Ticket
 from gateway.queues import QueueRegistry
-from gateway.shell import QUEUES, accepted, irregular
+from gateway.shell import QUEUES, hand_in, irregular
 from gateway.waiting import Waiting, Wanted, after_waiting
 
 SUFFIX = "/messages"
@@ -60,7 +59,9 @@ class MessagesEndpoint:
                     return  # the client left before its body was complete
             else:
                 answer = admitted
-        await send_answer(answer, send)
+        # As send_answer() and accepted() do it: written out, since a coroutine more is felt here.
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": answer.body})
 
     async def _take(self, ticket: Ticket, receive: Receive) -> Answer | None:
         body = await self._read_body(ticket, receive)
@@ -70,7 +71,10 @@ class MessagesEndpoint:
             body, ticket.meta = cloudevents.understand(body, ticket.meta)
         except Refused as refused:
             return self._ingest.refuse(ticket, refused.answer)
-        answer = await accepted(self._ingest, ticket, body)
+        try:
+            answer = await hand_in(self._ingest, ticket, body)
+        except asyncio.CancelledError:
+            return self._ingest.unknown(ticket)
         if ticket.meta.wait and answer.status == 202 and self._waiting.takes_more:
             return await self._waited(ticket, body, answer, ticket.meta.wait, receive)
         return answer

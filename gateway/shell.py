@@ -28,12 +28,17 @@ QUEUES = "/v1/queues/"
 """Where the addresses of queues begin."""
 
 
-async def accepted(ingest: Ingest, ticket: Ticket, body: bytes) -> Answer:
-    """Hand the message in and wait for its outcome; also when the server stops us meanwhile, a true word."""
+def hand_in(ingest: Ingest, ticket: Ticket, body: bytes) -> asyncio.Future[Answer]:
+    """Hand the message in: what has become of it is known later."""
     outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
     ingest.accept(ticket, body, partial(_resolve, outcome))
+    return outcome
+
+
+async def accepted(ingest: Ingest, ticket: Ticket, body: bytes) -> Answer:
+    """Hand the message in and wait for its outcome; also when the server stops us meanwhile, a true word."""
     try:
-        return await outcome
+        return await hand_in(ingest, ticket, body)
     except asyncio.CancelledError:
         return ingest.unknown(ticket)
 
