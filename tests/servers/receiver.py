@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Self
 
 from aiohttp import web
 
@@ -41,7 +42,7 @@ class Receiver:
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{self._host}:{self.port}/take"
 
-    async def __aenter__(self) -> Receiver:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
