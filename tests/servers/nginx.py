@@ -138,9 +138,8 @@ class Nginx:
 
     def reload(self) -> None:
         """Read the configuration anew, and return when the old workers take nothing any more."""
-        assert self._master is not None
         old = self.workers()
-        os.kill(self.pid, signal.SIGHUP)
+        subprocess.run([self.conf / "reload", self.folder], check=True, timeout=60)
         deadline = time.monotonic() + 20
         while not self.workers() or self.workers() & old:
             assert self._runs_until(deadline), self.error_log

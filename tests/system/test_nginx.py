@@ -274,3 +274,20 @@ async def test_gateways_come_and_go(gateway: Fake) -> None:
                 async with client.post(SEND, data=b"{}") as answer:
                     assert answer.status == 202
     assert (len(gateway.requests), len(newcomer.requests)) == (0, 1)
+
+
+async def test_before_a_reload_answers_end_their_connections(nginx: Nginx, gateway: Fake) -> None:
+    """Or a client's next request could arrive when nginx closes what is idle."""
+    paths = [SEND, "/v1/queues/orders/batch", "/v1/forward/billing/a", "/v1/sources/shop", "/v1/queues"]
+    async with aiohttp.ClientSession(nginx.url) as client:
+
+        async def connection(path: str) -> str | None:
+            async with client.post(path, data=b"{}", headers={"Content-Length": "2"}) as answer:
+                assert answer.status == 202
+                return answer.headers.get("Connection")
+
+        assert {await connection(path) for path in paths} == {"keep-alive"}
+        (nginx.folder / "closing").touch()
+        assert {await connection(path) for path in paths} == {"close"}
+        (nginx.folder / "closing").unlink()
+        assert await connection(SEND) == "keep-alive"
