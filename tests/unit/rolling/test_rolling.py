@@ -19,7 +19,8 @@ def host() -> Host:
 
 
 @pytest.fixture
-def roll(host: Host, tmp_path: Path) -> Roll:
+def roll(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Roll:
+    monkeypatch.setattr("os.fsync", lambda _: None)  # hundreds of rolls, and no power cut
     config = Config(kind="processes", directory=tmp_path, gateways=N, consumers=N)
     return Roll(config, host, Store(tmp_path))
 
