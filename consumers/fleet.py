@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from consumers.controls import ControlRoom
+from consumers.emptiness import Emptiness, UntilEmpty
 from consumers.housekeeping import Housekeeper
 from consumers.reporter import Reporter, Watched
 from consumers.settings import QueueSettings
@@ -48,33 +49,15 @@ class OldBroker:
     """Gateways publish to it while the broker in use is away. Its queues are made where they are missing."""
     supervisor: Supervisor | None = None
     """Set while it is open."""
-    empty_since: dict[str, float] = field(default_factory=dict)
-    """Since when a queue, or its dead-letter queue, has been found empty at every look; by the clock."""
-    emptied: set[str] = field(default_factory=set)
-    """Those that are certainly empty."""
+    emptiness: Emptiness[str] = field(default_factory=Emptiness)
+    """Of its queues and dead-letter queues."""
     told: bool = False
     """Whether the log says that it is empty."""
     in_use: bool = False
     """It turned out to be the broker in use: there is nothing to drain."""
 
     def empty(self, queue: str) -> bool:
-        return self.in_use or queue in self.emptied
-
-    def saw(self, queue: str, empty: bool, age: float, now: float) -> None:
-        """
-        Note what one look found, by figures of which the oldest may be `age` seconds old.
-
-        One look is not enough: a message on its way between two queues of a broker may be
-        seen in neither, and what a consumer has taken since its last report is not in the
-        report. So all figures have to be younger than the first look that found nothing.
-        """
-        if not empty:
-            self.empty_since.pop(queue, None)
-            self.emptied.discard(queue)
-            return
-        passed = now - self.empty_since.setdefault(queue, now)
-        if passed >= max(DRAIN_EVERY, age):
-            self.emptied.add(queue)
+        return self.in_use or queue in self.emptiness.certain
 
 
 class Fleet:
@@ -115,6 +98,9 @@ class Fleet:
         self._queues: dict[str, QueueSettings] = {}
         self._held_back: set[str] = set()
         self._warned: set[str] = set()
+        self._on_look: Callable[[Mapping[Place, Figures]], None] | None = None
+        self.emptied = False
+        """Whether a run that was to end with that has found all queues empty."""
 
     def add(self, queue: str, settings: QueueSettings) -> None:
         """
@@ -132,9 +118,22 @@ class Fleet:
             self._held_back.add(queue)
             log.info("waits until the old broker is empty of it, to keep the order", queue=queue)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Consume until `stop` is set and what is in hand is settled."""
+    async def run(self, stop: asyncio.Event, *, until_empty: bool = False) -> None:
+        """
+        Consume until `stop` is set and what is in hand is settled.
+
+        With `until_empty` it sets `stop` itself, once the queues are empty on all brokers.
+        """
         current = self._current
+        if until_empty:
+            emptied = UntilEmpty(current.supervisor.returns, between=DRAIN_EVERY, clock=self._clock)
+
+            def looked(figures: Mapping[Place, Figures]) -> None:
+                if self._over(emptied, figures):
+                    self.emptied = True
+                    stop.set()
+
+            self._on_look = looked
         await self._controls.first_look()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
@@ -153,6 +152,27 @@ class Fleet:
             await self._last_look(current)
         await self._controls.close()
         await self._reporter.close()
+
+    def _over(self, emptied: UntilEmpty, figures: Mapping[Place, Figures]) -> bool:
+        if self._held_back or self.unreached:
+            return False  # There is a broker that was not asked, or a queue that was not begun.
+        places = [
+            (w.supervisor.broker.identity, name)
+            for w in self._watched()
+            for queue in w.supervisor.queues
+            for name in (queue, dead_letter_queue(queue))
+        ]
+        return emptied.over(places, figures)
+
+    @property
+    def unreached(self) -> list[str]:
+        """How the brokers are reached that are to be consumed beside the one in use, and are away."""
+        return [old.url for old in self._old if old.supervisor is None and not old.in_use]
+
+    @property
+    def left_to_retry(self) -> bool:
+        """Whether a message that failed in this process waits for another attempt."""
+        return self._clock() < self._current.supervisor.returns.last
 
     def snapshot(self) -> list[QueueStatus]:
         """How each queue is doing now, on every broker that is reached."""
@@ -207,7 +227,7 @@ class Fleet:
                 await self._look()
             except Exception as error:
                 log.error("looking at the queues failed", exc_info=error)
-            await asyncio.sleep(DRAIN_EVERY if self._draining() else LOOK_EVERY)
+            await asyncio.sleep(DRAIN_EVERY if self._on_look or self._draining() else LOOK_EVERY)
 
     def _draining(self) -> bool:
         return any(not old.told for old in self._old if not old.fallback)
@@ -223,6 +243,8 @@ class Fleet:
             log.info("the old broker is empty of it: now consumed from the one in use", queue=queue)
             self._held_back.remove(queue)
             self._current.supervisor.release(queue)
+        if self._on_look is not None:
+            self._on_look(figures)
         await self._warn()
 
     async def _take_on(self, old: OldBroker) -> set[str]:
@@ -269,8 +291,8 @@ class Fleet:
         for name in names:
             found = figures.get((broker, name))
             left = 0 if origin_queue(name) in missing else total(found.depth) if found else None
-            age = max(found.reported_age or 0.0, found.depth.lag) if found else 0.0
-            old.saw(name, left == 0, age, now)
+            age = found.age if found else 0.0
+            old.emptiness.saw(name, left == 0, age=age, now=now, between=DRAIN_EVERY)
             if left:
                 old.told = False
         if all(old.empty(name) for name in names):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumers.breaker import BreakerState, CircuitBreaker
+from consumers.emptiness import Returns
 from consumers.flow import Flow
 from forebay.brokers.api import Ack, DeadLetter, Release, Retry, Settlement
 
@@ -103,6 +104,8 @@ class Tally:
 
     metrics: ConsumerMetrics
     queue: str
+    returns: Returns = field(default_factory=Returns)
+    """Of the process."""
     stored: int = 0
     duplicates: int = 0
     retried: int = 0
@@ -125,9 +128,10 @@ class Tally:
             match settlement:
                 case Ack():
                     outcome = "stored"
-                case Retry(failure=failure):
+                case Retry(failure=failure, delay=delay):
                     outcome = "retried"
                     self._failed(failure.error_class, failure.reason, outcome)
+                    self.returns.note(delay)
                 case DeadLetter(failure=failure):
                     outcome = "dead"
                     self._failed(failure.error_class, failure.reason, outcome)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from consumers import archiver
 from consumers.archiver import ArchiveSink
 from consumers.breaker import BreakerState, CircuitBreaker
+from consumers.emptiness import Returns
 from consumers.flow import Flow
 from consumers.line import Line
 from consumers.lookout import Lookout, is_cheap
@@ -100,6 +101,7 @@ class Supervisor:
                 Recorder(folder_for(settings.state_dir, broker.identity)), limit=settings.crash_limit
             )
         )
+        self.returns: Returns = beside.returns if beside else Returns(clock=clock)
         self._own_lookouts: list[Lookout] = []
         self._watching: list[asyncio.Task[None]] = []
         self._lines: dict[str, _Line] = {}
@@ -202,7 +204,7 @@ class Supervisor:
             processor=processor,
             breaker=self._breaker(sink.destination, settings.breaker),
             flow=self._flow(queue, settings),
-            tally=Tally(metrics=self._metrics, queue=queue),
+            tally=Tally(metrics=self._metrics, queue=queue, returns=self.returns),
             quarantine=self.quarantine,
             batch_size=batch_size,
             # Not on a broker that is drained and cannot keep it.

@@ -38,6 +38,11 @@ class Figures:
     reported_age: float | None = None
     """Seconds since the oldest of the reports used."""
 
+    @property
+    def age(self) -> float:
+        """Seconds by which the oldest of them may be behind."""
+        return max(self.reported_age or 0.0, self.depth.lag)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueFigures:

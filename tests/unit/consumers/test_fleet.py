@@ -344,20 +344,6 @@ async def test_a_destination_that_is_down_pauses_both() -> None:
     assert paused == 0
 
 
-def test_a_report_from_before_the_queue_was_empty_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its consumer may have taken the last message since."""
-    monkeypatch.setattr(fleet_module, "DRAIN_EVERY", 1.0)
-    old = OldBroker(url="amqp://old", open=MemoryBroker)  # type: ignore[arg-type]  # never opened
-
-    old.saw("orders", True, 4.0, 100.0)
-    old.saw("orders", True, 4.0, 102.0)
-    assert not old.empty("orders")
-    old.saw("orders", True, 0.5, 103.0)
-    assert old.empty("orders")
-    old.saw("orders", False, 0.5, 104.0)
-    assert not old.empty("orders")
-
-
 # ---- reports
 
 
