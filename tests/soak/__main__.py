@@ -19,6 +19,8 @@
     make soak ONLY=fallback    the same with the other broker as fallback: rows keep arriving
     make soak ONLY=forward     (or -sqlite, -rabbitmq, -kafka) one service calls another through us while that
                                is down for 30 s, slow, failing and back; a gateway and two consumers killed
+    make soak ONLY=proxied     (or -sqlite, -rabbitmq) one of two gateways behind nginx killed ten times,
+                               under 500 messages a second of clients without idempotency keys
     make soak ONLY=slow-clients     5,000 clients of one byte a second beside 500 good requests a second
     make soak ONLY=hostile     100,000 malformed requests at the socket: 4xx or closed, memory flat
 
@@ -40,7 +42,18 @@ from typing import Any
 from bench.report import Target, record, versions
 from tests import flights
 from tests.servers.postgres import Postgres
-from tests.soak import faults, flights_table, forward, hostile, journal, order, outage, replicas, slow_clients
+from tests.soak import (
+    faults,
+    flights_table,
+    forward,
+    hostile,
+    journal,
+    order,
+    outage,
+    proxied,
+    replicas,
+    slow_clients,
+)
 from tests.soak.steps import Steps
 from tests.system import flights_run
 from tests.system.harness import Site
@@ -132,13 +145,18 @@ PARTS: dict[str, Callable[[], int]] = {
     **journal.PARTS,
     **order.PARTS,
     **outage.PARTS,
+    **proxied.PARTS,
     **flights_table.PARTS,
     **forward.PARTS,
     **hostile.PARTS,
     **slow_clients.PARTS,
 }
 
-GROUPS = {"flights-table": list(flights_table.PARTS), "forward": list(forward.PARTS)}
+GROUPS = {
+    "flights-table": list(flights_table.PARTS),
+    "forward": list(forward.PARTS),
+    "proxied": list(proxied.PARTS),
+}
 """Names for several parts."""
 
 

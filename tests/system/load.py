@@ -41,6 +41,9 @@ class Load:
     stall the load is as high as before it. A message that one gateway cannot take is taken to the next
     one. With `keys` each client has an ordering key of its own, and so sends the messages of a key one
     after the other.
+
+    With `once` it sends each message once, without an idempotency key, as a client does that knows
+    nothing of them: what is not answered 202 is in `refused`.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class Load:
         rate: float,
         keys: bool = False,
         catch_up: float = 0.05,
+        once: bool = False,
     ) -> None:
         self.rate = rate
+        self._once = once
         self._catch_up = catch_up
         self.others: list[tuple[float, int]] = []
         """Answers that were not 202: when, by the monotonic clock, and the status; 0 where none came."""
@@ -142,7 +147,7 @@ class Load:
         """At the gateway that is this client's first; at the others while that one cannot."""
         number = next(self._numbers)
         body = orjson.dumps({"number": number, "text": f"{self._prefix} {number} " * 12})
-        key = f"{self._prefix}/{number}".encode()
+        key = b"" if self._once else b"Idempotency-Key: %s/%d\r\n" % (self._prefix.encode(), number)
         give_up = time.monotonic() + PATIENCE
         for turn in itertools.count(home):
             began = time.monotonic()
@@ -163,7 +168,7 @@ class Load:
                 self._recorder.add(id, hashlib.sha256(body).hexdigest(), self._queue)
                 self.ids.append(id)
                 return
-            if status not in (0, 503) or time.monotonic() > give_up:
+            if self._once or status not in (0, 503) or time.monotonic() > give_up:
                 self.refused.append(f"{status} {answer[:300].decode(errors='replace')}")
                 return
             self.retries += 1
@@ -179,19 +184,23 @@ class _Connection:
         ordering = "" if key is None else f"Forebay-Ordering-Key: {key}\r\n"
         self._head = (
             f"POST /v1/queues/{queue}/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-            f"{ordering}Content-Type: application/json\r\nIdempotency-Key: "
+            f"{ordering}Content-Type: application/json\r\n"
         ).encode()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def post(self, key: bytes, body: bytes) -> tuple[int, bytes]:
         """
+        Send one message; `key` is a whole header line, or nothing.
+
         Raises:
             OSError, asyncio.IncompleteReadError: there was no answer.
         """
+        if self._reader is not None and self._reader.at_eof():
+            self.close()  # the server ended it while it was idle
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writer.write(b"%s%s\r\nContent-Length: %d\r\n\r\n%s" % (self._head, key, len(body), body))
+        self._writer.write(b"%s%sContent-Length: %d\r\n\r\n%s" % (self._head, key, len(body), body))
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = _LENGTH.search(head)
         assert length is not None, head

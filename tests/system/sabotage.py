@@ -57,6 +57,19 @@ def die_after_commit(order: str) -> None:
     DatabaseSink.write = write_and_die  # type: ignore[method-assign]
 
 
+def die_before_answer(order: str) -> None:
+    """SIGKILL of a gateway with a message published and not answered, if the file `order` is there."""
+    from gateway.ingest import Ingest
+
+    settled = Ingest._settled
+
+    def die_or_settle(*arguments: Any) -> None:
+        _die_if(order)
+        settled(*arguments)
+
+    Ingest._settled = die_or_settle  # type: ignore[assignment,method-assign]
+
+
 def ack_first(_: str) -> None:
     """Acknowledge what is not in the database yet."""
     from consumers.sinks.database import DatabaseSink
@@ -193,7 +206,7 @@ def _after_commit(then: Callable[[], None]) -> None:
 HOW = {
     f.__name__: f
     for f in (
-        die_after_commit, ack_first, confirms_off, acks_1, auto_commit,
+        die_after_commit, die_before_answer, ack_first, confirms_off, acks_1, auto_commit,
         die_in_handler, die_handled, stay_in_handler, stay_handled,
     )
 }  # fmt: skip
