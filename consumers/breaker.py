@@ -63,6 +63,7 @@ class CircuitBreaker:
         # each opening starts a new round, and only calls of the round count.
         self._round = 0
         self._error: Exception | None = None
+        self._down_since: float | None = None
         self._listeners: list[Callable[[], None]] = []
 
     # ---- what callers ask
@@ -84,6 +85,11 @@ class CircuitBreaker:
     def misconfigured(self) -> bool:
         """Whether it waits for a person rather than for the destination."""
         return isinstance(self._error, SinkMisconfigured)
+
+    @property
+    def down_for(self) -> float | None:
+        """Seconds since it was closed last; None while it is."""
+        return None if self._down_since is None else self._clock() - self._down_since
 
     def retry_after(self) -> float:
         """Seconds until a call may begin: 0.0 is now, infinity is "when the probe under way has ended"."""
@@ -126,7 +132,7 @@ class CircuitBreaker:
             return
         self._failures = 0
         if self._open_until is not None:
-            self._open_until = self._probe = self._error = None
+            self._open_until = self._probe = self._error = self._down_since = None
             self._ramp = 2
             self._changed()
         elif self._ramp is not None:
@@ -152,6 +158,8 @@ class CircuitBreaker:
         self._open_until = self._clock() + wait
         self._recovery = min(self._cap, self._recovery * 2)
         self._probe = self._ramp = None
+        if self._down_since is None:
+            self._down_since = self._clock()
         self._round += 1
         self._error = error
         self._changed()

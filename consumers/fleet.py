@@ -101,6 +101,11 @@ class Fleet:
         self._on_look: Callable[[Mapping[Place, Figures]], None] | None = None
         self.emptied = False
         """Whether a run that was to end with that has found all queues empty."""
+        self.figures: Mapping[Place, Figures] = {}
+        """What the queues held at the last look."""
+        self.dead_letters: Mapping[str, int] = {}
+        """Those in the database that nobody has dealt with, by queue."""
+        self._looked_at: float | None = None
 
     def add(self, queue: str, settings: QueueSettings) -> None:
         """
@@ -174,6 +179,10 @@ class Fleet:
         """Whether a message that failed in this process waits for another attempt."""
         return self._clock() < self._current.supervisor.returns.last
 
+    def looked_ago(self) -> float | None:
+        """Seconds since the queues were looked at; None: not yet."""
+        return None if self._looked_at is None else self._clock() - self._looked_at
+
     def snapshot(self) -> list[QueueStatus]:
         """How each queue is doing now, on every broker that is reached."""
         return [status for w in self._watched() for status in w.supervisor.snapshot()]
@@ -235,6 +244,8 @@ class Fleet:
     async def _look(self) -> None:
         missing = {id(old): await self._take_on(old) for old in self._old}
         figures = await self._reporter.look(self._watched())
+        self.figures, self._looked_at = figures, self._clock()
+        self.dead_letters = await self._reporter.dead_letters()
         for old in self._old:
             if old.supervisor is not None and not old.fallback:
                 self._judge(old, figures, missing[id(old)])

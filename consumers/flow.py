@@ -111,6 +111,12 @@ class Flow:
                 return None
 
     @property
+    def stopped_for(self) -> float | None:
+        """Seconds since an operator or a consumer paused it, as the database has it; None: not paused."""
+        changed_at = self.control.changed_at if self.control.paused else None
+        return None if changed_at is None else max(0.0, (self._now() - changed_at).total_seconds())
+
+    @property
     def opens_in(self) -> float | None:
         """Seconds until its schedule opens; None when it is not the schedule that holds it back."""
         if self._stopped() is not None or self._schedule is None:

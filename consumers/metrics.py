@@ -9,11 +9,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumers.breaker import BreakerState, CircuitBreaker
 from consumers.emptiness import Returns
-from consumers.flow import Flow
 from forebay.brokers.api import Ack, DeadLetter, Release, Retry, Settlement
 
 MAX_ERROR_CLASSES = 50
 """Error classes that get a time series of their own; a handler could raise any number of them."""
+
+_ONE_CALL = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_SINCE_ACCEPTANCE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200, 86_400)
+"""Seconds, up to a day: an outage is in it."""
 
 
 class ConsumerMetrics:
@@ -43,27 +46,34 @@ class ConsumerMetrics:
             "forebay_consumer_write_seconds",
             "Time of one call of the sink, in seconds.",
             ["queue"],
-            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+            buckets=_ONE_CALL,
             registry=registry,
         )
         self.latency_seconds = Histogram(
             "forebay_consumer_latency_seconds",
             "From acceptance to the end of the sink's call, in seconds; the oldest message of each batch.",
             ["queue"],
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200, 86_400),
+            buckets=_SINCE_ACCEPTANCE,
+            registry=registry,
+        )
+        self.wait_seconds = Histogram(
+            "forebay_consumer_wait_seconds",
+            "From acceptance to the sink's call, in seconds; the oldest message of each batch.",
+            ["queue"],
+            buckets=_SINCE_ACCEPTANCE,
+            registry=registry,
+        )
+        self.settle_seconds = Histogram(
+            "forebay_consumer_settle_seconds",
+            "Time that the broker took to settle one batch, in seconds.",
+            ["queue"],
+            buckets=_ONE_CALL,
             registry=registry,
         )
         self.paused = Gauge(
             "forebay_consumer_paused",
             "1 while nothing is taken because of this destination, by reason: unavailable, misconfigured.",
             ["destination", "reason"],
-            registry=registry,
-        )
-        self.held_back = Gauge(
-            "forebay_consumer_queue_paused",
-            "1 while nothing is taken from this queue, by reason: operator, suspicious. The destination's"
-            " reasons are in forebay_consumer_paused.",
-            ["queue", "reason"],
             registry=registry,
         )
         self.half_open = Gauge(
@@ -86,10 +96,6 @@ class ConsumerMetrics:
             self._error_classes.add(error_class)
             return error_class
         return "other"
-
-    def show_flow(self, queue: str, flow: Flow) -> None:
-        for reason in ("operator", "suspicious"):
-            self.held_back.labels(queue, reason).set(flow.paused_by == reason)
 
     def show_breaker(self, destination: str, breaker: CircuitBreaker) -> None:
         paused = breaker.state is not BreakerState.CLOSED
@@ -120,9 +126,15 @@ class Tally:
         self.metrics.batch_size.labels(self.queue).observe(size)
         self.metrics.write_seconds.labels(self.queue).observe(seconds)
         self.metrics.latency_seconds.labels(self.queue).observe(latency)
+        self.metrics.wait_seconds.labels(self.queue).observe(max(0.0, latency - seconds))
 
-    def settled(self, settlements: Sequence[Settlement], duplicates: int) -> None:
-        """The broker has taken these settlements; `duplicates` of the acknowledged ones were not new."""
+    def settled(self, settlements: Sequence[Settlement], duplicates: int, *, seconds: float) -> None:
+        """
+        The broker has taken these settlements in so many seconds.
+
+        `duplicates` of the acknowledged ones were not new.
+        """
+        self.metrics.settle_seconds.labels(self.queue).observe(seconds)
         outcomes: dict[str, int] = {}
         for settlement in settlements:
             match settlement:

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -28,6 +28,7 @@ from forebay.storage.reports import (
     QueueReport,
     exchange,
     left_behind,
+    open_dead_letters,
     withdraw,
 )
 
@@ -37,6 +38,8 @@ T = TypeVar("T")
 
 DEPTH_TIMEOUT = 3.0
 DATABASE_TIMEOUT = 3.0
+COUNT_EVERY = 30.0
+"""Seconds between two counts of the dead letters in the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Reporter:
         self._process = process
         self._written_at: float | None = None
         self._trouble = ""
+        self._counted_at = -COUNT_EVERY
+        self._dead_letters: Mapping[str, int] = {}
 
     async def look(self, watched: Sequence[Watched]) -> dict[Place, Figures]:
         """The figures of every queue, by broker and queue; those of which nothing is known are absent."""
@@ -83,6 +88,17 @@ class Reporter:
                 self._written_at, self._trouble = now, ""
                 return figures
         return {(r.broker, r.queue): complete(r.depth, None) for r in reports if r.depth is not None}
+
+    async def dead_letters(self) -> Mapping[str, int]:
+        """Open dead letters by queue, counted now and then; what was counted last while nobody answers."""
+        now = time.monotonic()
+        if self._database is not None and now - self._counted_at >= COUNT_EVERY:
+            try:
+                self._dead_letters = await self._ask(partial(open_dead_letters, self._database))
+            except Exception as error:
+                self._failed(error)
+            self._counted_at = now
+        return self._dead_letters
 
     async def left_behind(self, watched: Sequence[Watched], urls: Sequence[str]) -> list[LeftBehind]:
         """Other brokers that may hold messages; none while the database cannot be asked."""

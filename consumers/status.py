@@ -31,6 +31,8 @@ class QueueStatus:
     """Why nothing is taken, in words: the destination's, the operator's, ours."""
     needs_someone: bool
     """Waiting will not help: the destination refuses us as such, or someone has to resume the queue."""
+    paused_for: float | None
+    """Seconds since it was paused; None while it is not, and where that is not known."""
     next_try_in: float | None
     """Seconds until the destination is tried again, or the schedule opens, while it is paused."""
     rate: float | None

@@ -178,7 +178,8 @@ class Supervisor:
 
     def snapshot(self) -> list[QueueStatus]:
         """How each queue is doing now, in the order in which they were added."""
-        return [self._status(line) for line in self._lines.values()]
+        # A copy: /metrics of `forebay dev` asks from another thread.
+        return [self._status(line) for line in list(self._lines.values())]
 
     @property
     def queues(self) -> list[str]:
@@ -270,7 +271,6 @@ class Supervisor:
             return Flow(queue, settings, clock=self._clock, now=self._now)
         if queue not in self.flows:
             flow = Flow(queue, settings, clock=self._clock, now=self._now)
-            flow.on_change(lambda: self._metrics.show_flow(queue, flow))
             flow.budget.on_change(lambda: self._tell_suspicion(queue, flow))
             self.flows[queue] = flow
         return self.flows[queue]
@@ -317,6 +317,7 @@ class Supervisor:
             paused_by=flow.paused_by or ("destination" if down else None),
             pause_reason=flow.reason or breaker.reason,
             needs_someone=breaker.misconfigured or flow.paused_by in ("operator", "suspicious"),
+            paused_for=flow.stopped_for if flow.paused_by else breaker.down_for,
             next_try_in=flow.opens_in if flow.paused_by else breaker.retry_after() if down else None,
             rate=flow.rate,
             busy_for=max(w.busy_for() for w in line.workers),

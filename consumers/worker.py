@@ -99,6 +99,7 @@ class Worker:
         self._changed = asyncio.Event()
         line.breaker.on_change(self._changed.set)
         line.flow.on_change(self._changed.set)
+        self._clock = clock
         self._busy = Busy(clock)
         self._writer = Writer(line, self._busy, clock=clock, now=now)
         self._restart_delay = 0.0
@@ -294,6 +295,7 @@ class Worker:
             try:
                 if self._ordered:
                     self._holds.settling(batch.settlements)
+                started_at = self._clock()
                 with self._busy.doing("settle"):
                     async with asyncio.timeout(CALL_TIMEOUT):
                         stale = await subscription.settle(batch.settlements)
@@ -303,7 +305,7 @@ class Worker:
                 raise
             if stale:
                 self._log.warning("deliveries were no longer ours; duplicates will come", count=len(stale))
-            self._tally.settled(batch.settlements, batch.duplicates)
+            self._tally.settled(batch.settlements, batch.duplicates, seconds=self._clock() - started_at)
             self._tell(batch.settlements)
             self._restart_delay = 0.0
             slots.release()

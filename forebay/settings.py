@@ -49,6 +49,16 @@ _COMMA_BEFORE_URL = re.compile(r"[,\s](?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
 _HANDLER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
+class StatusSettings(Section):
+    """Whom `forebay status` asks, besides the broker and the database."""
+
+    gateways: tuple[str, ...] = ()
+    """The gateways, as URLs: "http://gateway:8080"; at a name with several addresses each is asked. None:
+    the one that these settings would start, if it answers."""
+    consumers: tuple[str, ...] = ()
+    """The same for the consumers' health port. None: that of these settings, consumer.health_port."""
+
+
 class Settings(Section):
     """Everything that can be set. Each process reads the parts that it needs."""
 
@@ -72,6 +82,8 @@ class Settings(Section):
     """The consumers of one process."""
     admin: AdminSettings = AdminSettings()
     """The API for operators."""
+    status: StatusSettings = StatusSettings()
+    """Whom `forebay status` asks."""
 
     def queue(self, name: str) -> QueueSettings:
         """The settings of one queue; of a queue that is not named anywhere, the defaults."""

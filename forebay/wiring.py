@@ -239,6 +239,7 @@ def make_fleet(
 
     from consumers.controls import ControlRoom
     from consumers.fleet import Fleet
+    from consumers.gauges import FleetGauges
     from consumers.housekeeping import Housekeeper
     from consumers.reporter import Reporter, Watched, process_name
     from consumers.sinks.factory import make_sink
@@ -267,7 +268,7 @@ def make_fleet(
     current = consumers_of(broker)
     url = safe_url(settings.broker)
     name = process_name()
-    return Fleet(
+    fleet = Fleet(
         Watched(current, url),
         old=old_brokers(settings.broker),
         make_old=lambda old: consumers_of(old, beside=current),
@@ -276,6 +277,21 @@ def make_fleet(
         controls=ControlRoom(database, current.flows, current.quarantine, name=name),
         housekeeper=Housekeeper(database, settings.database.once_only_retention),
     )
+    registry.register(FleetGauges(fleet))
+    return fleet
+
+
+def new_registry() -> CollectorRegistry:
+    """For the figures of one process, with what the system knows of it."""
+    from prometheus_client import CollectorRegistry, Info, PlatformCollector, ProcessCollector
+
+    from forebay import __version__
+
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    Info("forebay_build", "Which Forebay this is.", registry=registry).info({"version": __version__})
+    return registry
 
 
 def forwarding(

@@ -116,6 +116,18 @@ class GatewayMetrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.journal_limit = Gauge(
+            "forebay_journal_limit_bytes",
+            "Bytes of bodies at which no more are taken: gateway.journal_max_bytes.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.journal_set_aside = Gauge(
+            "forebay_journal_set_aside",
+            "Messages in the journals that the broker refused for good; they stay there.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.waiting = Gauge(
             "forebay_gateway_waiting",
             "Requests that wait for what becomes of their message.",

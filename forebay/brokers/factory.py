@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import entry_points
@@ -106,6 +107,26 @@ def body_limit(settings: BrokerSettings) -> int | None:
         "amqps": settings.rabbitmq.max_body_bytes,
         "kafka": settings.kafka.max_body_bytes,
     }.get(scheme)
+
+
+def room(settings: BrokerSettings, *, of_queue: int, of_all: int) -> int | None:
+    """
+    Bytes of bodies that a queue still takes while it holds `of_queue`, and all queues `of_all`.
+
+    By the settings, and of an embedded queue by its disk, too; None: not bounded by us.
+    """
+    scheme = "" if settings.url is None else settings.url.get_secret_value().partition(":")[0].lower()
+    if scheme in ("amqp", "amqps"):
+        return max(0, settings.rabbitmq.max_bytes - of_queue)
+    if scheme != "sqlite" or settings.url is None:
+        return None
+    try:
+        disk = os.statvfs(sqlite_path(settings.url.get_secret_value()).parent)
+    except OSError:
+        return None
+    low_water = min(settings.sqlite.min_free_bytes, disk.f_blocks * disk.f_frsize // 20)
+    free = disk.f_bavail * disk.f_frsize - low_water
+    return max(0, min(settings.sqlite.max_bytes - of_all, free))
 
 
 def sqlite_path(url: str) -> Path:

@@ -160,6 +160,15 @@ DatabaseUrlOption = Annotated[
 
 @contextmanager
 def open_database(settings: Settings) -> Iterator[Database]:
+    """As `existing_database`, closed at the end."""
+    database = existing_database(settings)
+    try:
+        yield database
+    finally:
+        database.dispose()
+
+
+def existing_database(settings: Settings) -> Database:
     """
     The database, without ever creating one.
 
@@ -176,11 +185,7 @@ def open_database(settings: Settings) -> Iterator[Database]:
             f"there is no database {file} yet; `forebay migrate` (or `forebay dev`) creates it",
             ExitCode.DATABASE_UNREACHABLE,
         )
-    database = make_database(settings)
-    try:
-        yield database
-    finally:
-        database.dispose()
+    return make_database(settings)
 
 
 @asynccontextmanager

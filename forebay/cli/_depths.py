@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ async def with_reports(depths: Sequence[QueueDepth], settings: Settings) -> list
     """What the brokers cannot tell as their consumers last reported it: seconds old."""
     gaps = {d.broker for d in depths if lacks(d.depth) or lacks(d.dead)}
     reports = await asyncio.to_thread(_reports, settings, gaps) if gaps else {}
-    return [_completed(d, reports) for d in depths]
+    return [completed(d, reports) for d in depths]
 
 
 async def _look(broker: Broker, queue: str, *, draining: bool) -> QueueDepth:
@@ -130,7 +130,8 @@ async def _look(broker: Broker, queue: str, *, draining: bool) -> QueueDepth:
     return QueueDepth(queue, depth, dead, broker=identity, draining=draining)
 
 
-def _completed(of: QueueDepth, reports: dict[Place, Reported] | str) -> QueueDepth:
+def completed(of: QueueDepth, reports: Mapping[Place, Reported] | str) -> QueueDepth:
+    """What the broker told, and what it did not tell from these reports, or why there are none."""
     if of.depth is None:
         return of
     figures = complete_queue((of.broker, of.queue), of.depth, of.dead, reports)

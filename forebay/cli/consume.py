@@ -92,6 +92,7 @@ def consume(
         find_handlers,
         make_database,
         make_fleet,
+        new_registry,
         safe_url,
         serve_consumer_health,
     )
@@ -115,8 +116,6 @@ def consume(
     find_handlers(*([loaded.file.resolve().parent] if loaded.file else []), Path.cwd())
 
     async def main(stop: asyncio.Event) -> None:
-        from prometheus_client import CollectorRegistry
-
         from consumers.sinks.table import prepare_tables
         from forebay.storage.database import Database
         from forebay.storage.schema import require_current
@@ -125,7 +124,7 @@ def consume(
             require_current(database)
             prepare_tables({name: settings.queue(name) for name in names}, database)
 
-        registry = CollectorRegistry()
+        registry = new_registry()
         database = make_database(settings)
         fleets: list[Fleet] = []
         deadline = Deadline(stop, timeout)

@@ -161,6 +161,7 @@ def _run(loaded: Loaded, sock: socket.socket, data: Path, *, leash: int | None) 
         make_database,
         make_fleet,
         make_gateway,
+        new_registry,
         shared,
     )
 
@@ -180,8 +181,6 @@ def _run(loaded: Loaded, sock: socket.socket, data: Path, *, leash: int | None) 
         _welcome(loaded, sock, admin_sock, token_file)
 
     async def main(stop: asyncio.Event) -> None:
-        from prometheus_client import CollectorRegistry
-
         from consumers.sinks.table import prepare_tables
         from forebay.admin.server import serve as serve_admin
         from forebay.storage.database import Database
@@ -192,7 +191,7 @@ def _run(loaded: Loaded, sock: socket.socket, data: Path, *, leash: int | None) 
             migrate(database)
             prepare_tables(settings.queues, database)
 
-        registry = CollectorRegistry()
+        registry = new_registry()
         database = make_database(settings)
         try:
             if not await until_reachable(database, prepare, stop):

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from forebay.brokers.api import Depth, Share
 from forebay.figures import Figures, Place, Reported, add_up, complete
 from forebay.storage.database import Database
-from forebay.storage.tables import BROKER_LENGTH, UtcTime, broker_depths, consumer_reports
+from forebay.storage.tables import BROKER_LENGTH, UtcTime, broker_depths, consumer_reports, dead_letters
 from forebay.storage.upsert import upsert
 
 FRESH = 15.0
@@ -170,6 +170,14 @@ def paused_queues(database: Database) -> list[Paused]:
     return list(found.values())
 
 
+def open_dead_letters(database: Database) -> dict[str, int]:
+    """How many dead letters nobody has dealt with, by the queue they come from."""
+    c = dead_letters.c
+    query = sa.select(c.queue, sa.func.count()).where(c.status == "dead").group_by(c.queue)
+    with database.read() as connection:
+        return {row[0]: row[1] for row in connection.execute(query)}
+
+
 def reported_queues(database: Database) -> set[str]:
     """Queues that a consumer has reported, on any broker, without their dead-letter queues."""
     found: set[str] = set()
@@ -177,6 +185,36 @@ def reported_queues(database: Database) -> set[str]:
         for table in (consumer_reports, broker_depths):
             found |= set(connection.execute(sa.select(table.c.queue).distinct()).scalars())
     return {queue for queue in found if not queue.endswith(".dead")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastSeen:
+    """How much a queue held when a consumer last asked its broker."""
+
+    held: int
+    exact: bool
+    """False: at least so many."""
+    age: float
+    """Seconds since then."""
+
+
+def last_seen(database: Database, url: str) -> dict[str, LastSeen]:
+    """What the broker at `url`, without credentials, held, by queue; for when it cannot be asked."""
+    d = broker_depths.c
+    query = sa.select(d.queue, d.held, d.exact, d.seen_at, now_in(database).label("now")).where(d.url == url)
+    with database.read() as connection:
+        return {
+            row.queue: LastSeen(held=row.held, exact=row.exact, age=_age(row.seen_at, row.now))
+            for row in connection.execute(query)
+        }
+
+
+def consumers_alive(database: Database) -> int:
+    """How many consumer processes have reported lately."""
+    c = consumer_reports.c
+    query = sa.select(sa.func.count(c.process.distinct())).where(c.reported_at > _before(database, FRESH))
+    with database.read() as connection:
+        return int(connection.execute(query).scalar_one())
 
 
 def left_behind(database: Database, *, known: Collection[str], urls: Collection[str]) -> list[LeftBehind]:

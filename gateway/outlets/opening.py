@@ -95,6 +95,7 @@ async def open_outlets(
                 outlet.begin_away(broker.reason)
         changed()
         if elsewhere.open_journal is not None and settings.journal is not None:
+            metrics.journal_limit.set(settings.journal_max_bytes)
             keeper = Keeper(
                 settings.journal,
                 elsewhere.open_journal,
@@ -112,6 +113,7 @@ async def open_outlets(
 def _measure(metrics: GatewayMetrics, journal: Journal | None) -> None:
     metrics.journal_messages.set(journal.messages if journal else 0)
     metrics.journal_bytes.set(journal.size if journal else 0)
+    metrics.journal_set_aside.set(journal.set_aside if journal else 0)
     metrics.journal_oldest.set((journal.oldest_age or 0.0) if journal else 0.0)
 
 

@@ -1,0 +1,102 @@
+"""`forebay status` while the parts of a real installation are killed, one after the other and all together."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.servers.postgres import Postgres, free_port
+from tests.system.harness import Process, Site, http, until
+from tests.unit.cli.processes import Running
+
+
+def ask(site: Site, **env: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and document of `forebay status --json`."""
+    done = site.run("status", "--json", "--interval", "300ms", env=env)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def consumer_of(site: Site, port: int) -> Process:
+    consumer = site.start("consume", "--port", str(port), log="consume")
+
+    def ready() -> bool:
+        try:
+            return http("GET", f"http://127.0.0.1:{port}/readyz").status == 200
+        except OSError:
+            return False
+
+    consumer.until(ready, what="the consumer's /readyz")
+    return consumer
+
+
+def test_it_tells_what_is_so_whatever_is_killed(tmp_path: Path) -> None:
+    port = free_port()
+    # A server of its own: this one is killed.
+    with Postgres() as postgres:
+        site = Site(tmp_path, postgres.create_database(), queues="orders")
+        site.settings = {
+            "STATUS__GATEWAYS": site.url,
+            "STATUS__CONSUMERS": f"http://127.0.0.1:{port}",
+            "GATEWAY__JOURNAL": str(tmp_path / "journal"),
+        }
+        try:
+            site.migrate()
+            gateway, consumer = site.gateway(), consumer_of(site, port)
+            assert site.post("orders", b"1").status == 202
+            consumer.until(lambda: site.stored() == 1, what="a row")
+
+            code, told = ask(site)
+            assert (code, told["ok"]) == (0, True), told
+            assert told["sentence"].startswith("All fine: nothing is behind; 0/s in, "), told
+            assert [told[who][0]["ready"] for who in ("gateways", "consumers")] == [True, True]
+
+            postgres.stop("immediate")
+            for n in range(3):
+                assert site.post("orders", b"%d" % n).status == 202
+            until(lambda: "next try" in ask(site)[1]["sentence"], what="the consumer's pause in status")
+            code, told = ask(site)
+            sentence = r"orders paused: PostgreSQL unreachable since \d\d:\d\d; 3 waiting, none lost; next try in .+\."
+            assert code == 7
+            assert re.fullmatch(sentence, told["sentence"]), told["sentence"]
+
+            gateway.kill()
+            consumer.kill()
+            code, told = ask(site)
+            assert code == 7
+            assert told["sentence"] == (
+                "no gateway answers; orders paused: PostgreSQL unreachable;"
+                f" the consumer http://127.0.0.1:{port} does not answer; 3 waiting, none lost."
+            )
+
+            # The broker, too: nothing listens there. What the journal holds is known all the same.
+            away = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
+            gateway = site.gateway(FOREBAY_BROKER__URL=away)
+            for n in range(5):
+                assert site.post("orders", b"%d" % n).json["durability"] == "journaled"
+            code, told = ask(site, FOREBAY_BROKER__URL=away)
+            assert code == 6
+            assert told["sentence"].startswith(
+                "RabbitMQ unreachable, new messages are accepted all the same; "
+            ), told["sentence"]
+            assert (told["journaled"], told["queues"][0]["journaled"]) == (5, 5)
+
+            gateway.kill()
+            code, told = ask(site, FOREBAY_BROKER__URL=away)
+            assert code == 6
+            assert told["sentence"].startswith("RabbitMQ unreachable, and no gateway answers; ")
+            assert "at least 5 waiting (5 in journals), none lost." in told["sentence"]
+        finally:
+            site.close()
+
+
+def test_watching_ends_with_ctrl_c_and_zero(site: Site) -> None:
+    site.gateway()
+    env = {name: value for name, value in site.env.items() if name.startswith("FOREBAY_")}
+    with Running("status", "--watch", "--interval", "100ms", cwd=site.folder, env=env) as watching:
+        watching.until("All fine")
+        watching.until("All fine")
+        assert watching.end(signal.SIGINT) == 0
