@@ -179,6 +179,11 @@ class Fleet:
         """Whether a message that failed in this process waits for another attempt."""
         return self._clock() < self._current.supervisor.returns.last
 
+    @property
+    def broker(self) -> str:
+        """The identity of the one in use."""
+        return self._current.supervisor.broker.identity
+
     def looked_ago(self) -> float | None:
         """Seconds since the queues were looked at; None: not yet."""
         return None if self._looked_at is None else self._clock() - self._looked_at

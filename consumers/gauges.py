@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client.core import GaugeMetricFamily
@@ -13,11 +13,17 @@ from consumers.status import QueueStatus
 from forebay.brokers.naming import is_dead_letter_queue, origin_queue
 from forebay.figures import Figures, Place, total
 
+Room = Callable[[int, int], int | None]
+"""Bytes that a queue of the broker in use still takes while it, and all queues, hold so many."""
+
 REASONS = ("operator", "suspicious", "schedule", "unavailable", "misconfigured")
 
 
 class Watchable(Protocol):
     """What `consumers.fleet.Fleet` is to a scrape."""
+
+    @property
+    def broker(self) -> str: ...
 
     @property
     def figures(self) -> Mapping[Place, Figures]: ...
@@ -38,8 +44,9 @@ class FleetGauges(Collector):
     others' reports: dashboards take the largest by queue and broker, then add up the brokers.
     """
 
-    def __init__(self, fleet: Watchable) -> None:
+    def __init__(self, fleet: Watchable, room: Room = lambda of_queue, of_all: None) -> None:
         self._fleet = fleet
+        self._room = room
 
     def describe(self) -> Iterable[Metric]:
         """Nothing yet: a fleet that has not begun knows none of its queues."""
@@ -47,6 +54,7 @@ class FleetGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _queues(self._fleet.figures)
+        yield self._rooms()
         looked = _gauge("forebay_queue_looked_seconds", "Seconds since a consumer looked at the queues.", ())
         if (ago := self._fleet.looked_ago()) is not None:
             looked.add_metric((), ago)
@@ -60,6 +68,23 @@ class FleetGauges(Collector):
             dead.add_metric((queue,), count)
         yield dead
         yield from _consumers(self._fleet.snapshot())
+
+    def _rooms(self) -> Metric:
+        family = _gauge(
+            "forebay_queue_room_bytes",
+            "Bytes of bodies that the queue still takes, by the settings, and the disk of an embedded queue.",
+            ("queue",),
+        )
+        in_use = self._fleet.broker
+        held = {
+            queue: found.depth.bytes
+            for (broker, queue), found in list(self._fleet.figures.items())
+            if broker == in_use and found.depth.bytes is not None and not is_dead_letter_queue(queue)
+        }
+        for queue, size in held.items():
+            if (left := self._room(size, sum(held.values()))) is not None:
+                family.add_metric((queue,), left)
+        return family
 
 
 def _queues(figures: Mapping[Place, Figures]) -> Iterator[Metric]:

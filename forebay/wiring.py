@@ -246,6 +246,7 @@ def make_fleet(
     from consumers.sinks.traced import traced
     from consumers.supervisor import Supervisor
     from forebay import telemetry
+    from forebay.brokers.factory import room
 
     # The store says itself what it tries again; these would say it once more, and say it
     # worse. Before handlers are loaded: one that wants them for retries of its own sets them.
@@ -277,7 +278,9 @@ def make_fleet(
         controls=ControlRoom(database, current.flows, current.quarantine, name=name),
         housekeeper=Housekeeper(database, settings.database.once_only_retention),
     )
-    registry.register(FleetGauges(fleet))
+    registry.register(
+        FleetGauges(fleet, lambda of_queue, of_all: room(settings.broker, of_queue=of_queue, of_all=of_all))
+    )
     return fleet
 
 

@@ -218,6 +218,8 @@ def create_app(
                 status=StatusLookup(questions, ingest.recent, waiting),
                 waiting=waiting,
             )
+            # Until somebody checks; not 0, which would be an alarm where nobody does.
+            metrics.ready.set(1)
             try:
                 yield
             finally:

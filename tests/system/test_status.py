@@ -1,4 +1,4 @@
-"""`forebay status` while the parts of a real installation are killed, one after the other and all together."""
+"""`forebay status` while the parts of a real installation are killed, one by one and all together."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def test_it_tells_what_is_so_whatever_is_killed(tmp_path: Path) -> None:
                 assert site.post("orders", b"%d" % n).status == 202
             until(lambda: "next try" in ask(site)[1]["sentence"], what="the consumer's pause in status")
             code, told = ask(site)
-            sentence = r"orders paused: PostgreSQL unreachable since \d\d:\d\d; 3 waiting, none lost; next try in .+\."
+            sentence = (
+                r"orders paused: PostgreSQL unreachable since \d\d:\d\d;"
+                r" 3 waiting, none lost; next try in .+\."
+            )
             assert code == 7
             assert re.fullmatch(sentence, told["sentence"]), told["sentence"]
 
