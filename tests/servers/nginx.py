@@ -66,7 +66,7 @@ class Nginx:
         self.folder.chmod(0o711)
         self.conf = configuration(self.folder, self.port)
         for name, text in (files or {}).items():
-            (self.conf / name).parent.mkdir(exist_ok=True)
+            (self.conf / name).parent.mkdir(parents=True, exist_ok=True)
             (self.conf / name).write_text(text)
         self.gateways: list[str] = []
         self._render(gateways)

@@ -19,12 +19,14 @@ class Service:
     """
     Has the effect of each id once, and answers 201 with what it made of it.
 
-    `delay` is how long it takes, in seconds; while `failing` it answers 500 and does nothing.
+    `delay` is how long it takes, in seconds; while `failing` it answers 500 and does nothing; while
+    `dying` it has the effect, and ends the connection without an answer.
     """
 
     def __init__(self) -> None:
         self.delay = 0.0
         self.failing = False
+        self.dying = False
         self.effects: dict[str, bytes] = {}
         """By id, in the order in which they happened."""
         self.asked: Counter[str] = Counter()
@@ -76,5 +78,7 @@ class Service:
         if not known:
             self.effects[id] = body
             self.paths.add((request.method, request.raw_path))
+        if self.dying and request.transport is not None:
+            request.transport.abort()
         headers = {"Idempotent-Replayed": "true"} if known else {}
         return web.Response(status=201, text=f"made of {body.decode()}", headers=headers)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from tests.needs import missing_server
-from tests.servers.nginx import Nginx, NginxNotInstalled, find_nginx
+from tests.servers.certificates import Certificates
+from tests.servers.nginx import SOURCE, Nginx, NginxNotInstalled, find_nginx
 from tests.servers.postgres import free_port
 from tests.servers.receiver import Receiver
 
@@ -291,3 +293,31 @@ async def test_before_a_reload_answers_end_their_connections(nginx: Nginx, gatew
         assert {await connection(path) for path in paths} == {"close"}
         (nginx.folder / "closing").unlink()
         assert await connection(SEND) == "keep-alive"
+
+
+@pytest.mark.parametrize("version", ["--http2", "--http1.1"])
+async def test_with_tls_and_http_2(gateway: Fake, tmp_path: Path, version: str) -> None:
+    """By deploy/nginx/examples/tls.conf; the gateway is told that the client came by https."""
+    made = Certificates(tmp_path)
+    certificate, key = made.sign("gateways.test")
+    port = free_port()
+    example = (SOURCE / "examples/tls.conf").read_text().replace("listen 8443", f"listen 127.0.0.1:{port}")
+    files = {
+        "servers/tls.conf": example,
+        "site/tls/certificate.pem": certificate.read_text(),
+        "site/tls/key.pem": key.read_text(),
+    }
+    with Nginx([gateway.port], files=files):
+        asked = await asyncio.create_subprocess_exec(
+            "curl", "--silent", "--show-error", version, "--cacert", str(made.ca),
+            "--resolve", f"gateways.test:{port}:127.0.0.1",
+            "--output", "/dev/null", "--write-out", "%{http_code} %{http_version}",
+            "--data", "{}", f"https://gateways.test:{port}{SEND}",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        said, error = await asked.communicate()
+
+    assert said.decode() == {"--http2": "202 2", "--http1.1": "202 1.1"}[version], error
+    ((request, _),) = gateway.requests
+    assert request.headers["X-Forwarded-Proto"] == "https"
+    assert request.headers["Host"] == "gateways.test"
