@@ -70,6 +70,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "forebay.cli.explain:explain", "What one queue does, in words, with its retry schedule"
         ),
         "doctor": Entry("forebay.cli.doctor:doctor", "Check this installation; each finding with its fix"),
+        "healthcheck": Entry("forebay.cli.healthcheck:healthcheck", "Exit 0 if a process here is ready"),
     },
     "Let in": {
         "api-keys create": Entry("forebay.cli.api_keys:create", "Make a key and print it, once"),
