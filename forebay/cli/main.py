@@ -55,6 +55,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "dev": Entry("forebay.cli.dev:dev", "Gateway and consumer in one process, no setup"),
         "gateway": Entry("forebay.cli.gateway:gateway", "Accept messages over HTTP"),
         "consume": Entry("forebay.cli.consume:consume", "Move messages from the queues to where they belong"),
+        "demo": Entry("forebay.cli.demo:demo", "See it: database and broker die, nothing is lost"),
         "admin": Entry("forebay.cli.admin:admin", "The API for operators: dead letters, redrives, queues"),
         "migrate": Entry("forebay.cli.migrate:migrate", "Create or update the tables of the database"),
     },

@@ -78,7 +78,7 @@ def main(plan: dict[str, Any]) -> None:
     if _Handler.engine.dialect.name == "sqlite":
         sa.event.listen(_Handler.engine, "connect", lambda made, _: made.execute("pragma journal_mode=wal"))
     _Handler.table = orders_table(plan["table"])
-    _Handler.table.create(_Handler.engine)
+    _Handler.table.create(_Handler.engine, checkfirst=True)
     with socket.create_server(("127.0.0.1", plan["port"]), backlog=BACKLOG) as listener:
         for _ in range(THREADS):
             threading.Thread(target=_take_turns, args=(listener,), daemon=True).start()

@@ -170,8 +170,6 @@ class Stage:
             DemoError: something does not start.
         """
         database, broker = self.parts.database, self.parts.broker
-        with ThreadPoolExecutor() as side_by_side:
-            list(side_by_side.map(lambda part: part.start(), (database, broker)))
         self._settings.touch(0o600)  # the URLs have passwords in them
         self._settings.write_text(
             _SETTINGS.format(
@@ -179,10 +177,15 @@ class Stage:
                 folder=self._crew.folder, prefix=f"{self._table}.", table=self._table,
             )
         )  # fmt: skip
-        self._crew.run("migrate", self._forebay("migrate"), env=self._environment, within=60)
-        engine = engine_for(database.url)
-        orders_table(self._table).create(engine)
-        engine.dispose()
+        with ThreadPoolExecutor() as side_by_side:
+            # A broker takes its time to start.
+            started = side_by_side.submit(broker.start)
+            database.start()
+            self._crew.run("migrate", self._forebay("migrate"), env=self._environment, within=60)
+            engine = engine_for(database.url)
+            orders_table(self._table).create(engine)
+            engine.dispose()
+            started.result()
         gateway = self._crew.start("gateway", self._forebay("gateway"), env=self._environment)
         self._crew.start("consumer", self._forebay("consume"), env=self._environment)
         plan = {"port": self._direct_port, "database": self._direct_database(), "table": self._direct_table}

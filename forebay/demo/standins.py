@@ -75,15 +75,13 @@ class Elsewhere:
                 "postgresql://, mysql:// or amqp://, or no URL for a server of the demo's own"
             )
         self.label = f"{what} at {parts.hostname}"
-        self._target = (parts.hostname or "127.0.0.1", parts.port or _DEFAULT_PORTS[scheme])
-        self._login = parts.netloc.rpartition("@")[0]
-        self._parts = parts
-        self.url = url
-        self._proxy = _Proxy(self._target)
+        target = (parts.hostname or "127.0.0.1", parts.port or _DEFAULT_PORTS[scheme])
+        self._proxy = _Proxy(target)
+        login, at, _ = parts.netloc.rpartition("@")
+        self.url = parts._replace(netloc=f"{login}{at}127.0.0.1:{self._proxy.start()}").geturl()
 
     def start(self) -> None:
-        login = f"{self._login}@" if self._login else ""
-        self.url = self._parts._replace(netloc=f"{login}127.0.0.1:{self._proxy.start()}").geturl()
+        """Nothing to do: it runs."""
 
     def fail(self) -> None:
         self._proxy.cut()

@@ -33,12 +33,12 @@ def phases(database: Part, broker: Part, rate: float) -> list[Phase]:
     return [
         Phase(0.0, Event.NOTHING, "steady load", f"{rate:g} orders a second to each side: all is well."),
         Phase(
-            0.18, Event.DATABASE_FAILS, f"database {database.fate}",
+            0.16, Event.DATABASE_FAILS, f"database {database.fate}",
             f"{database.label} {database.fate}:"
             f" senders to the gateway notice nothing; the direct endpoint {direct}.",
         ),
         Phase(
-            0.38, Event.BROKER_FAILS, f"broker {broker.fate}, too",
+            0.36, Event.BROKER_FAILS, f"broker {broker.fate}, too",
             f"{broker.label} {broker.fate}, too: the gateway keeps what it accepts in a journal of its own.",
         ),
         Phase(
@@ -46,7 +46,7 @@ def phases(database: Part, broker: Part, rate: float) -> list[Phase]:
             "A poison message: an order whose total is “free of charge”. It is accepted like all the others.",
         ),
         Phase(
-            0.64, Event.ALL_BACK, "all back",
+            0.68, Event.ALL_BACK, "all back",
             "Everything comes back: what waited is stored; the poison message alone is a dead letter.",
         ),
     ]  # fmt: skip

@@ -22,6 +22,7 @@
     make soak ONLY=proxied     (or -sqlite, -rabbitmq) one of two gateways behind nginx killed ten times,
                                under 500 messages a second of clients without idempotency keys
     make soak ONLY=slow-clients     5,000 clients of one byte a second beside 500 good requests a second
+    make soak ONLY=burst       20 times the database's capacity for 30 s, on it directly and on the gateway
     make soak ONLY=hostile     100,000 malformed requests at the socket: 4xx or closed, memory flat
 
 Interrupted, it goes on at the step where it stopped: steps that are done are kept in
@@ -43,6 +44,7 @@ from bench.report import Target, record, versions
 from tests import flights
 from tests.servers.postgres import Postgres
 from tests.soak import (
+    burst,
     faults,
     flights_table,
     forward,
@@ -141,6 +143,7 @@ PARTS: dict[str, Callable[[], int]] = {
     "flights": run_flights,
     "power": run_power,
     "replicas": replicas.run,
+    **burst.PARTS,
     **faults.PARTS,
     **journal.PARTS,
     **order.PARTS,
