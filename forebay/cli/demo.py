@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def demo(
     seconds: Annotated[
-        float, typer.Option("--seconds", min=20, max=100, help="How long the load goes on.")
+        float, typer.Option("--seconds", min=5, max=100, help="How long the load goes on.")
     ] = 60.0,
     rate: Annotated[
         float, typer.Option("--rate", min=10, max=500, help="Orders per second, to each side.")

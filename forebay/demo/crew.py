@@ -159,6 +159,7 @@ class Crew:
         self.folder = Path(tempfile.mkdtemp(prefix="forebay-demo-"))
         self.folder.chmod(0o711)  # a database server that runs as another user must get through
         self._members: list[Member] = []
+        self._closed = False
         self._guard = subprocess.Popen(
             [sys.executable, "-c", _GUARD, str(self.folder)],
             stdin=subprocess.PIPE, start_new_session=True, text=True,
@@ -181,6 +182,8 @@ class Crew:
         Raises:
             DemoError: the program cannot be started.
         """
+        if self._closed:
+            raise DemoError("the demo is over")
         log = self.folder / f"{name.replace(' ', '-')}.log"
         try:
             with log.open("ab") as output:
@@ -216,6 +219,7 @@ class Crew:
             self.end(member)
 
     def close(self) -> None:
+        self._closed = True
         for member in reversed(self._members[:]):
             self.end(member)
         assert self._guard.stdin is not None

@@ -42,6 +42,9 @@ database.url = "{database}"
 port = {port}
 journal = "{folder}/journal"
 
+[consumer]
+state_dir = "{folder}/consumers"
+
 [broker.rabbitmq]
 prefix = "{prefix}"
 replicas = 1
@@ -144,7 +147,7 @@ class Stage:
         """As last seen: while the database is away nobody can look."""
         self.record = crew.folder / "sent.txt"
         self._crew = crew
-        self._gateway_port, self._direct_port = free_port(), free_port()
+        self._gateway_port, self._consumer_port, self._direct_port = free_port(), free_port(), free_port()
         suffix = crew.folder.name.rpartition("-")[2]
         self._table, self._direct_table = f"demo_orders_{suffix}", f"demo_direct_{suffix}"
         self._settings = crew.folder / "forebay.toml"
@@ -187,12 +190,15 @@ class Stage:
             engine.dispose()
             started.result()
         gateway = self._crew.start("gateway", self._forebay("gateway"), env=self._environment)
-        self._crew.start("consumer", self._forebay("consume"), env=self._environment)
+        consumer = self._crew.start(
+            "consumer", self._forebay("consume", "--port", str(self._consumer_port)), env=self._environment
+        )
         plan = {"port": self._direct_port, "database": self._direct_database(), "table": self._direct_table}
         direct = self._crew.start(
             "direct endpoint", [sys.executable, "-m", "forebay.demo.direct", json.dumps(plan)], talk=True
         )
-        gateway.until(self._gateway_ready, within=60)
+        gateway.until(lambda: _ready(self._gateway_port), within=60)
+        consumer.until(lambda: _ready(self._consumer_port), within=60)
         if direct.stdout.readline() != "ready\n":
             raise DemoError(f"the direct endpoint does not start:\n{direct.last_words()}")
         threading.Thread(target=self._count, name="counting", daemon=True).start()
@@ -249,16 +255,6 @@ class Stage:
     def _forebay(*arguments: str) -> list[str]:
         return [sys.executable, "-m", "forebay.cli.main", *arguments]
 
-    def _gateway_ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._gateway_port, timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
     def _count(self) -> None:
         """Looks as often as it can, from a thread of its own: a database that is away may keep it waiting."""
         engine = engine_for(self.parts.database.url, pool=1, patience=1)
@@ -274,3 +270,15 @@ class Stage:
             except sa.exc.SQLAlchemyError:
                 pass  # it is away; the last figures stand
             time.sleep(0.2)
+
+
+def _ready(port: int) -> bool:
+    """Whether the gateway or consumer there serves."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()

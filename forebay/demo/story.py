@@ -42,11 +42,11 @@ def phases(database: Part, broker: Part, rate: float) -> list[Phase]:
             f"{broker.label} {broker.fate}, too: the gateway keeps what it accepts in a journal of its own.",
         ),
         Phase(
-            0.56, Event.POISON, "poison message",
+            0.56, Event.POISON, "poison",
             "A poison message: an order whose total is “free of charge”. It is accepted like all the others.",
         ),
         Phase(
-            0.68, Event.ALL_BACK, "all back",
+            0.68, Event.ALL_BACK, "all return",
             "Everything comes back: what waited is stored; the poison message alone is a dead letter.",
         ),
     ]  # fmt: skip
