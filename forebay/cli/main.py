@@ -61,6 +61,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     },
     "Send and check": {
         "send": Entry("forebay.cli.send:send", "Send one message, a file or NDJSON through a gateway"),
+        "load": Entry("forebay.cli.load:load", "Put a steady load on a gateway, and see its senders wait"),
         "verify": Entry("forebay.cli.verify:verify", "Prove that everything sent has arrived, exactly once"),
         "message": Entry("forebay.cli.message:message", "Where one message is now"),
     },
