@@ -143,12 +143,12 @@ def _consumers(found: Iterable[QueueStatus]) -> Iterator[Metric]:
         # Of the broker in use, which comes first; an old one shares its pauses.
         status = of[0]
         for reason in REASONS:
-            paused.add_metric((queue, reason), reason == _reason(status))
+            paused.add_metric((queue, reason), float(reason == _reason(status)))
         if status.paused_for is not None:
             since.add_metric((queue,), status.paused_for)
         if status.next_try_in is not None and status.next_try_in != float("inf"):
             next_try.add_metric((queue,), status.next_try_in)
-        connected.add_metric((queue,), status.state in ("running", "paused"))
+        connected.add_metric((queue,), float(status.state in ("running", "paused")))
         busy.add_metric((queue,), max(one.busy_for for one in of))
     yield from (paused, since, next_try, connected, busy)
 

@@ -18,8 +18,6 @@ from typing import TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from forebay.errors import SettingsError
-
 LEVELS = ("debug", "info", "warning", "error")
 
 _NOISY = ("uvicorn.error", "alembic", "asyncio", "aiokafka", "pika", "watchfiles")
@@ -154,40 +152,3 @@ def configure(level: str = "info", *, stream: TextIO | None = None, json: bool |
     # One line per request would cost more than the request; figures are in /metrics.
     logging.getLogger("uvicorn.access").disabled = True
     logging.captureWarnings(True)
-
-
-EXPORT = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-"""OpenTelemetry's own variables; any of them asks for spans."""
-
-
-def configure_tracing() -> None:
-    """
-    Send spans to where OpenTelemetry's variables say; without them, or with a provider set already, nothing.
-
-    What is sampled, sent with which headers and named how is up to the other OTEL_* variables.
-
-    Raises:
-        SettingsError: they ask for it, and the libraries are not installed.
-    """
-    if not any(os.environ.get(name) for name in EXPORT):
-        return
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return
-    from opentelemetry import trace
-
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError:
-        raise SettingsError(
-            f"{' or '.join(EXPORT)} is set, and OpenTelemetry is not installed:"
-            " pip install 'forebay[tracing]', or unset it"
-        ) from None
-    os.environ.setdefault("OTEL_SERVICE_NAME", "forebay")
-    provider = TracerProvider()
-    # Ends by itself at the end of the process, and sends what it still has.
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)

@@ -209,7 +209,7 @@ def gateway_app() -> Gateway:
     from forebay import telemetry
 
     telemetry.configure(os.environ.get(LOG_LEVEL_VARIABLE, "info"))
-    return make_gateway(load().settings)
+    return make_gateway(load().settings, registry=start_telemetry("forebay-gateway"))
 
 
 def to_environment(flags: Iterable[Flag], config: Path | None, log_level: str) -> None:
@@ -245,14 +245,14 @@ def make_fleet(
     from consumers.sinks.factory import make_sink
     from consumers.sinks.traced import traced
     from consumers.supervisor import Supervisor
-    from forebay import telemetry
     from forebay.brokers.factory import room
+    from forebay.otel import configure_tracing
 
     # The store says itself what it tries again; these would say it once more, and say it
     # worse. Before handlers are loaded: one that wants them for retries of its own sets them.
     set_on_retry_hooks(())
 
-    telemetry.configure_tracing()
+    configure_tracing("forebay-consumer")
     in_use = broker
 
     def consumers_of(broker: Broker, beside: Supervisor | None = None) -> Supervisor:
@@ -284,16 +284,26 @@ def make_fleet(
     return fleet
 
 
-def new_registry() -> CollectorRegistry:
-    """For the figures of one process, with what the system knows of it."""
+def start_telemetry(service: str) -> CollectorRegistry:
+    """
+    For the figures of this process, with what the system knows of it.
+
+    They and its spans are exported under the name `service`, if OpenTelemetry's variables ask for it.
+
+    Raises:
+        SettingsError: they do, and it is not installed.
+    """
     from prometheus_client import CollectorRegistry, Info, PlatformCollector, ProcessCollector
 
     from forebay import __version__
+    from forebay.otel import configure_tracing, export_figures
 
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("forebay_build", "Which Forebay this is.", registry=registry).info({"version": __version__})
+    configure_tracing(service)
+    export_figures(service, registry)
     return registry
 
 

@@ -54,6 +54,7 @@ from gateway.sources.endpoint import SourcesEndpoint
 from gateway.sources.settings import SourceSettings
 from gateway.sources.source import Source
 from gateway.status import StatusLookup
+from gateway.tracing import traced
 from gateway.waiting import Waiting, looker
 
 if TYPE_CHECKING:
@@ -199,17 +200,19 @@ def create_app(
             )
             app.parts = Parts(
                 broker=opened,
-                endpoints=(
-                    MessagesEndpoint(ingest, queues, opened, bodies, waiting),
-                    batches,
-                    ForwardEndpoint(ingest, bodies, waiting, targets or {}, metrics),
-                    SourcesEndpoint(
-                        ingest,
-                        queues,
-                        opened,
-                        bodies,
-                        {n: Source(n, s, metrics=metrics) for n, s in (sources or {}).items()},
-                    ),
+                endpoints=traced(
+                    (
+                        MessagesEndpoint(ingest, queues, opened, bodies, waiting),
+                        batches,
+                        ForwardEndpoint(ingest, bodies, waiting, targets or {}, metrics),
+                        SourcesEndpoint(
+                            ingest,
+                            queues,
+                            opened,
+                            bodies,
+                            {n: Source(n, s, metrics=metrics) for n, s in (sources or {}).items()},
+                        ),
+                    )
                 ),
                 health=health,
                 ingest=ingest,
@@ -240,6 +243,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Requests that send messages have spans of ours; probes and pages need none.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers={
             HTTPException: _http_error,
             RequestValidationError: _validation_error,

@@ -92,9 +92,9 @@ def consume(
         find_handlers,
         make_database,
         make_fleet,
-        new_registry,
         safe_url,
         serve_consumer_health,
+        start_telemetry,
     )
 
     log_to_stderr(log_level, verbose)
@@ -124,7 +124,7 @@ def consume(
             require_current(database)
             prepare_tables({name: settings.queue(name) for name in names}, database)
 
-        registry = new_registry()
+        registry = start_telemetry("forebay-consumer")
         database = make_database(settings)
         fleets: list[Fleet] = []
         deadline = Deadline(stop, timeout)

@@ -161,8 +161,8 @@ def _run(loaded: Loaded, sock: socket.socket, data: Path, *, leash: int | None) 
         make_database,
         make_fleet,
         make_gateway,
-        new_registry,
         shared,
+        start_telemetry,
     )
 
     settings = loaded.settings
@@ -191,7 +191,7 @@ def _run(loaded: Loaded, sock: socket.socket, data: Path, *, leash: int | None) 
             migrate(database)
             prepare_tables(settings.queues, database)
 
-        registry = new_registry()
+        registry = start_telemetry("forebay")
         database = make_database(settings)
         try:
             if not await until_reachable(database, prepare, stop):

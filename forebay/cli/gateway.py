@@ -63,7 +63,7 @@ def gateway(
     """
     from forebay.cli._process import run_until_stopped, starting
     from forebay.settings import Flag
-    from forebay.wiring import make_gateway, make_schemas, new_registry, to_environment
+    from forebay.wiring import make_gateway, make_schemas, start_telemetry, to_environment
 
     level = log_to_stderr(log_level, verbose)
     flags = [
@@ -101,7 +101,7 @@ def gateway(
             note(f"{url} is ready; {where_messages_wait(settings)}")
 
         async def main(stop: asyncio.Event) -> None:
-            app = make_gateway(settings, registry=new_registry())
+            app = make_gateway(settings, registry=start_telemetry("forebay-gateway"))
             await serve(app, settings.gateway, sock=sock, stop=stop, started=started)
 
         run_until_stopped(main)

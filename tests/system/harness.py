@@ -192,6 +192,8 @@ class Site:
     port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
     """More FOREBAY_* settings, by the name without that prefix."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Other variables, as they are called."""
     processes: list[Process] = field(default_factory=list)
 
     @property
@@ -212,6 +214,7 @@ class Site:
             "FOREBAY_BROKER__URL": f"sqlite:///{self.queue_file}",
             "FOREBAY_DATABASE__URL": self.database_url,
             **{f"FOREBAY_{name}": value for name, value in self.settings.items()},
+            **self.variables,
         }
 
     def start(self, *args: str, log: str, env: Mapping[str, str] | None = None) -> Process:

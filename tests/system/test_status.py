@@ -10,7 +10,6 @@ from typing import Any
 
 from tests.servers.postgres import Postgres, free_port
 from tests.system.harness import Process, Site, http, until
-from tests.unit.cli.processes import Running
 
 
 def ask(site: Site, **env: str) -> tuple[int, dict[str, Any]]:
@@ -18,6 +17,11 @@ def ask(site: Site, **env: str) -> tuple[int, dict[str, Any]]:
     done = site.run("status", "--json", "--interval", "300ms", env=env)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
+
+
+def pausing(asked: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any]] | None:
+    """What was asked, once the consumer has found out that the database is away."""
+    return asked if "next try" in asked[1]["sentence"] else None
 
 
 def consumer_of(site: Site, port: int) -> Process:
@@ -57,8 +61,9 @@ def test_it_tells_what_is_so_whatever_is_killed(tmp_path: Path) -> None:
             postgres.stop("immediate")
             for n in range(3):
                 assert site.post("orders", b"%d" % n).status == 202
-            until(lambda: "next try" in ask(site)[1]["sentence"], what="the consumer's pause in status")
-            code, told = ask(site)
+            seen = until(lambda: pausing(ask(site)), within=60.0, what="the consumer's pause in status")
+            assert seen is not None
+            code, told = seen
             sentence = (
                 r"orders paused: PostgreSQL unreachable since \d\d:\d\d;"
                 r" 3 waiting, none lost; next try in .+\."
@@ -97,9 +102,12 @@ def test_it_tells_what_is_so_whatever_is_killed(tmp_path: Path) -> None:
 
 
 def test_watching_ends_with_ctrl_c_and_zero(site: Site) -> None:
-    site.gateway()
-    env = {name: value for name, value in site.env.items() if name.startswith("FOREBAY_")}
-    with Running("status", "--watch", "--interval", "100ms", cwd=site.folder, env=env) as watching:
-        watching.until("All fine")
-        watching.until("All fine")
-        assert watching.end(signal.SIGINT) == 0
+    site.start("gateway", "--port", str(site.port), log="gateway").until(
+        site.queue_file.exists, what="a queue"
+    )
+    watching = site.start("status", "--watch", "--interval", "100ms", log="status")
+    watching.until(lambda: watching.output.count("All fine") > 1, within=60.0, what="a second look")
+
+    watching.signal(signal.SIGINT)
+
+    assert watching.wait() == 0

@@ -1,4 +1,4 @@
-"""Spans of consumers: one per batch, linked to the requests that the messages came with."""
+"""Spans: of requests, of the messages that are processed, of the writes; in one trace all along."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from consumers.sinks.traced import TracedSink, traced
-from forebay import telemetry
 from forebay.brokers.api import Delivery
 from forebay.errors import SettingsError, SinkUnavailable
+from forebay.otel import configure_tracing
 from forebay.settings import load
 from forebay.sinks import WriteResult
 from forebay.storage.schema import migrate
 from forebay.wiring import broker_opener, make_database, make_fleet
 from tests.unit.cli.installation import delivery
-from tests.unit.gateway.support import running
+from tests.unit.gateway.support import ScriptedBroker, running
 from tests.waiting import until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -72,24 +72,63 @@ def test_without_a_provider_a_sink_is_left_as_it_is() -> None:
     assert traced(sink, "orders") is sink
 
 
-async def test_a_batch_is_one_span_linked_to_each_request_once(spans: InMemorySpanExporter) -> None:
-    other = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+def named(spans: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
+    return [span for span in spans.get_finished_spans() if span.name == name]
+
+
+def trace_of(span: ReadableSpan) -> str:
+    assert span.context is not None
+    return f"{span.context.trace_id:032x}"
+
+
+def own_id(span: ReadableSpan) -> str:
+    assert span.context is not None
+    return f"{span.context.span_id:016x}"
+
+
+async def test_a_batch_is_written_once_and_processed_in_the_trace_of_each(
+    spans: InMemorySpanExporter,
+) -> None:
+    other = "4bf92f3577b34da6a3ce929d0e0e4736"
     sink = traced(Plain(), "orders")
     await sink.write(
         [
             traced_message(),
             traced_message(),
-            traced_message(parent=other),
+            traced_message(parent=f"00-{other}-00f067aa0ba902b7-01"),
             traced_message(parent="nonsense"),
             delivery(),
         ]
     )
 
-    [span] = spans.get_finished_spans()
-    assert linked(span) == [TRACE, "4bf92f3577b34da6a3ce929d0e0e4736"]
-    assert span.links[0].context.trace_state.get("congo") == "1"
-    assert span.name == "process orders"
-    assert dict(span.attributes or {})["messaging.batch.message_count"] == 5
+    [written] = named(spans, "write plain")
+    processed = named(spans, "process orders")
+    assert linked(written) == [TRACE, other], "each request once"
+    assert written.links[0].context.trace_state.get("congo") == "1"
+    assert dict(written.attributes or {})["messaging.batch.message_count"] == 5
+    assert [trace_of(span) for span in processed] == [TRACE, TRACE, other]
+    assert {*map(str, (linked(span) for span in processed))} == {str([trace_of(written)])}
+
+
+async def test_a_message_alone_is_one_trace_down_to_the_write(spans: InMemorySpanExporter) -> None:
+    await traced(Plain(), "orders").write([traced_message()])
+
+    [written], [processed] = named(spans, "write plain"), named(spans, "process orders")
+    assert trace_of(written) == trace_of(processed) == TRACE
+    assert written.parent is not None
+    assert f"{written.parent.span_id:016x}" == own_id(processed)
+
+
+async def test_a_span_of_a_message_that_failed_says_by_what(spans: InMemorySpanExporter) -> None:
+    class Refusing(Plain):
+        async def write(self, batch: Sequence[Delivery]) -> list[WriteResult]:
+            return [WriteResult(message_id=d.message.id, error=ValueError("s3cret")) for d in batch]
+
+    await traced(Refusing(), "orders").write([traced_message()])
+
+    [processed] = named(spans, "process orders")
+    assert dict(processed.attributes or {})["error.type"] == "ValueError"
+    assert not any("s3cret" in span.to_json() for span in spans.get_finished_spans())
 
 
 async def test_a_failure_is_named_in_the_span_and_its_text_is_not(spans: InMemorySpanExporter) -> None:
@@ -125,23 +164,41 @@ async def test_from_the_request_to_the_span_of_the_consumer(
             fleet.add("orders", settings.queue("orders"))
             stop = asyncio.Event()
             consuming = asyncio.create_task(fleet.run(stop))
-            await until(lambda: bool(spans.get_finished_spans()))
+            await until(lambda: bool(named(spans, "process orders")))
             stop.set()
             await consuming
     database.dispose()
 
-    assert [linked(span) for span in spans.get_finished_spans() if span.name == "process orders"] == [[TRACE]]
+    story = ["POST /v1/queues/{queue}/messages", "send orders", "process orders", "write database"]
+    found = [named(spans, name)[0] for name in story]
+    assert [trace_of(span) for span in found] == [TRACE] * 4
+    parents = [f"{span.parent.span_id:016x}" if span.parent else "" for span in found]
+    ids = [own_id(span) for span in found]
+    assert parents == [PARENT[36:52], *ids[:3]], "each begins where the one before it was"
+    assert dict(found[0].attributes or {})["http.response.status_code"] == 202
+
+
+async def test_a_request_that_is_not_sampled_keeps_its_context(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    unsampled = PARENT[:-2] + "00"
+    broker = ScriptedBroker()
+    async with running(broker) as gateway:
+        assert (await gateway.post(b"{}", headers={"traceparent": unsampled})).status_code == 202
+
+    assert broker.messages[0].headers["traceparent"] == unsampled
+    assert not spans.get_finished_spans()
 
 
 def test_asked_for_without_the_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"forebay\[tracing\]"):
-        telemetry.configure_tracing()
+        configure_tracing("forebay")
 
 
 def test_unasked_nothing_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    telemetry.configure_tracing()
+    configure_tracing("forebay")
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
     assert not isinstance(traced(Plain(), "orders"), TracedSink)
