@@ -23,6 +23,7 @@
                                under 500 messages a second of clients without idempotency keys
     make soak ONLY=slow-clients     5,000 clients of one byte a second beside 500 good requests a second
     make soak ONLY=burst       20 times the database's capacity for 30 s, on it directly and on the gateway
+    make soak ONLY=demo        forebay demo on servers of its own
     make soak ONLY=hostile     100,000 malformed requests at the socket: 4xx or closed, memory flat
 
 Interrupted, it goes on at the step where it stopped: steps that are done are kept in
@@ -45,6 +46,7 @@ from tests import flights
 from tests.servers.postgres import Postgres
 from tests.soak import (
     burst,
+    demo,
     faults,
     flights_table,
     forward,
@@ -144,6 +146,7 @@ PARTS: dict[str, Callable[[], int]] = {
     "power": run_power,
     "replicas": replicas.run,
     **burst.PARTS,
+    **demo.PARTS,
     **faults.PARTS,
     **journal.PARTS,
     **order.PARTS,
