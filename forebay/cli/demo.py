@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,13 +68,14 @@ def demo(
         raise CommandError(f"--png {png}: there is no such folder; make it first", ExitCode.USAGE)
     samples: list[Sample] = []
     try:
-        with Crew() as crew:
+        with ExitStack() as after, Crew() as crew:
             play = Play(
                 crew, rate=rate, seconds=seconds,
                 database_url=database_url, broker_url=broker_url, embedded=embedded,
             )  # fmt: skip
             for why in play.parts.notes:
                 note(why)
+            after.callback(play.tidy)
             _watch(play, samples)
             result = play.result()
     except DemoError as error:

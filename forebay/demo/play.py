@@ -84,6 +84,7 @@ class Play:
         self.over = threading.Event()
         self._crew = crew
         self._stage = Stage(crew, self.parts)
+        self.tidy = self._stage.tidy
         self._senders: tuple[Sender, Sender] | None = None
         self._began = 0.0
         self._result: Result | None = None
@@ -128,7 +129,7 @@ class Play:
     def _play(self) -> Result:
         self._stage.build()
         plan = {"rate": self.rate, "seconds": self.seconds, "timeout": TIMEOUT}
-        record = ["orders", str(self._stage.record)]
+        record = [self._stage.queue, str(self._stage.record)]
         forebay = Sender(self._crew, "sender", {**plan, "url": self._stage.gateway_url, "record": record})
         direct = Sender(self._crew, "direct sender", {**plan, "url": self._stage.direct_url})
         for sender in (forebay, direct):

@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -28,8 +29,6 @@ from forebay.demo.servers import Missing, Part, PostgreSQL, RabbitMQ
 from forebay.demo.standins import Elsewhere, Files
 from forebay.ledger import Recorder
 
-QUEUE = "orders"
-
 POISON = b'{"id": "poison", "customer": "customer 13", "total": "free of charge"}'
 """An order that no database takes: its total is no number."""
 
@@ -46,7 +45,6 @@ journal = "{folder}/journal"
 state_dir = "{folder}/consumers"
 
 [broker.rabbitmq]
-prefix = "{prefix}"
 replicas = 1
 
 [queues.{queue}.table]
@@ -148,8 +146,10 @@ class Stage:
         self.record = crew.folder / "sent.txt"
         self._crew = crew
         self._gateway_port, self._consumer_port, self._direct_port = free_port(), free_port(), free_port()
-        suffix = crew.folder.name.rpartition("-")[2]
-        self._table, self._direct_table = f"demo_orders_{suffix}", f"demo_direct_{suffix}"
+        # Names that nobody else has: the servers may be others'.
+        suffix = secrets.token_hex(4)
+        self.queue, self._table = f"demo-orders-{suffix}", f"demo_orders_{suffix}"
+        self._direct_table = f"demo_direct_{suffix}"
         self._settings = crew.folder / "forebay.toml"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FOREBAY_")},
@@ -159,7 +159,7 @@ class Stage:
 
     @property
     def gateway_url(self) -> str:
-        return f"http://127.0.0.1:{self._gateway_port}/v1/queues/{QUEUE}/messages"
+        return f"http://127.0.0.1:{self._gateway_port}/v1/queues/{self.queue}/messages"
 
     @property
     def direct_url(self) -> str:
@@ -176,8 +176,8 @@ class Stage:
         self._settings.touch(0o600)  # the URLs have passwords in them
         self._settings.write_text(
             _SETTINGS.format(
-                queue=QUEUE, broker=broker.url, database=database.url, port=self._gateway_port,
-                folder=self._crew.folder, prefix=f"{self._table}.", table=self._table,
+                queue=self.queue, broker=broker.url, database=database.url, port=self._gateway_port,
+                folder=self._crew.folder, table=self._table,
             )
         )  # fmt: skip
         with ThreadPoolExecutor() as side_by_side:
@@ -215,7 +215,7 @@ class Stage:
         if answer.status != 202:
             raise DemoError(f"the gateway answered {answer.status}: {said.decode(errors='replace')}")
         recorder = Recorder(self.record)
-        recorder.add(json.loads(said)["id"], hashlib.sha256(POISON).hexdigest(), QUEUE)
+        recorder.add(json.loads(said)["id"], hashlib.sha256(POISON).hexdigest(), self.queue)
         recorder.close()
 
     def verify(self, within: float) -> dict[str, Any]:
@@ -240,12 +240,28 @@ class Stage:
         engine.dispose()
         return found
 
-    def drop_tables(self) -> None:
-        """Where the database is not ours: take our tables with us."""
-        engine = engine_for(self.parts.database.url)
-        for name in (self._table, self._direct_table):
-            orders_table(name).drop(engine, checkfirst=True)
-        engine.dispose()
+    def tidy(self) -> None:
+        """
+        Where the database is not ours: take our tables with us, once the crew has gone.
+
+        Raises:
+            DemoError: they stay; with their names.
+        """
+        database = self.parts.database
+        if not isinstance(database, Elsewhere):
+            return
+        database.mend()
+        engine = engine_for(database.url)
+        try:
+            for name in (self._table, self._direct_table):
+                orders_table(name).drop(engine, checkfirst=True)
+        except sa.exc.SQLAlchemyError as error:
+            text = (
+                f"the tables {self._table} and {self._direct_table} stay in the database; drop them: {error}"
+            )
+            raise DemoError(text) from error
+        finally:
+            engine.dispose()
 
     def _direct_database(self) -> str:
         database = self.parts.database
@@ -265,7 +281,7 @@ class Stage:
                 with engine.connect() as connection:
                     self.counts = Counts(
                         connection.execute(stored).scalar_one(),
-                        connection.execute(dead, {"queue": QUEUE}).scalar_one(),
+                        connection.execute(dead, {"queue": self.queue}).scalar_one(),
                     )
             except sa.exc.SQLAlchemyError:
                 pass  # it is away; the last figures stand
