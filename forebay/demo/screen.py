@@ -96,21 +96,21 @@ def _steps(phases: Sequence[Phase], now: Phase | None) -> Text:
         dot, style = (
             ("●", "bold") if number == reached else ("✓", "dim") if number < reached else ("○", "dim")
         )
-        line.append(f"{dot} {phase.name}   ", style)
+        line.append(f"{dot} {phase.name}  ", style)
     return line
 
 
 def _figures(s: Sample) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for name in ("", "accepted", "waiting", "stored", "dead", "failed", "p50", "p99", "oldest waits"):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("", "accepted", "waiting", "stored", "dead", "failed", "p50", "p99", "oldest"):
         table.add_column(name, justify="left" if not name else "right", header_style="dim", no_wrap=True)
     ours, direct = s.forebay, s.direct
     table.add_row(
-        Text("through Forebay", OURS), f"{s.accepted:,}", f"{s.waiting:,}", f"{s.stored:,}", f"{s.dead:,}",
+        Text("Forebay", OURS), f"{s.accepted:,}", f"{s.waiting:,}", f"{s.stored:,}", f"{s.dead:,}",
         _bad(ours.failed), _seconds(ours.p50), _seconds(ours.p99), _seconds(ours.oldest),
     )  # fmt: skip
     table.add_row(
-        Text("direct endpoint", DIRECT), f"{direct.accepted:,}", "–", f"{direct.accepted:,}", "–",
+        Text("direct", DIRECT), f"{direct.accepted:,}", "–", f"{direct.accepted:,}", "–",
         _bad(direct.failed), _seconds(direct.p50), _seconds(direct.p99), _seconds(direct.oldest),
     )  # fmt: skip
     return table
@@ -142,9 +142,7 @@ def _curves(samples: Sequence[Sample], seconds: float, width: int) -> list[Text]
         for bar in bars:
             line.append(bar, BAD if bar == "×" else style)
         lines.append(line)
-    lines.append(
-        Text(f"{'':<{label}}p99, logarithmic from 1 ms to 30 s; × every order failed or waits", "dim")
-    )
+    lines.append(Text(f"{'':<{label}}p99, log scale from 1 ms to 30 s; × nothing accepted", "dim"))
     return lines
 
 
