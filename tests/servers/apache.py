@@ -1,0 +1,141 @@
+"""
+An Apache httpd of our own for tests, on a free loopback port: the configuration of deploy/apache, or another.
+
+Its processes are a group of their own; `close` ends it by its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from tests.servers.postgres import free_port
+
+SOURCE = Path(__file__).parents[2] / "deploy" / "apache"
+
+_MODULES = [
+    Path(p) for p in ("/usr/lib/apache2/modules", "/usr/lib64/httpd/modules", "/usr/local/apache2/modules")
+]
+
+
+class ApacheNotInstalled(Exception):
+    """No Apache httpd on this machine."""
+
+
+def find_apache() -> tuple[str, Path]:
+    """The program, and the folder with its modules."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    program = shutil.which("apache2", path=path) or shutil.which("httpd", path=path)
+    modules = next((folder for folder in _MODULES if (folder / "mod_proxy.so").exists()), None)
+    if program is None or modules is None:
+        raise ApacheNotInstalled("no Apache httpd found; on Debian: apt-get install apache2-bin")
+    return program, modules
+
+
+class Apache:
+    """
+    httpd with a folder as its ServerRoot.
+
+    `configure` gets the folder, the port, and the first lines of a configuration: where to listen,
+    what user to be, where modules are.
+    """
+
+    def __init__(self, mpm: Literal["event", "prefork"] = "event") -> None:
+        self.program, modules = find_apache()
+        self.mpm = mpm
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="forebay-apache-"))
+        # Its children are another user than root, who may not enter what mkdtemp makes.
+        self.folder.chmod(0o711)
+        self.host = (
+            f"Define modules {modules}\nListen 127.0.0.1:{self.port}\nServerName localhost\n"
+            f"PidFile {self.folder}/pid\nDefaultRuntimeDir {self.folder}\nUser nobody\nGroup nogroup\n"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "httpd was not started"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def start(self) -> Self:
+        command = [
+            self.program, "-d", str(self.folder), "-f", "httpd.conf", "-D", "FOREGROUND", "-D", self.mpm,
+        ]  # fmt: skip
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 20
+        while not self._answers():
+            running = self._process.poll() is None
+            assert running, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+        return self
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def stop(self) -> None:
+        """Gone, with its connections; it can be started again."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait(10)
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def in_front_of(gateways: Sequence[int], mpm: Literal["event", "prefork"] = "event") -> Apache:
+    """deploy/apache, balancing between gateways at these ports."""
+    apache = Apache(mpm)
+    shutil.copytree(SOURCE, apache.folder, dirs_exist_ok=True)
+    (apache.folder / "site/host.conf").write_text(apache.host)
+    (apache.folder / "site/log.conf").write_text(f"CustomLog {apache.folder}/access.log forebay\n")
+    how = "retry=1 connectiontimeout=2 disablereuse=On"
+    members = "".join(f"BalancerMember http://127.0.0.1:{port} {how}\n" for port in gateways)
+    (apache.folder / "upstream/gateways.conf").write_text(members)
+    return apache
+
+
+def forward_proxy() -> Apache:
+    """An open forward proxy, also by CONNECT; for tests only, as it is."""
+    apache = Apache()
+    modules = ("mpm_event", "authz_core", "proxy", "proxy_http", "proxy_connect")
+    load = "".join(f"LoadModule {name}_module ${{modules}}/mod_{name}.so\n" for name in modules)
+    (apache.folder / "httpd.conf").write_text(
+        f"{apache.host}{load}ServerLimit 1\nThreadsPerChild 32\nMaxRequestWorkers 32\n"
+        "ProxyRequests On\nAllowCONNECT 1-65535\nProxyVia Full\nErrorLog /dev/stderr\n"
+        f'LogFormat "%m %U" asked\nCustomLog {apache.folder}/access.log asked\n'
+    )
+    return apache
