@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -23,7 +24,7 @@ class Service:
     `dying` it has the effect, and ends the connection without an answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         self.delay = 0.0
         self.failing = False
         self.dying = False
@@ -33,7 +34,9 @@ class Service:
         """How often a request of each id came that was not answered 500."""
         self.failures = 0
         self.paths: set[tuple[str, str]] = set()
-        self._receiver = Receiver()
+        self.callers: set[str | None] = set()
+        """The addresses from which it was called."""
+        self._receiver = Receiver(tls=tls)
         self._receiver.answer = self._answer
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="service", daemon=True)
@@ -72,6 +75,7 @@ class Service:
             return web.Response(status=500)
         if self.delay:
             await asyncio.sleep(self.delay)
+        self.callers.add(request.remote)
         id = request.headers["Idempotency-Key"]
         self.asked[id] += 1
         known = id in self.effects

@@ -1,0 +1,63 @@
+"""The sink `http` through a real forward proxy: up, down, in front of a service that is down, slow."""
+
+from __future__ import annotations
+
+from tests.needs import missing_server
+from tests.servers.apache import PROXIED_FROM, ApacheNotInstalled, forward_proxy
+from tests.servers.service import Service
+from tests.system.flights_run import MAX_ATTEMPTS_ONE
+from tests.system.harness import Site
+
+
+def test_a_forward_proxy_is_the_only_one_that_the_service_sees_and_its_outage_costs_no_attempt(
+    site: Site,
+) -> None:
+    try:
+        proxy = forward_proxy()
+    except ApacheNotInstalled as missing:
+        missing_server(str(missing))
+    with Service() as service, proxy:
+        site.settings |= MAX_ATTEMPTS_ONE | {
+            f"QUEUES__{site.queues}__SINK": "http",
+            f"QUEUES__{site.queues}__HTTP__URL": f"{service.url}/take",
+            f"QUEUES__{site.queues}__HTTP__PROXY": proxy.url,
+            f"QUEUES__{site.queues}__BREAKER__MAX_RECOVERY_TIME": "0.5s",
+        }
+        site.gateway()
+        consumer = site.consumer()
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            for _ in range(5):
+                sent += 1
+                assert site.post(site.queues, b"%d" % sent).status == 202
+
+        def arrived() -> bool:
+            return len(service.effects) == sent
+
+        def paused(because: str) -> None:
+            consumer.until(lambda: because in consumer.output, what=f"“{because}”")
+
+        send()
+        consumer.until(arrived, what="effects through the proxy")
+
+        proxy.stop()
+        send()
+        paused("http.proxy cannot be reached")
+        proxy.start()
+        consumer.until(arrived, what="effects when the proxy is back")
+
+        service.stop()
+        send()
+        paused("answers 503 Service Unavailable")
+        service.start()
+        consumer.until(arrived, what="effects when the service is back")
+
+        service.delay = 1.0
+        send()
+        consumer.until(arrived, what="effects when the service is slow")
+
+    assert service.callers == {PROXIED_FROM}
+    assert set(service.asked.values()) == {1}
+    assert site.sql("select count(*) from dead_letters") == [(0,)]
