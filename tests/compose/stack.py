@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +16,66 @@ from tests.servers.postgres import free_port
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "forebay-compose-test"
-ENV_FILES = {"rabbitmq": ".env", "kafka": "deploy/kafka.env"}
+
+STACKS: dict[str, tuple[str, ...]] = {
+    "rabbitmq": (),
+    "kafka": ("--env-file", str(ROOT / "deploy/kafka.env")),
+    "cluster": ("--profile", "cluster"),
+    "kafka-cluster": ("--env-file", str(ROOT / "deploy/kafka-cluster.env")),
+}
+"""What `docker compose` is told, as docs/compose.md says."""
+
+BROKERS = {
+    "rabbitmq": ("rabbitmq",),
+    "kafka": ("kafka",),
+    "cluster": ("rabbitmq", "rabbitmq-2", "rabbitmq-3"),
+    "kafka-cluster": ("kafka", "kafka-2", "kafka-3"),
+}
+"""The services that are the broker."""
 
 
 class Stack:
-    """The project of this test on one broker."""
+    """The project of this test: one of STACKS."""
 
-    def __init__(self, broker: str) -> None:
+    def __init__(self, name: str) -> None:
         self._files: tuple[str, ...] = ()
         self._command = [
             "docker", "compose", "--project-directory", str(ROOT), "-f", str(ROOT / "docker-compose.yml"),
-            "--env-file", str(ROOT / ENV_FILES[broker]), "-p", PROJECT,
+            *STACKS[name], "-p", PROJECT,
         ]  # fmt: skip
-        self.gateway_port, self.ui_port = free_port(), free_port()
+        self.brokers = BROKERS[name]
+        self.port, self.operators_port = free_port(), free_port()
         # Variables of the caller would override the file's.
-        ours = ("FOREBAY_", "COMPOSE_", "BROKER", "CONSUMER_REPLICAS")
-        self._env = {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {
-            "GATEWAY_PORT": str(self.gateway_port),
-            "RABBITMQ_UI_PORT": str(self.ui_port),
-        }
+        ours = (
+            "FOREBAY_",
+            "COMPOSE_",
+            "BROKER",
+            "DATABASE",
+            "DRAIN",
+            "SETTINGS",
+            "RABBITMQ",
+            "KAFKA",
+            "POSTGRES",
+        )
+        self._env = {
+            k: v for k, v in os.environ.items() if not k.startswith(ours) and not k.endswith("_REPLICAS")
+        } | {"PORT": str(self.port), "OPERATORS_PORT": str(self.operators_port)}
+
+    @cached_property
+    def api_key(self) -> str:
+        shown = self.compose("run", "--rm", "-T", "setup", "show")
+        found = re.search(r"FOREBAY_API_KEY=(fbk_\w+)", shown)
+        assert found is not None, shown
+        return found[1]
+
+    @property
+    def sender(self) -> dict[str, str]:
+        """The environment of a `forebay` that sends to this stack."""
+        return self._env | {"FOREBAY_URL": self.url, "FOREBAY_API_KEY": self.api_key}
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.gateway_port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def changed_by(self, *files: str) -> Stack:
         """The same project with more compose files, named as from the checkout."""
@@ -47,7 +86,7 @@ class Stack:
     def compose(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
         done = subprocess.run(
             [*self._command, *self._files, *arguments], env=self._env, input=stdin,
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         if check and done.returncode != 0:
             logs = self.compose("logs", "--tail", "30", check=False)
@@ -96,6 +135,26 @@ class Stack:
             ["docker", "volume", "ls", "-q", "--filter", label], capture_output=True, text=True, check=True
         )
         return listed.stdout.split()
+
+    def in_rotation(self) -> int:
+        """Gateways that nginx gives requests to."""
+        listed = self.compose("exec", "-T", "nginx", "cat", "/etc/forebay-nginx/upstream/gateways.conf")
+        return len(re.findall(r"^server [0-9.]+:8080", listed, re.MULTILINE))
+
+    def sql(self, statements: str) -> str:
+        return self.compose(
+            "exec", "-T", "postgres", "psql", "-U", "forebay", "-qtA", "--set", "ON_ERROR_STOP=1",
+            stdin=statements,
+        )  # fmt: skip
+
+    def verify(self, record: Path) -> dict[str, Any]:
+        """What `forebay verify` says of a record, inside the network and once nothing waits."""
+        text = self.compose(
+            "run", "--rm", "--no-deps", "-T", "-v", f"{record.parent}:/ledger:ro",
+            "consumer", "verify", f"/ledger/{record.name}", "--wait", "4m", "--json", check=False,
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(text)
+        return found
 
     def remove(self) -> None:
         self.compose("--profile", "*", "down", "-v", "--remove-orphans")

@@ -34,7 +34,7 @@ def run(stack: Stack, folder: Path) -> dict[str, Any]:
     shop = stack.changed_by("examples/tutorial/compose.override.yml")
     shop.compose("build", "--quiet", "consumer")
     shop.up("--scale", "consumer=0")
-    psql(shop, (PROJECT / "schema.sql").read_text())
+    shop.sql((PROJECT / "schema.sql").read_text())
     figures: dict[str, Any] = {"done": 0}
     for moment in MOMENTS:
         before = found(shop)[0]
@@ -45,10 +45,10 @@ def run(stack: Stack, folder: Path) -> dict[str, Any]:
         record = f"{moment}.txt"
         subprocess.run(
             [
-                FOREBAY, "send", "orders", "--ndjson", str(PROJECT / "orders.ndjson"), "--url", stack.url,
+                FOREBAY, "send", "orders", "--ndjson", str(PROJECT / "orders.ndjson"),
                 "--record", str(folder / record),
             ],
-            check=True, capture_output=True, timeout=120,
+            check=True, capture_output=True, timeout=120, env=stack.sender,
         )  # fmt: skip
         until(partial(stays, victim), within=90, what=f"{moment} in the victim", every=0.5)
         figures[f"rows_when_killed_{moment}"] = rows = found(shop)[0] - before
@@ -66,15 +66,8 @@ def run(stack: Stack, folder: Path) -> dict[str, Any]:
     return figures
 
 
-def psql(shop: Stack, statements: str) -> str:
-    return shop.compose(
-        "exec", "-T", "postgres", "psql", "-U", "forebay", "-qtA", "--set", "ON_ERROR_STOP=1",
-        stdin=statements,
-    )  # fmt: skip
-
-
 def found(shop: Stack) -> tuple[int, int, int]:
-    rows, twice, gone = psql(shop, FOUND + ";").strip().split("|")
+    rows, twice, gone = shop.sql(FOUND + ";").strip().split("|")
     return int(rows), int(twice), int(gone)
 
 
@@ -85,10 +78,6 @@ def stays(container: str) -> bool:
 
 def verified(shop: Stack, folder: Path, record: str) -> int:
     """The orders of this record that were handled, when none of them waits any longer."""
-    text = shop.compose(
-        "run", "--rm", "--no-deps", "-T", "-v", f"{folder}:/ledger:ro",
-        "consumer", "verify", f"/ledger/{record}", "--wait", "2m", "--json",
-    )  # fmt: skip
-    done: dict[str, int] = json.loads(text)
+    done = shop.verify(folder / record)
     assert (done["dead"], done["lost"], done["duplicated"], done["altered"]) == (0, 0, 0, 0), done
-    return done["done"]
+    return int(done["done"])

@@ -56,8 +56,10 @@ class Load:
         keys: bool = False,
         catch_up: float = 0.05,
         once: bool = False,
+        api_key: str = "",
     ) -> None:
         self.rate = rate
+        self._api_key = api_key
         self._once = once
         self._catch_up = catch_up
         self.others: list[tuple[float, int]] = []
@@ -128,7 +130,7 @@ class Load:
 
     async def _client(self, number: int) -> None:
         key = f"client-{number}" if self._keys else None
-        connections = [_Connection(port, self._queue, key) for port in self._ports]
+        connections = [_Connection(port, self._queue, key, self._api_key) for port in self._ports]
         try:
             while await self._turn():
                 await self._send(connections, number)
@@ -179,12 +181,13 @@ class Load:
 class _Connection:
     """Keep-alive HTTP to one gateway, no more than this load needs."""
 
-    def __init__(self, port: int, queue: str, key: str | None) -> None:
+    def __init__(self, port: int, queue: str, key: str | None, api_key: str = "") -> None:
         self._port = port
+        authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         ordering = "" if key is None else f"Forebay-Ordering-Key: {key}\r\n"
         self._head = (
             f"POST /v1/queues/{queue}/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-            f"{ordering}Content-Type: application/json\r\n"
+            f"{authorization}{ordering}Content-Type: application/json\r\n"
         ).encode()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
