@@ -37,7 +37,9 @@ def test_only_nginx_is_published_and_on_loopback() -> None:
     assert not [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
 
 
-@pytest.mark.parametrize("name", sorted({*OURS, "nginx", "postgres", "rabbitmq", "prometheus", "grafana"}))
+@pytest.mark.parametrize(
+    "name", sorted({*OURS, "nginx", "postgres", "rabbitmq", "kafka", "prometheus", "grafana"})
+)
 def test_a_service_holds_no_rights_and_writes_nowhere_but_in_volumes(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
@@ -157,7 +159,9 @@ def test_other_api_keys_outlive_a_setup_that_makes_its_own_anew(secrets: Path) -
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy").glob("*.env")), ids=lambda path: path.name)
-def test_an_environment_file_sets_what_the_compose_file_asks_for(path: Path) -> None:
+def test_an_environment_file_sets_what_the_compose_file_or_a_service_asks_for(path: Path) -> None:
     asked = set(re.findall(r"\$\{(\w+):", (ROOT / "docker-compose.yml").read_text())) | {"COMPOSE_PROFILES"}
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    assert {line.split("=", 1)[0] for line in lines} <= asked
+    settings = dict(line.split("=", 1) for line in lines)
+    assert {name for name in settings if not name.startswith("FOREBAY_")} <= asked
+    load(environ={k: v for k, v in settings.items() if k.startswith("FOREBAY_")}, cwd=path.parent)
