@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -39,6 +41,15 @@ def prune(
             help="Dead letters resolved or discarded this long ago.",
         ),
     ] = 30 * 86_400.0,
+    audit_older_than: Annotated[
+        float | None,
+        typer.Option(
+            "--audit-older-than",
+            parser=seconds_with_unit,
+            metavar="DURATION",
+            help="Also the audit log, and redrives that ended.",
+        ),
+    ] = None,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     database_url: DatabaseUrlOption = None,
@@ -51,44 +62,41 @@ def prune(
     Examples:
       forebay prune --dry-run
       forebay prune --older-than 90d --dry-run
-      forebay prune --older-than 90d --yes
+      forebay prune --older-than 90d --audit-older-than 365d --yes
 
-    Without --older-than only dead letters that are resolved or discarded are deleted;
-    open ones never are. An id that was deleted is new again: a producer that repeats an
-    idempotency key after that gets a second message.
+    Without --older-than and --audit-older-than only dead letters that are resolved or
+    discarded are deleted; open ones never are. An id that was deleted is new again: a
+    producer that repeats an idempotency key after that gets a second message.
     """
     from forebay.storage.prune import prune
     from forebay.storage.schema import require_current
 
     with open_database(read_settings(config, database_url=database_url)) as database:
         require_current(database)
-        would = prune(database, older_than=older_than, resolved_older_than=resolved_older_than, dry_run=True)
-        report = would
+        pruned = partial(
+            prune,
+            database,
+            older_than=older_than,
+            resolved_older_than=resolved_older_than,
+            audit_older_than=audit_older_than,
+        )
+        report = would = pruned(dry_run=True)
         if not dry_run and would.total:
             confirm(f"Delete {would.total} rows{_age(older_than)}?", yes=yes)
             with progress("deleting", would.total) as bar:
-                report = prune(
-                    database,
-                    older_than=older_than,
-                    resolved_older_than=resolved_older_than,
-                    dry_run=False,
-                    progress=bar.advance,
-                )
+                report = pruned(dry_run=False, progress=bar.advance)
     if as_json:
-        emit_json(
-            {
-                "dry_run": dry_run,
-                "messages": report.messages,
-                "dead_letters": report.dead_letters,
-                "processed_messages": report.processed_messages,
-            }
-        )
+        emit_json({"dry_run": dry_run, **asdict(report)})
         return
     done = "would be deleted" if dry_run else "deleted"
-    emit(
-        f"{report.messages} messages, {report.dead_letters} dead letters and"
-        f" {report.processed_messages} once-only records {done}"
-    )
+    counts = [
+        f"{report.messages} messages",
+        f"{report.dead_letters} dead letters",
+        f"{report.processed_messages} once-only records",
+    ]
+    if audit_older_than is not None:
+        counts += [f"{report.audit_log} audit entries", f"{report.redrive_jobs} redrives"]
+    emit(f"{', '.join(counts[:-1])} and {counts[-1]} {done}")
 
 
 def _age(older_than: float | None) -> str:

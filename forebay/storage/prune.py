@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from forebay.storage.database import Database
-from forebay.storage.tables import dead_letters, messages, processed_messages
+from forebay.storage.tables import audit_log, dead_letters, messages, processed_messages, redrive_jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +20,13 @@ class PruneReport:
     messages: int
     dead_letters: int
     processed_messages: int
+    audit_log: int
+    redrive_jobs: int
 
     @property
     def total(self) -> int:
-        return self.messages + self.dead_letters + self.processed_messages
+        rows = (self.messages, self.dead_letters, self.processed_messages, self.audit_log, self.redrive_jobs)
+        return sum(rows)
 
 
 def prune(
@@ -31,20 +34,22 @@ def prune(
     *,
     older_than: float | None,
     resolved_older_than: float,
+    audit_older_than: float | None = None,
     dry_run: bool,
     batch: int = 1000,
     progress: Callable[[int], None] = lambda _: None,
 ) -> PruneReport:
     """
     Delete messages and once-only records of more than `older_than` seconds ago, and dead
-    letters resolved or discarded more than `resolved_older_than` seconds ago.
+    letters resolved or discarded more than `resolved_older_than` seconds ago; what operators did, and
+    redrives that ended, more than `audit_older_than` seconds ago.
 
-    `older_than=None` leaves messages and once-only records alone. Open dead letters are
+    None leaves those alone. Open dead letters are
     never deleted. Each batch is a transaction; `progress` gets its number of rows. An id
     that was deleted is new again when it comes once more.
     """
     now = datetime.now(UTC)
-    counts = {t.name: 0 for t in (messages, dead_letters, processed_messages)}
+    counts = {t.name: 0 for t in (messages, dead_letters, processed_messages, audit_log, redrive_jobs)}
     resolved = [
         dead_letters.c.status.in_(("resolved", "discarded")),
         dead_letters.c.changed_at < now - timedelta(seconds=resolved_older_than),
@@ -58,6 +63,9 @@ def prune(
             for queue in _queues(database)
         ]
         work.append((processed_messages, [processed_messages.c.processed_at < before]))
+    if audit_older_than is not None:
+        before = now - timedelta(seconds=audit_older_than)
+        work += [(audit_log, [audit_log.c.at < before]), (redrive_jobs, [redrive_jobs.c.ended_at < before])]
     for table, old in work:
         for deleted in (
             _count(database, table, old) if dry_run else delete_in_batches(database, table, old, batch)

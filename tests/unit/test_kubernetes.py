@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -160,9 +161,19 @@ def test_services_and_budgets_are_those_of_the_pods_that_they_mean() -> None:
         workload = one("StatefulSet" if called == "gateway" else "Deployment", called)
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert one("PodDisruptionBudget", called)["spec"]["selector"]["matchLabels"] == labels
-    selectors = [m["spec"]["selector"] for m in ALL if m["kind"] == "Service"]
-    assert selectors == [one("StatefulSet", "gateway")["spec"]["template"]["metadata"]["labels"]] * 2
-    assert one("StatefulSet", "gateway")["spec"]["serviceName"] == "gateways"
+        services = [m for m in ALL if m["kind"] == "Service" and m["metadata"]["labels"] == labels]
+        assert [m["spec"]["selector"] for m in services] == [labels] * len(services)
+    named = one("StatefulSet", "gateway")["spec"]["serviceName"]
+    assert one("Service", named)["spec"]["clusterIP"] == "None"
+
+
+def test_status_asks_services_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = settings_of("gateway", tmp_path, monkeypatch).status
+
+    for url in (*status.gateways, *status.consumers):
+        parts = urlsplit(url)
+        (port,) = one("Service", parts.hostname or "")["spec"]["ports"]
+        assert port["port"] == parts.port
 
 
 @pytest.mark.system

@@ -11,12 +11,14 @@ import sqlalchemy as sa
 
 from forebay import ids
 from forebay.brokers.api import Attempt
+from forebay.storage.audit import entries
 from forebay.storage.database import Database
 from forebay.storage.dead_letters import DeadLetterFilter, DeadLetterStore
 from forebay.storage.messages import MessageStore
 from forebay.storage.once import claim
 from forebay.storage.prune import prune
 from forebay.storage.queries import digests, table_sizes
+from forebay.storage.redrive_jobs import JobStore
 from forebay.storage.states import message_status, message_statuses
 from tests.unit.storage.deliveries import ACCEPTED, dead, delivery, stored_count
 
@@ -263,3 +265,27 @@ def test_without_an_age_messages_are_kept(database: Database) -> None:
     report = prune(database, older_than=None, resolved_older_than=0, dry_run=False)
     assert report.total == 0
     assert stored_count(database) == 1
+
+
+def test_audit_entries_and_ended_redrives_go_when_their_own_age_is_given(database: Database) -> None:
+    """A redrive that goes on is kept, however long ago it began."""
+    jobs = JobStore(database)
+    ended, going_on = (
+        jobs.create(
+            DeadLetterFilter(queue=queue), total=1, by="ann", origin="cli", owner=None, canary=False,
+            rate=None, max_died_share=0.5, patience=60.0,
+        ).id
+        for queue in ("orders", "clicks")
+    )  # fmt: skip
+    fresh, old = (entry.id for entry in entries(database, limit=10))
+    age(database, "audit_log", "at", [old], 400)
+    age(database, "redrive_jobs", "created_at", [ended, going_on], 400)
+    age(database, "redrive_jobs", "ended_at", [ended], 400)
+
+    kept = prune(database, older_than=0, resolved_older_than=0, dry_run=False)
+    assert (kept.audit_log, kept.redrive_jobs) == (0, 0)
+    gone = prune(database, older_than=None, resolved_older_than=0, audit_older_than=365 * DAY, dry_run=False)
+
+    assert (gone.audit_log, gone.redrive_jobs) == (1, 1)
+    assert [entry.id for entry in entries(database, limit=10)] == [fresh]
+    assert jobs.get(going_on).ended_at is None
