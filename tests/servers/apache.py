@@ -135,10 +135,10 @@ PROXIED_FROM = "127.0.0.9"
 def forward_proxy() -> Apache:
     """A forward proxy for everybody, and so for tests only."""
     apache = Apache()
-    modules = ("mpm_event", "authz_core", "proxy", "proxy_http")
+    modules = ("mpm_event", "authz_core", "proxy", "proxy_http", "proxy_connect")
     load = "".join(f"LoadModule {name}_module ${{modules}}/mod_{name}.so\n" for name in modules)
     (apache.folder / "httpd.conf").write_text(
         f"{apache.host}{load}ServerLimit 1\nThreadsPerChild 32\nMaxRequestWorkers 32\n"
-        f"ProxyRequests On\nProxySourceAddress {PROXIED_FROM}\nErrorLog /dev/stderr\n"
+        f"ProxyRequests On\nAllowCONNECT 1-65535\nProxySourceAddress {PROXIED_FROM}\nErrorLog /dev/stderr\n"
     )
     return apache

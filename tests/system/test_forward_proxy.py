@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
+
+import pytest
+
+from forebay.errors import SinkUnavailable
+from forebay.testing.sink_contract import delivery
 from tests.needs import missing_server
 from tests.servers.apache import PROXIED_FROM, ApacheNotInstalled, forward_proxy
+from tests.servers.certificates import Certificates
+from tests.servers.receiver import Receiver
 from tests.servers.service import Service
 from tests.system.flights_run import MAX_ATTEMPTS_ONE
 from tests.system.harness import Site
+from tests.unit.consumers.http import only, sink_to
 
 
 def test_a_forward_proxy_is_the_only_one_that_the_service_sees_and_its_outage_costs_no_attempt(
@@ -61,3 +71,28 @@ def test_a_forward_proxy_is_the_only_one_that_the_service_sees_and_its_outage_co
     assert service.callers == {PROXIED_FROM}
     assert set(service.asked.values()) == {1}
     assert site.sql("select count(*) from dead_letters") == [(0,)]
+
+
+async def test_https_goes_through_it_by_connect_and_its_refusals_are_told_apart(tmp_path: Path) -> None:
+    """The service is seen through the tunnel; one that cannot be reached is an outage, and so is no proxy."""
+    certificates = Certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.server)
+    tls = {"ca_file": str(certificates.ca), "server_name": "broker.test"}
+    try:
+        proxy = forward_proxy()
+    except ApacheNotInstalled as missing:
+        missing_server(str(missing))
+    with proxy:
+        async with (
+            Receiver(tls=context) as service,
+            sink_to(service.url, proxy=proxy.url, tls=tls) as sink,
+        ):
+            assert only(await sink.write([delivery()])) is None
+            assert {request.remote for request, _ in service.requests} == {PROXIED_FROM}
+            async with service.away():
+                with pytest.raises(SinkUnavailable, match=r"http\.proxy answers 503"):
+                    await sink.write([delivery()])
+            proxy.stop()
+            with pytest.raises(SinkUnavailable, match=r"http\.proxy cannot be reached"):
+                await sink.write([delivery()])
