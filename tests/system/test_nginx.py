@@ -142,6 +142,14 @@ async def test_what_a_gateway_answers_is_nobody_elses_to_answer_again() -> None:
     assert [*busy.keys, *other.keys] == [key]
 
 
+async def test_one_gateway_that_is_there_is_enough(gateway: Fake) -> None:
+    with Nginx([gateway.port, *(free_port() for _ in range(5))]) as nginx:
+        async with aiohttp.ClientSession(nginx.url) as client:
+            for _ in range(20):
+                async with client.post(SEND, data=b"{}") as answer:
+                    assert answer.status == 202
+
+
 async def test_without_a_gateway_it_says_that_nothing_was_stored() -> None:
     with Nginx([free_port(), free_port()]) as nginx:
         async with aiohttp.ClientSession(nginx.url) as client, client.post(SEND, data=b"{}") as answer:
