@@ -310,8 +310,10 @@ def _database(settings: Settings, known: set[str]) -> Iterator[Finding]:
             "behind": "forebay migrate",
             "ahead": "install the newer release that made it, or point database.url elsewhere",
         }.get(state, "")
-        yield Finding("schema", "ok" if state == "current" else "fail", f"{state}", fix)
-        if state == "current":
+        usable = state in ("current", "newer")
+        text = "of a newer release, which only added to it" if state == "newer" else f"{state}"
+        yield Finding("schema", "ok" if usable else "fail", text, fix)
+        if usable:
             for table in table_sizes(database):
                 about = "" if table.exact else "about "
                 on_disk = "" if table.bytes is None else f", {size(table.bytes)}"

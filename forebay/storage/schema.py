@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext, RevisionStep
     from alembic.script import ScriptDirectory
 
-SchemaState = Literal["empty", "behind", "current", "ahead"]
+SchemaState = Literal["empty", "behind", "current", "newer", "ahead"]
+"""`newer` is of a later release and only adds to what this one knows; `ahead` says no such thing."""
+
+# The name of a revision that only adds: "0008-from-0006" works with releases whose own is 0006 or later.
+_ADDS = re.compile(r"[0-9]{4}-from-([0-9]{4})")
 
 # Not Alembic's own default: the database may hold the user's tables and their history too.
 VERSION_TABLE = "forebay_schema_version"
@@ -39,7 +44,8 @@ def migrate(database: Database) -> list[str]:
 
     All steps are one transaction; on MySQL, which has none for tables, a migration that was
     killed half-way is completed by the next one. Processes that start together take
-    turns, and the later ones find nothing to do. Creates the file of an SQLite database.
+    turns, and the later ones find nothing to do, as does an older release where a newer one
+    has only added. Creates the file of an SQLite database.
 
     Raises:
         SchemaMismatch: the schema is of a newer release.
@@ -60,16 +66,18 @@ def migrate(database: Database) -> list[str]:
         taken.append(f"{step.up_revision_id} {step.up_revision.doc.splitlines()[0]}")
 
     with database.begin() as connection, _turn(database, connection):
-        _refuse_newer(database, _state(connection, scripts))
-        config = Config()
-        config.attributes["forebay"] = {
-            "connection": connection,
-            "version_table": VERSION_TABLE,
-            "transactional_ddl": database.dialect != "mysql",
-            "on_version_apply": note,
-        }
-        with EnvironmentContext(config, scripts, fn=steps):
-            scripts.run_env()
+        state = _state(connection, scripts)
+        _refuse_newer(database, state)
+        if state != "newer":
+            config = Config()
+            config.attributes["forebay"] = {
+                "connection": connection,
+                "version_table": VERSION_TABLE,
+                "transactional_ddl": database.dialect != "mysql",
+                "on_version_apply": note,
+            }
+            with EnvironmentContext(config, scripts, fn=steps):
+                scripts.run_env()
     database.dispose()  # the connection that waits for ever must not be lent again
     return taken
 
@@ -123,7 +131,10 @@ def _state(connection: sa.Connection, scripts: ScriptDirectory) -> SchemaState:
     if current == scripts.get_current_head():
         return "current"
     known = {script.revision for script in scripts.walk_revisions()}
-    return "behind" if current in known else "ahead"
+    if current in known:
+        return "behind"
+    adds = _ADDS.fullmatch(current)
+    return "newer" if adds and adds[1] <= str(scripts.get_current_head())[:4] else "ahead"
 
 
 @contextmanager

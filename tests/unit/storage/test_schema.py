@@ -120,6 +120,21 @@ def test_a_newer_schema_is_refused_and_names_the_newer_release(empty: Database) 
             call(empty)
 
 
+@pytest.mark.parametrize(("from_", "state"), [("0001", "newer"), ("0006", "newer"), ("0007", "ahead")])
+def test_a_newer_schema_says_which_releases_it_works_with(empty: Database, from_: str, state: str) -> None:
+    """So a rolling deploy migrates first, and old instances may still be started, or come back."""
+    migrate(empty)
+    set_version(empty, f"0009-from-{from_}")
+
+    assert schema_state(empty) == state
+    if state == "newer":
+        require_current(empty)
+        assert migrate(empty) == []
+    else:
+        with pytest.raises(SchemaMismatch, match="newer release"):
+            require_current(empty)
+
+
 def test_an_older_schema_is_told_to_migrate(empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from alembic.script import ScriptDirectory
 
