@@ -21,6 +21,8 @@
                                is down for 30 s, slow, failing and back; a gateway and two consumers killed
     make soak ONLY=proxied     (or -sqlite, -rabbitmq) one of two gateways behind nginx killed ten times,
                                under 500 messages a second of clients without idempotency keys
+    make soak ONLY=rolling     the commit before this one rolled to this one and back, ten times, under 500
+                               requests a second through nginx; then versions that are broken
     make soak ONLY=slow-clients     5,000 clients of one byte a second beside 500 good requests a second
     make soak ONLY=burst       20 times the database's capacity for 30 s, on it directly and on the gateway
     make soak ONLY=demo        forebay demo on servers of its own
@@ -56,6 +58,7 @@ from tests.soak import (
     outage,
     proxied,
     replicas,
+    rolling,
     slow_clients,
 )
 from tests.soak.steps import Steps
@@ -155,6 +158,7 @@ PARTS: dict[str, Callable[[], int]] = {
     **flights_table.PARTS,
     **forward.PARTS,
     **hostile.PARTS,
+    **rolling.PARTS,
     **slow_clients.PARTS,
 }
 

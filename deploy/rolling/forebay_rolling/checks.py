@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from forebay_rolling.config import Checks
 from forebay_rolling.errors import CheckFailed, UsageError
@@ -20,16 +21,24 @@ PAUSE = 0.1
 CANARY = b'{"canary": true}'
 
 
-def ready(address: str) -> str | None:
+class Ask(Protocol):
+    """One HTTP request to an instance; raises OSError or HTTPException where no answer came."""
+
+    def __call__(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]: ...
+
+
+def ready(ask: Ask) -> str | None:
     """Why it is not ready; None: it is."""
     try:
-        status, body = _ask(address, "GET", "/readyz")
+        status, body = ask("GET", "/readyz")
     except (OSError, http.client.HTTPException) as error:
         return f"/readyz does not answer: {error or type(error).__name__}"
     return None if status == 200 else f"/readyz says {status}{_detail(body)}"
 
 
-def canary(address: str, checks: Checks) -> str | None:
+def canary(ask: Ask, checks: Checks) -> str | None:
     """
     Why it does not take a message as it should; None: it does.
 
@@ -37,11 +46,9 @@ def canary(address: str, checks: Checks) -> str | None:
     queue of its own, however often something is rolled.
     """
     headers = {"Content-Type": "application/json", "Idempotency-Key": "forebay-canary"}
-    if checks.canary_key_file is not None:
-        headers["Authorization"] = f"Bearer {_key(checks.canary_key_file)}"
     path = f"/v1/queues/{checks.canary_queue}/messages"
     try:
-        status, body = _ask(address, "POST", path, CANARY, headers)
+        status, body = ask("POST", path, CANARY, headers)
     except (OSError, http.client.HTTPException) as error:
         return f"the canary got no answer: {error or type(error).__name__}"
     if status == 404:
@@ -59,7 +66,9 @@ def canary(address: str, checks: Checks) -> str | None:
     return None if taken else f"the canary was answered 202 without what belongs to it: {body[:200]!r}"
 
 
-def prove(instance: Instance, checks: Checks, ended: Callable[[], str | None], *, take_canary: bool) -> None:
+def prove(
+    instance: Instance, ask: Ask, checks: Checks, ended: Callable[[], str | None], *, take_canary: bool
+) -> None:
     """
     Return when the instance is ready, took a canary and stayed ready for `checks.settle` seconds.
 
@@ -80,28 +89,36 @@ def prove(instance: Instance, checks: Checks, ended: Callable[[], str | None], *
                 raise CheckFailed(f"{instance} {what} within {checks.start_timeout:g} s: {trouble}")
             time.sleep(PAUSE)
 
-    wait_for(lambda: ready(instance.address), "was not ready")
-    if take_canary and (trouble := canary(instance.address, checks)) is not None:
+    wait_for(lambda: ready(ask), "was not ready")
+    if take_canary and (trouble := canary(ask, checks)) is not None:
         raise CheckFailed(f"{instance} is ready, but {trouble}")
     settled = time.monotonic() + checks.settle
     while time.monotonic() < settled:
         if (end := ended()) is not None:
             raise CheckFailed(f"{instance} was ready, and then {end}")
-        if (trouble := ready(instance.address)) is not None:
+        if (trouble := ready(ask)) is not None:
             raise CheckFailed(f"{instance} was ready, and then no longer: {trouble}")
         time.sleep(PAUSE)
 
 
-def _ask(
-    address: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(address, timeout=ASK_TIMEOUT)
-    try:
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        return answer.status, answer.read(65_536)
-    finally:
-        connection.close()
+def by_address(address: str, key_file: Path | None = None) -> Ask:
+    """Over the network, with the API key of a file where messages are sent."""
+
+    def ask(
+        method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        sent = dict(headers or {})
+        if key_file is not None and method == "POST":
+            sent["Authorization"] = f"Bearer {_key(key_file)}"
+        connection = http.client.HTTPConnection(address, timeout=ASK_TIMEOUT)
+        try:
+            connection.request(method, path, body, sent)
+            answer = connection.getresponse()
+            return answer.status, answer.read(65_536)
+        finally:
+            connection.close()
+
+    return ask
 
 
 def _key(file: Path) -> str:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from forebay_rolling.compose import Containers
 from forebay_rolling.config import Config, checked_version, read_config
-from forebay_rolling.errors import RollingError
+from forebay_rolling.errors import RollingError, UsageError
+from forebay_rolling.hosts import Hosts
 from forebay_rolling.processes import Processes
 from forebay_rolling.rolling import Platform, Roll
 from forebay_rolling.state import Store
@@ -30,6 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", type=Path, default=CONFIG, metavar="FILE", help=f"the installation; default {CONFIG}"
     )
+    parser.add_argument(
+        "--host", action="append", metavar="USER@HOST[:PORT]",
+        help="by SSH on this host, which has a configuration of its own; again for more, in this order",
+    )  # fmt: skip
+    parser.add_argument("--identity", type=Path, metavar="FILE", help="the deployer's key, for --host")
+    parser.add_argument(
+        "--known-hosts", type=Path, metavar="FILE", help="the hosts' keys, for --host; others are not trusted"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     to = verbs.add_parser("to", help="bring everything to VERSION, or back to what ran if it fails a check")
     to.add_argument("version", metavar="VERSION")
@@ -42,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs.add_parser("stop", help="stop everything, gateways first")
     asked = parser.parse_args(arguments)
     try:
+        if asked.host:
+            _by_ssh(asked)
+            return 0
         config = read_config(asked.config)
         store = Store(config.directory)
         platform = make_platform(config, store)
@@ -70,8 +83,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _by_ssh(asked: argparse.Namespace) -> None:
+    if asked.verb in ("start", "stop"):
+        raise UsageError(f"`{asked.verb}` is said on the host itself")
+    if getattr(asked, "surge", None) is not None:
+        raise UsageError("with --host the surge is what the host's configuration says")
+    hosts = Hosts(asked.host, identity=asked.identity, known_hosts=asked.known_hosts)
+    if asked.verb == "to":
+        hosts.roll(checked_version(asked.version))
+    else:
+        hosts.each(asked.verb)
+
+
 def make_platform(config: Config, store: Store) -> Platform:
-    return Processes(config, store)
+    return Processes(config, store) if config.kind == "processes" else Containers(config)
 
 
 def show(config: Config, platform: Platform, store: Store) -> None:

@@ -44,7 +44,10 @@ class Checks:
     canary_queue: str = "forebay-canary"
     """The queue of the canary message; the gateways must know it. Empty: no canary is sent."""
     canary_key_file: Path | None = None
-    """A file with the API key of the canary, where the gateways want one."""
+    """
+    A file with the API key of the canary, where the gateways want one; of a compose stack by its path in
+    the gateways' containers: /run/forebay/api-key.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,11 @@ class Compose:
     """Where options of every call go, too: ["docker", "compose", "--env-file", "deploy/kafka.env"]."""
     docker: str = "docker"
     image: str = "forebay:{version}"
-    """The image of a version; it must be on the host."""
+    """The image of a version; one that is not on the host is pulled."""
+    variable: str = "FOREBAY_IMAGE"
+    """The variable of docker-compose.yml that names it."""
+    upstream: str = "/etc/forebay-nginx/upstream"
+    """The folder of watch-upstream in nginx's container."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,9 +178,7 @@ def _value(name: str, kind: str, value: Any) -> Any:
             return tuple(value)
         case ("dict[str, str]", dict()) if all(isinstance(v, str) for v in value.values()):
             return value
-        case (_, _) if kind.startswith("Literal[") and repr(value).replace("'", '"') in kind[8:-1].split(
-            ", "
-        ):
+        case (_, _) if kind.startswith("Literal[") and repr(value) in kind[8:-1].split(", "):
             return value
     raise UsageError(f"{name} cannot be {value!r}; it is of the kind {kind}")
 

@@ -104,14 +104,18 @@ class Processes:
         first = self._starts(instance)
         canary = instance.role == "gateway" and bool(self._config.checks.canary_queue)
         checks.prove(
-            instance, self._config.checks, lambda: self._ended(instance, max(first, 1)), take_canary=canary
+            instance,
+            self._ask(instance),
+            self._config.checks,
+            lambda: self._ended(instance, max(first, 1)),
+            take_canary=canary,
         )
 
     def alive(self, instance: Instance) -> bool:
         return _alive(self._folder / instance.name)
 
     def ready(self, instance: Instance) -> bool:
-        return checks.ready(instance.address) is None
+        return checks.ready(self._ask(instance)) is None
 
     def stop(self, instance: Instance) -> None:
         folder = self._folder / instance.name
@@ -151,6 +155,9 @@ class Processes:
         self._rotation.change([one.address for one in instances])
 
     # ---- within
+
+    def _ask(self, instance: Instance) -> checks.Ask:
+        return checks.by_address(instance.address, self._config.checks.canary_key_file)
 
     def _command(self, version: str) -> list[str]:
         return [part.replace("{version}", version) for part in self._config.command]

@@ -7,6 +7,7 @@ often it was killed: started again it goes on.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,7 +95,7 @@ class Roll:
         surge = self._config.surge if surge is None else surge
         self._platform.check_version(version)
         state = self._store.read()
-        self._store.write(State(current=state.current, previous=state.previous, rolling=version))
+        self._store.write(dataclasses.replace(state, rolling=version))
         self._store.say(f"rolling to {version}" + (f" from {state.current}" if state.current else ""))
         try:
             if self._config.migrate:
@@ -232,8 +233,8 @@ class Roll:
         if entering.role == "consumer":
             return
         before = self._platform.rotation()
-        after = [one for one in before if leaving is None or one.name != leaving.name] + [entering]
-        self._rotate(after)
+        staying = [one for one in before if leaving is None or one.name != leaving.name]
+        self._rotate([*filter(self._platform.alive, staying), entering])
         if not self._platform.ready(entering):
             self._rotate(before)
             raise CheckFailed(f"{entering} was ready, and no longer is once it is in rotation")

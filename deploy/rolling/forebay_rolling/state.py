@@ -51,7 +51,10 @@ class Store:
 
     def say(self, text: str) -> None:
         """A line for the operator, on stderr and with its time in roll.log."""
-        print(text, file=sys.stderr, flush=True)
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except OSError:
+            pass  # the connection that we were asked through is gone; the work goes on
         with self._log.open("a") as log:
             log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ} {text}\n")
 

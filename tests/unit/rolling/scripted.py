@@ -30,6 +30,7 @@ class Host:
         self.running: dict[str, Instance] = {}
         self.inside: list[Instance] = []
         self.dead: set[str] = set()
+        self.proven: set[str] = set()
         self._numbers = itertools.count(1)
 
     def versions(self, role: Role) -> list[str]:
@@ -64,6 +65,7 @@ class Host:
         self._step()
         if instance.version in self.broken:
             raise CheckFailed(f"{instance} was not ready within 60 s")
+        self.proven.add(instance.name)
 
     def alive(self, instance: Instance) -> bool:
         return instance.name in self.running and instance.name not in self.dead

@@ -132,6 +132,7 @@ def test_wherever_a_deployer_is_killed_a_second_one_goes_on(
             roll.roll("2", surge=surge)
 
         assert all_run(host, "1" if end == "rollback" else "2"), f"killed at step {at}"
+        assert host.running.keys() <= host.proven, f"killed at step {at}"
         assert (host.least or 0) >= N - 1 + surge, f"killed at step {at}"
 
 
