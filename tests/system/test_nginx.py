@@ -104,7 +104,12 @@ async def test_an_event_that_has_a_name_gets_no_key_that_would_hide_it(
     async with client.post(path, data=b"{}", headers=headers) as answer:
         assert answer.status == 202
 
-    assert gateway.keys == [None]
+    async with client.post("/v1/forward/billing/messages", data=b"{}", headers=headers) as answer:
+        assert answer.status == 202
+
+    named, forwarded = gateway.keys
+    assert named is None
+    assert forwarded
 
 
 @pytest.mark.parametrize(
