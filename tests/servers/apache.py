@@ -44,10 +44,9 @@ def find_apache() -> tuple[str, Path]:
 
 class Apache:
     """
-    httpd with a folder as its ServerRoot.
+    httpd with a folder as its ServerRoot, in which httpd.conf is the maker's to write.
 
-    `configure` gets the folder, the port, and the first lines of a configuration: where to listen,
-    what user to be, where modules are.
+    `host` is the beginning of a configuration: where to listen, whom to be, where modules are.
     """
 
     def __init__(self, mpm: Literal["event", "prefork"] = "event") -> None:
@@ -59,7 +58,7 @@ class Apache:
         self.folder.chmod(0o711)
         self.host = (
             f"Define modules {modules}\nListen 127.0.0.1:{self.port}\nServerName localhost\n"
-            f"PidFile {self.folder}/pid\nDefaultRuntimeDir {self.folder}\nUser nobody\nGroup nogroup\n"
+            f"PidFile {self.folder}/pid\nDefaultRuntimeDir {self.folder}\nUser #65534\nGroup #65534\n"
         )
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -108,7 +107,11 @@ class Apache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
