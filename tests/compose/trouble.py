@@ -20,6 +20,9 @@ from tests.system.load import Load
 RATE = 200.0
 """Requests a second: what two busy cores do beside a whole stack."""
 
+CONNECTIONS = 50
+"""Each is used some times a second. One that is idle may be closed by a reload of nginx (docs/proxies.md)."""
+
 QUEUE = "orders"
 
 
@@ -64,7 +67,9 @@ def under_load(
 ) -> dict[str, Any]:
     """The trouble is given `flows(seconds)`: it returns when as much was answered as is sent in them."""
     before = int(stack.sql(f"SELECT count(*) FROM messages WHERE queue = '{QUEUE}';"))
-    load = Load([stack.port], QUEUE, record, rate=RATE, once=True, api_key=stack.api_key)
+    load = Load(
+        [stack.port], QUEUE, record, rate=RATE, once=True, api_key=stack.api_key, connections=CONNECTIONS
+    )
     load.start()
 
     def answered() -> int:

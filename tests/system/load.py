@@ -57,8 +57,10 @@ class Load:
         catch_up: float = 0.05,
         once: bool = False,
         api_key: str = "",
+        connections: int = CONNECTIONS,
     ) -> None:
         self.rate = rate
+        self._clients = connections
         self._api_key = api_key
         self._once = once
         self._catch_up = catch_up
@@ -125,7 +127,7 @@ class Load:
     async def _send_all(self) -> None:
         self._due = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for number in range(CONNECTIONS):
+            for number in range(self._clients):
                 group.create_task(self._client(number))
 
     async def _client(self, number: int) -> None:
