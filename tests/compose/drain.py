@@ -28,7 +28,7 @@ MEASURED = {2: 3000, 4: 6000}
 def run(stack: Stack, folder: Path) -> dict[str, Any]:
     """Rows per second of two and of four consumers, and what one is of the other."""
     small = stack.changed_by("tests/compose/small-batches.yml")
-    small.compose("up", "-d", "--no-deps", "--scale", "consumer=0", "consumer")
+    small.compose("up", "-d", "--scale", "consumer=0")
     stack.sql(SLOW)
     record = folder / "drained.txt"
     send(stack, record, WAITING)
@@ -45,7 +45,7 @@ def run(stack: Stack, folder: Path) -> dict[str, Any]:
 
 
 def rate(stack: Stack, consumers: int, timed: int) -> float:
-    stack.compose("up", "-d", "--no-deps", "--no-recreate", "--scale", f"consumer={consumers}", "consumer")
+    stack.compose("up", "-d", "--scale", f"consumer={consumers}")
     until(lambda: stack.healthy("consumer") == consumers, within=180, what=f"{consumers} consumers", every=1)
     rows(stack, at_least=rows(stack) + timed // 6)
     began, first = time.monotonic(), rows(stack)

@@ -38,7 +38,7 @@ def containers_changed(stack: Stack, folder: Path) -> dict[str, Any]:
             flows(5)
         until(lambda: stack.in_rotation() == 2, within=120, what="both gateways in rotation", every=1)
         for number in (4, 2):
-            stack.compose("up", "-d", "--no-deps", "--no-recreate", "--scale", f"gateway={number}", "gateway")
+            stack.compose("up", "-d", "--scale", f"gateway={number}")
             until(lambda: stack.in_rotation() == number, within=180, what=f"{number} in rotation", every=1)  # noqa: B023
             flows(3)
         return {"gateways_in_rotation": [2, 4, 2]}
@@ -104,6 +104,7 @@ def journal_kept(stack: Stack, folder: Path) -> dict[str, Any]:
     The broker is away, and gateways journal. All of them are recreated, and then four become one.
     """
     record = folder / "journaled.txt"
+    # --no-deps, or Compose would start the broker.
     stack.compose("stop", *stack.brokers)
     sent = send(stack, record, 2000)
     stack.compose("up", "-d", "--no-deps", "--force-recreate", "--wait", "--wait-timeout", "240", "gateway")
