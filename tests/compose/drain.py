@@ -10,7 +10,7 @@ from tests.compose.stack import Stack
 from tests.compose.trouble import QUEUE, send
 from tests.system.harness import until
 
-PER_ROW = 0.01
+PER_ROW = 0.02
 """Seconds that a row takes in the connection that writes it; no processor is busy meanwhile."""
 
 SLOW = f"""
@@ -20,8 +20,8 @@ SLOW = f"""
 """
 AS_BEFORE = "DROP TRIGGER slow ON messages; DROP FUNCTION slow();"
 
-WAITING = 14_000
-MEASURED = {2: 3000, 4: 6000}
+WAITING = 16_000
+MEASURED = {2: 2000, 4: 4000}
 """How many rows are timed with so many consumers, after as many that are not."""
 
 
