@@ -36,7 +36,7 @@ def screen_for(terminal: bool) -> Iterator[Screen]:
     if not terminal:
         yield Lines()
         return
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
         yield Picture(live)
 
 
@@ -127,6 +127,9 @@ def _curves(samples: Sequence[Sample], seconds: float, width: int) -> list[Text]
     slices: list[list[Sample]] = [[] for _ in range(columns)]
     for s in samples:
         slices[min(columns - 1, max(0, int(s.at / seconds * columns)))].append(s)
+    for number in range(1, max(n for n, column in enumerate(slices) if column)):
+        # More columns than samples.
+        slices[number] = slices[number] or slices[number - 1]
     most = max(1, max(s.waiting for s in samples))
     lines = []
     for name, style, bars in (
@@ -147,17 +150,23 @@ def _curves(samples: Sequence[Sample], seconds: float, width: int) -> list[Text]
 
 
 def _direct(slices: Sequence[Sequence[Sample]]) -> list[str]:
-    """The latency where something was accepted, × where nothing was."""
+    """The latency where something was accepted, × where orders failed or wait for long instead."""
     bars = []
-    before = 0
+    before: Sample | None = None
     for column in slices:
         if not column:
             bars.append(" ")
             continue
-        accepted = column[-1].direct.accepted
-        bars.append(_worst([s.direct.p99 for s in column]) if accepted > before else "×")
-        before = accepted
+        last = column[-1]
+        none = before is not None and last.direct.accepted == before.direct.accepted
+        failing = before is not None and last.direct.failed > before.direct.failed
+        bars.append("×" if none and (failing or last.direct.oldest > 1) else _worst(_p99s(column)))
+        before = last
     return bars
+
+
+def _p99s(column: Sequence[Sample]) -> list[float | None]:
+    return [s.direct.p99 for s in column]
 
 
 def _worst(latencies: Sequence[float | None]) -> str:

@@ -1,4 +1,4 @@
-"""A burst of twenty times the database's capacity, for 3 s. For 30 s, with times: `make soak ONLY=burst`."""
+"""A burst of twenty times the database's capacity, for 2 s. For 30 s, with times: `make soak ONLY=burst`."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ from tests.system.harness import Site
 def test_a_burst_is_accepted_whole_and_stored_where_the_direct_endpoint_drops_most(
     site: Site, postgres: Postgres
 ) -> None:
-    burst_run.check(burst_run.run(site, postgres, seconds=3, timeout=3, idle=1))
+    burst_run.check(burst_run.run(site, postgres, seconds=2, timeout=2, idle=1))
