@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from forebay.demo.crew import Crew
 from forebay.demo.load import TIMEOUT, Outcomes
 from forebay.demo.samples import Mark, Sample, Side, side_of
+from forebay.demo.servers import Part
 from forebay.demo.stage import Parts, Sender, Stage, choose
 from forebay.demo.story import Event, Phase, phases
 
@@ -164,11 +166,14 @@ class Play:
             case Event.POISON:
                 self._stage.send_poison()
             case Event.ALL_BACK:
-                for part, name in ((database, "database back"), (broker, "broker back")):
-                    part.mend()
-                    self.marks.append(Mark(time.monotonic() - self._began, name))
+                with ThreadPoolExecutor() as side_by_side:
+                    list(side_by_side.map(self._mend, (database, broker), ("database back", "broker back")))
             case Event.NOTHING:
                 pass
+
+    def _mend(self, part: Part, name: str) -> None:
+        part.mend()
+        self.marks.append(Mark(time.monotonic() - self._began, name))
 
     def _until(self, share: float) -> None:
         time.sleep(max(0.0, self._began + share * self.seconds - time.monotonic()))
