@@ -137,7 +137,7 @@ def _print(result: Result, saved: list[Path]) -> None:
     )
     unknown = result.direct_rows - direct.accepted
     if unknown:
-        emit(f"                 {unknown:,} of the failed are stored all the same, unknown to their senders")
+        emit(f"                 {unknown:,} stored although the sender was told that it failed")
     emit(f"Curves: {', '.join(map(str, saved))}")
 
 

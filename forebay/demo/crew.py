@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -156,14 +158,20 @@ class Crew:
     """Starts processes and keeps their folder; a context manager that leaves nothing behind."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="forebay-demo-"))
-        self.folder.chmod(0o711)  # a database server that runs as another user must get through
         self._members: list[Member] = []
         self._closed = False
-        self._guard = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, str(self.folder)],
-            stdin=subprocess.PIPE, start_new_session=True, text=True,
-        )  # fmt: skip
+        self._lock = threading.RLock()
+        """Ctrl-C closes the crew in one thread while another one starts or ends processes."""
+        self.folder = Path(tempfile.mkdtemp(prefix="forebay-demo-"))
+        try:
+            self.folder.chmod(0o711)  # a database server that runs as another user must get through
+            self._guard = subprocess.Popen(
+                [sys.executable, "-c", _GUARD, str(self.folder)],
+                stdin=subprocess.PIPE, start_new_session=True, text=True,
+            )  # fmt: skip
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def start(
         self,
@@ -182,44 +190,59 @@ class Crew:
         Raises:
             DemoError: the program cannot be started.
         """
-        if self._closed:
-            raise DemoError("the demo is over")
         log = self.folder / f"{name.replace(' ', '-')}.log"
-        try:
-            with log.open("ab") as output:
-                child = subprocess.Popen(
-                    command, env=env, cwd=cwd or self.folder, text=True, start_new_session=True,
-                    stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if talk else output, stderr=output,
-                    user=user, group=user, extra_groups=None if user is None else [],
-                )  # fmt: skip
-        except OSError as error:
-            raise DemoError(f"{name} cannot be started: {error.strerror}: {error.filename}") from error
-        member = Member(name, child, log, end_by)
-        self._members.append(member)
-        self._tell_guard(member.pid, end_by)
+        with self._lock:
+            if self._closed:
+                raise DemoError("the demo is over")
+            try:
+                with log.open("ab") as output:
+                    child = subprocess.Popen(
+                        command, env=env, cwd=cwd or self.folder, text=True, start_new_session=True,
+                        stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
+                        stdout=subprocess.PIPE if talk else output, stderr=output,
+                        user=user, group=user, extra_groups=None if user is None else [],
+                    )  # fmt: skip
+            except OSError as error:
+                raise DemoError(f"{name} cannot be started: {error.strerror}: {error.filename}") from error
+            member = Member(name, child, log, end_by)
+            self._members.append(member)
+            self._tell_guard(member.pid, end_by)
         return member
 
     def end(self, member: Member, by: int | None = None) -> None:
+        with self._lock:
+            if member not in self._members:
+                return
+            self._members.remove(member)
         member.end(by)
-        self._members.remove(member)
-        self._tell_guard(member.pid, 0)
+        if not self._closed:
+            self._tell_guard(member.pid, 0)
 
-    def run(self, name: str, command: Sequence[str | Path], *, env: Mapping[str, str], within: float) -> None:
+    def run(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        within: float,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        user: str | None = None,
+    ) -> None:
         """
         Run a command to its end.
 
         Raises:
             DemoError: it failed, or took too long.
         """
-        member = self.start(name, command, env=env)
+        member = self.start(name, command, env=env, cwd=cwd, user=user)
         try:
             member.wait(within)
         finally:
             self.end(member)
 
     def close(self) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
         for member in reversed(self._members[:]):
             self.end(member)
         assert self._guard.stdin is not None

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
-from forebay.demo.crew import Crew, DemoError, Member, free_port
+from forebay.demo.crew import Crew, Member, free_port
 
 _SQL_BIN = "/usr/lib/postgresql"
 _RABBIT_BIN = "/usr/lib/rabbitmq/bin"
@@ -73,17 +73,14 @@ class PostgreSQL:
             shutil.chown(self._folder, self._user)
             shutil.chown(secret, self._user)
         self._folder.chmod(0o700)
-        made = subprocess.run(
+        self._crew.run(
+            "initdb",
             [
                 self._bin / "initdb", "-D", self._data, "--username", "forebay", "--pwfile", secret,
                 "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync",
             ],
-            capture_output=True, text=True, cwd=self._folder, stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            user=self._user, group=self._user, extra_groups=None if self._user is None else [],
+            cwd=self._folder, user=self._user, within=60,
         )  # fmt: skip
-        if made.returncode != 0:
-            raise DemoError(f"PostgreSQL's initdb failed: {made.stderr.strip()}")
         with (self._data / "postgresql.conf").open("a") as file:
             file.write(
                 f"listen_addresses = '127.0.0.1'\nport = {self._port}\nunix_socket_directories = ''\n"
