@@ -23,6 +23,7 @@
                                under 500 messages a second of clients without idempotency keys
     make soak ONLY=rolling     the commit before this one rolled to this one and back, ten times, under 500
                                requests a second through nginx; then versions that are broken
+    make soak ONLY=reloads     nginx reloaded 20 times under 500 messages a second of clients that try once
     make soak ONLY=slow-clients     5,000 clients of one byte a second beside 500 good requests a second
     make soak ONLY=burst       20 times the database's capacity for 30 s, on it directly and on the gateway
     make soak ONLY=demo        forebay demo on servers of its own
@@ -57,6 +58,7 @@ from tests.soak import (
     order,
     outage,
     proxied,
+    reloads,
     replicas,
     rolling,
     slow_clients,
@@ -155,6 +157,7 @@ PARTS: dict[str, Callable[[], int]] = {
     **order.PARTS,
     **outage.PARTS,
     **proxied.PARTS,
+    **reloads.PARTS,
     **flights_table.PARTS,
     **forward.PARTS,
     **hostile.PARTS,
