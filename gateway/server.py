@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import uvicorn
 
 from forebay.errors import SettingsError
 from forebay.http_server import BACKLOG, Server, address_of, is_loopback, listen
+from forebay.stopping import cut_short_by
 from gateway.app import Gateway
 from gateway.connections import Connections, most_connections
 from gateway.keys_file import read
@@ -79,7 +81,8 @@ async def serve(
 
     Draining: /readyz says 503 while requests are served for `drain_delay` more; no
     new connections; what is in flight is finished within `shutdown_timeout`; the
-    broker is closed. Raises what the app's lifespan raises at its start.
+    broker is closed. Raises what the app's lifespan raises at its start. A stop
+    before it has started ends the start.
     """
     served = certificate(settings)
     server = Server(
@@ -102,7 +105,14 @@ async def serve(
     # Uvicorn's own is a plain set, without an end.
     server.server_state.connections = cast(Any, Connections(most_connections(settings.max_connections)))
     try:
-        async with app.router.lifespan_context(app):
+        async with AsyncExitStack() as stack:
+            try:
+                async with cut_short_by(stop):
+                    await stack.enter_async_context(app.router.lifespan_context(app))
+            except TimeoutError:
+                if stop.is_set():
+                    return  # It was still waiting for its broker, and has served nobody.
+                raise
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="uvicorn")
             listening = asyncio.create_task(server.listening.wait(), name="listening")
             stopping = asyncio.create_task(stop.wait(), name="stop")

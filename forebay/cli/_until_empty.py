@@ -21,14 +21,10 @@ class Deadline:
         self._timeout = timeout
         self._timer: asyncio.TimerHandle | None = None
         self.over = False
-        self.at: float | None = None
-        """By the loop's clock."""
 
     async def __aenter__(self) -> Deadline:
         if self._timeout is not None:
-            loop = asyncio.get_running_loop()
-            self.at = loop.time() + self._timeout
-            self._timer = loop.call_at(self.at, self._passed)
+            self._timer = asyncio.get_running_loop().call_later(self._timeout, self._passed)
         return self
 
     async def __aexit__(self, *_: object) -> None:

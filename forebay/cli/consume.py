@@ -87,6 +87,7 @@ def consume(
     from forebay.cli._until_empty import Deadline, conclude
     from forebay.cli.gateway import require_queues, where_messages_wait
     from forebay.settings import Flag
+    from forebay.stopping import cut_short_by
     from forebay.wiring import (
         broker_opener,
         find_handlers,
@@ -141,12 +142,16 @@ def consume(
                         )
                     return
                 try:
-                    async with asyncio.timeout_at(deadline.at):
+                    async with cut_short_by(stop):
                         broker = await stack.enter_async_context(broker_opener(settings.broker)())
                 except TimeoutError:
-                    raise deadline.failure(
-                        f"{safe_url(settings.broker)} cannot be reached", ExitCode.BROKER_UNREACHABLE
-                    ) from None
+                    if deadline.over:
+                        raise deadline.failure(
+                            f"{safe_url(settings.broker)} cannot be reached", ExitCode.BROKER_UNREACHABLE
+                        ) from None
+                    if stop.is_set():
+                        return
+                    raise
                 fleet = make_fleet(settings, broker, database, registry=registry)
                 for name in names:
                     await broker.declare(name)

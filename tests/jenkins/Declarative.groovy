@@ -1,7 +1,7 @@
 /*
  * Reads a declarative Jenkinsfile as Jenkins does: sections where they belong, steps that exist. Prints as
- * JSON what it would run; exits with 1 and one line per mistake otherwise. With a second argument, CodeNarc's
- * rule set, it lints the file, too.
+ * JSON what it would run; exits with 1 and one line per mistake otherwise. The second argument is CodeNarc's
+ * rule set to lint it with; further ones are files that need only be Groovy.
  *
  * Jenkins' own validator is part of a running Jenkins with its plugins.
  */
@@ -117,6 +117,13 @@ try {
     script.run()
 } catch (MultipleCompilationErrorsException | MissingPropertyException | MissingMethodException error) {
     walk.mistakes << error.message
+}
+args.drop(2).each { other ->
+    try {
+        new GroovyShell().parse(new File(other))
+    } catch (MultipleCompilationErrorsException error) {
+        walk.mistakes << error.message
+    }
 }
 if (args.length > 1) {
     def file = new File(args[0]).absoluteFile

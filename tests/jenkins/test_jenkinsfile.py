@@ -40,7 +40,7 @@ pipeline {
 """
 
 
-def read(jenkinsfile: Path) -> tuple[list[dict[str, Any]], str]:
+def read(jenkinsfile: Path, *others: Path) -> tuple[list[dict[str, Any]], str]:
     """What it would run, or what is wrong with it."""
     try:
         done = groovy(
@@ -52,8 +52,11 @@ def read(jenkinsfile: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[dict[str, Any]]:
-    found, wrong = read(ROOT / "Jenkinsfile")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """And the job of our Jenkins, which needs only be Groovy, is read in the same go."""
+    job = tmp_path_factory.mktemp("jenkins") / "job.groovy"
+    job.write_text(CASC["jobs"][0]["script"])
+    found, wrong = read(ROOT / "Jenkinsfile", job)
     assert found, wrong
     return found
 

@@ -9,6 +9,9 @@ import socket
 import threading
 import time
 
+import pytest
+
+from tests.servers.postgres import free_port
 from tests.system.harness import Answer, Process, Site, until
 from tests.system.harness import http as ask
 
@@ -188,3 +191,13 @@ def test_sigterm_before_anything_happened(site: Site) -> None:
         what="the consumer to connect",
     )
     assert consumer.stop(within=10) == 0, consumer.tail()
+
+
+@pytest.mark.parametrize("command", ["gateway", "consume"])
+def test_a_process_that_waits_for_its_broker_ends_when_told(site: Site, command: str) -> None:
+    """As a deploy does while the broker is away; the wait has no end of its own."""
+    site.settings["BROKER__URL"] = f"amqp://127.0.0.1:{free_port()}/"
+    process = site.start(command, *(["--port", str(site.port)] if command == "gateway" else []), log=command)
+    process.until(lambda: "no connection to RabbitMQ" in process.output, what="a try")
+
+    assert process.stop() == 0, process.tail()
