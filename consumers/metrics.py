@@ -90,6 +90,13 @@ class ConsumerMetrics:
         )
         self._error_classes: set[str] = set()
 
+    def begin(self, queue: str) -> None:
+        """Count from zero: of a series that begins with its first event, no increase is ever seen."""
+        for outcome in ("stored", "duplicate", "retried", "dead", "released"):
+            self.messages.labels(queue, outcome)
+        for cause in ("broker", "bug"):
+            self.restarts.labels(queue, cause)
+
     def bounded(self, error_class: str) -> str:
         """`error_class`, or "other" once there are too many different ones."""
         if error_class in self._error_classes or len(self._error_classes) < MAX_ERROR_CLASSES:
@@ -120,6 +127,9 @@ class Tally:
     restarts: int = 0
     last_error: str | None = None
     """The reason of the last failed attempt."""
+
+    def __post_init__(self) -> None:
+        self.metrics.begin(self.queue)
 
     def wrote(self, *, size: int, seconds: float, latency: float) -> None:
         """One call of the sink ended."""

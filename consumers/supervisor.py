@@ -263,6 +263,7 @@ class Supervisor:
             breaker = CircuitBreaker(settings, clock=self._clock, rng=self._rng)
             breaker.on_change(lambda: self._tell(destination, breaker))
             self._breakers[key] = breaker
+            self._metrics.show_breaker(destination, breaker)
         return self._breakers[key]
 
     def _flow(self, queue: str, settings: QueueSettings) -> Flow:

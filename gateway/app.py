@@ -223,6 +223,7 @@ def create_app(
             )
             # Until somebody checks; not 0, which would be an alarm where nobody does.
             metrics.ready.set(1)
+            metrics.begin(queues.names)
             try:
                 yield
             finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -147,6 +147,12 @@ class GatewayMetrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+
+    def begin(self, queues: Iterable[str]) -> None:
+        """Count what becomes of their messages from zero: a rate is known before the first of them."""
+        for queue in queues:
+            for outcome in ("accepted", "duplicate"):
+                self.messages.labels(queue, outcome)
 
 
 def render(registry: CollectorRegistry) -> bytes:

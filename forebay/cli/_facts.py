@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from forebay.cli._depths import QueueDepth
 from forebay.cli._looks import Look
+from forebay.cli._pauses import Pause, Pauses
 from forebay.cli._scrape import Asked, Pace, Process
 from forebay.figures import total
 
@@ -17,16 +18,6 @@ FRESH = 5.0
 
 Room = Callable[[int, int], int | None]
 """Bytes that a queue still takes while it, and all queues, hold so many; None: not bounded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
-    """Why nothing is taken from a queue."""
-
-    reason: str
-    since: datetime | None = None
-    next_try_in: float | None = None
-    """Seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +87,7 @@ class QueueFacts:
             "reported_age": self.reported_age,
             "unknown": self.unknown,
             "pause_reason": pause.reason if pause else None,
+            "pause_advice": (pause.advice or None) if pause else None,
             "paused_since": pause.since.isoformat(timespec="seconds") if pause and pause.since else None,
             "next_try_in_seconds": pause.next_try_in if pause else None,
         }
@@ -140,7 +132,7 @@ def facts(
     elapsed = max(after.at - before.at, 1e-3)
     processes = [*after.gateways.processes, *after.consumers.processes]
     pace = Pace([*before.gateways.processes, *before.consumers.processes], processes, elapsed)
-    pauses = _Pauses(after, processes, f"{database} unreachable", in_database, now)
+    pauses = Pauses(after, processes, f"{database} unreachable", in_database, now)
     then = {depth.label: depth for depth in before.depths}
     held = _held(after.depths)
     found = []
@@ -216,7 +208,7 @@ def _full_in(was: QueueDepth | None, of: QueueDepth, elapsed: float, room: Room,
     return None if left is None else left / ((size - earlier) / elapsed)
 
 
-def _without_broker(look: Look, pace: Pace, pauses: _Pauses) -> list[QueueFacts]:
+def _without_broker(look: Look, pace: Pace, pauses: Pauses) -> list[QueueFacts]:
     """The queues as a consumer last saw them; what waits on the broker since then nobody knows."""
     stored, journaled = look.stored, look.journaled or {}
     names = {name.removesuffix(".dead") for name in stored.last_seen} | journaled.keys() | pauses.queues
@@ -259,68 +251,3 @@ def _journal_full_in(before: Look, after: Look, elapsed: float) -> float | None:
         if was is not None and size is not None and limit and size > was:
             ends.append(max(0.0, limit - size) / ((size - was) / elapsed))
     return min(ends, default=None)
-
-
-class _Pauses:
-    """Who says why nothing is taken from a queue: its consumers, else the database, else that it is gone."""
-
-    def __init__(
-        self,
-        look: Look,
-        processes: Sequence[Process],
-        unreachable: str,
-        in_database: Callable[[str], bool],
-        now: datetime,
-    ) -> None:
-        self._stored = look.stored
-        self._unreachable = unreachable if look.stored.trouble else ""
-        self._in_database = in_database
-        self._now = now
-        self._by: dict[str, set[str]] = {}
-        self._since: dict[str, float] = {}
-        self._next: dict[str, float] = {}
-        for process in processes:
-            for labels, value in process.values("forebay_consumer_queue_paused"):
-                reasons = self._by.setdefault(labels["queue"], set())
-                if value:
-                    reasons.add(labels["reason"])
-            for labels, value in process.values("forebay_consumer_queue_paused_seconds"):
-                self._since[labels["queue"]] = max(value, self._since.get(labels["queue"], 0.0))
-            for labels, value in process.values("forebay_consumer_next_try_seconds"):
-                self._next[labels["queue"]] = min(value, self._next.get(labels["queue"], value))
-
-    @property
-    def queues(self) -> set[str]:
-        """Those that a consumer tells of, or somebody has paused."""
-        return {*self._by, *self._stored.paused}
-
-    def of(self, queue: str) -> Pause | None:
-        said = self._stored.paused.get(queue)
-        by = self._by.get(queue)
-        if by is None:  # None of its consumers was asked.
-            if said is not None:
-                return Pause(reason=said)
-            return Pause(reason=self._unreachable) if self._unreachable and self._in_database(queue) else None
-        if not by:
-            # What they reported may be some seconds old; what an operator said holds in a moment.
-            return Pause(reason=said) if said is not None and said.startswith("by ") else None
-        for_seconds = self._since.get(queue)
-        return Pause(
-            reason=self._why(queue, by, said),
-            since=None if for_seconds is None else self._now - timedelta(seconds=for_seconds),
-            next_try_in=self._next.get(queue),
-        )
-
-    def _why(self, queue: str, by: set[str], said: str | None) -> str:
-        if "unavailable" in by and self._unreachable and self._in_database(queue):
-            return self._unreachable
-        return said or _WORDS[sorted(by)[0]]
-
-
-_WORDS: Mapping[str, str] = {
-    "misconfigured": "its destination refuses us; the consumers' log says why",
-    "operator": "by an operator; to go on: forebay resume",
-    "schedule": "its schedule is closed",
-    "suspicious": "too many messages were given up; look: forebay dead-letters list --groups",
-    "unavailable": "its destination is unreachable; the consumers' log says why",
-}

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
     from consumers.sinks.threads import SinkThreads
     from forebay.settings import Settings
+    from forebay.storage.controls import Control
     from forebay.storage.database import Database
     from forebay.storage.reports import LastSeen
 
-OPEN_TIMEOUT = 8.0
-LOOK_TIMEOUT = 5.0
+BROKER_TIMEOUT = 5.0
 DATABASE_TIMEOUT = 6.0
 """A little more than database.connect_timeout, whose error says more."""
+TRY_AGAIN = 5.0
+"""Seconds for which one that did not answer is not asked again: the others' news must not wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,9 @@ class Stored:
     dead_letters: Mapping[str, int] = field(default_factory=dict)
     """Open ones, by queue."""
     paused: Mapping[str, str] = field(default_factory=dict)
-    """Why, by queue, as operators said and consumers reported."""
+    """Why, by queue, as consumers reported some seconds ago."""
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    """Those that pause a queue, by queue: what operators said, or a consumer in distress."""
     last_seen: Mapping[str, LastSeen] = field(default_factory=dict)
     """What queues of the broker in use held, with their dead-letter queues."""
     consumers: int | None = None
@@ -64,6 +68,18 @@ class Look:
     """By queue, of all journals in the directory of the settings; None: it is not on this host."""
 
 
+class Trouble:
+    """Why somebody did not answer."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self._until = time.monotonic() + TRY_AGAIN
+
+    @property
+    def lasts(self) -> bool:
+        return bool(self.reason) and time.monotonic() < self._until
+
+
 class Looker:
     """Keeps what can be kept open from one look to the next; an asynchronous context."""
 
@@ -73,6 +89,7 @@ class Looker:
         self._brokers_stack = AsyncExitStack()
         self._brokers: Brokers | None = None
         self._database: Database | None = None
+        self._broker_trouble = self._database_trouble = Trouble("")
         self._gateways, self._consumers = gateways_of(settings), consumers_of(settings)
 
     async def __aenter__(self) -> Looker:
@@ -124,23 +141,25 @@ class Looker:
     # ---- the broker
 
     async def _depths(self) -> tuple[list[QueueDepth], str]:
+        if self._broker_trouble.lasts:
+            return [], self._broker_trouble.reason
         try:
             if self._brokers is None:
-                async with asyncio.timeout(OPEN_TIMEOUT):
+                async with asyncio.timeout(BROKER_TIMEOUT):
                     self._brokers = await self._brokers_stack.enter_async_context(
                         open_brokers(self._settings)
                     )
-            async with asyncio.timeout(LOOK_TIMEOUT):
+            async with asyncio.timeout(BROKER_TIMEOUT):
                 queues = await known_queues(self._brokers, self._settings.queues)
                 return await look(self._brokers, queues), ""
         except SettingsError:
             raise
         except ForebayError as error:
-            trouble = str(error)
+            self._broker_trouble = Trouble(str(error))
         except TimeoutError:
-            trouble = "no answer in time"
+            self._broker_trouble = Trouble(f"no answer within {BROKER_TIMEOUT:g} s")
         await self._close_brokers()
-        return [], trouble
+        return [], self._broker_trouble.reason
 
     async def _close_brokers(self) -> None:
         self._brokers = None
@@ -155,13 +174,15 @@ class Looker:
     async def _stored(self, brokers: set[str]) -> Stored:
         if self._settings.database.url is None:
             return Stored(named=False)
-        try:
-            async with asyncio.timeout(DATABASE_TIMEOUT):
-                return await self._threads.run(partial(self._ask_database, brokers))
-        except TimeoutError:
-            return Stored(trouble=f"no answer within {DATABASE_TIMEOUT:g} s")
-        except ForebayError as error:
-            return Stored(trouble=str(error))
+        if not self._database_trouble.lasts:
+            try:
+                async with asyncio.timeout(DATABASE_TIMEOUT):
+                    return await self._threads.run(partial(self._ask_database, brokers))
+            except TimeoutError:
+                self._database_trouble = Trouble(f"no answer within {DATABASE_TIMEOUT:g} s")
+            except ForebayError as error:
+                self._database_trouble = Trouble(str(error))
+        return Stored(trouble=self._database_trouble.reason)
 
     def _ask_database(self, brokers: set[str]) -> Stored:
         from forebay.cli._common import existing_database
@@ -170,15 +191,10 @@ class Looker:
 
         database = self._database = self._database or existing_database(self._settings)
         paused = {p.queue: p.reason for p in reports.paused_queues(database)}
-        for control in controls.read(database).values():
-            if control.paused:
-                why = f": {control.reason}" if control.reason else ""
-                paused[control.queue] = (
-                    f"by {control.changed_by}{why}; to go on: forebay resume {control.queue}"
-                )
         return Stored(
             dead_letters=reports.open_dead_letters(database),
             paused=paused,
+            controls={c.queue: c for c in controls.read(database).values() if c.paused},
             last_seen=reports.last_seen(database, safe_url(self._settings.broker)) if not brokers else {},
             consumers=reports.consumers_alive(database),
             reports=reports.read_reports(database, brokers) if brokers else {},

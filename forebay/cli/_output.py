@@ -37,10 +37,10 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def emit_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table of data; None is shown as a dash."""
+def emit_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, plain: bool = False) -> None:
+    """A table of data; None is shown as a dash. `plain`: in one line a row on a terminal, too."""
     cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not plain:
         _rich_table(columns, cells)
         return
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from forebay.cli._facts import Facts, Pause, QueueFacts
+from forebay.cli._facts import Facts, QueueFacts
 from forebay.cli._output import duration
+from forebay.cli._pauses import Pause
 from forebay.cli._scrape import Asked
 
 
@@ -32,6 +33,7 @@ def judge(of: Facts, *, now: datetime, advice: str = "Then its log says why it w
     clauses = [*trouble, _waiting(of, paused)]
     if (tries := [p.next_try_in for p in paused.values() if p.next_try_in is not None]) and paused:
         clauses.append(f"next try in {_soon(min(tries))}")
+    clauses += dict.fromkeys(p.advice for p in paused.values() if p.advice)
     return Verdict(ok=False, sentence=f"{'; '.join(clauses)}.{dead}")
 
 

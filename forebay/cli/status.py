@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forebay.cli._common import BrokerUrlOption, ConfigOption, DatabaseUrlOption, JsonOption, run
+from forebay.cli._common import (
+    BrokerUrlOption,
+    ConfigOption,
+    DatabaseUrlOption,
+    JsonOption,
+    log_to_stderr,
+    run,
+)
 from forebay.cli._exit import ExitCode
 from forebay.cli._facts import Facts, QueueFacts, facts
 from forebay.cli._looks import Looker
@@ -67,6 +74,7 @@ def status(
     --watch is ended with Ctrl-C.
     """
     settings = read_settings(config, broker_url=broker_url, database_url=database_url)
+    log_to_stderr("error")  # What does not answer is in the picture itself.
     try:
         code = run(_status(settings, max(interval, 0.1), watch, as_json))
     except KeyboardInterrupt:
@@ -147,6 +155,7 @@ def _show(verdict: Verdict, found: Facts, *, as_json: bool, watch: bool) -> None
                 "queue", "waiting", "retrying", "dead", "in", "out", "oldest", "drained in", "full in", "",
             ),
             rows,
+            plain=True,
         )  # fmt: skip
     if watch:
         emit()

@@ -27,15 +27,20 @@ def test_every_panel_shows_something(site: Site, tmp_path: Path) -> None:
     consumer = site.start("consume", "--port", str(port), log="consume")
     with prometheus.running(tmp_path, {"gateway": site.port, "consumer": port}) as server:
         sent = iter(range(10_000))
+        seen: list[set[str]] = []
 
         def dark() -> set[str]:
             # Counters grow between two scrapes, and once a key is sent again.
             assert site.post("orders", b"%d" % next(sent)).status == 202
             assert site.post("orders", b"again", Idempotency_Key="a").status == 202
             assert site.post("nowhere", b"{}").status == 404
-            return {q.panel for q in QUERIES if not server.query(q.expr)} - WHILE_ALL_IS_FINE
+            seen.append({q.panel for q in QUERIES if not server.query(q.expr)} - WHILE_ALL_IS_FINE)
+            return seen[-1]
 
-        consumer.until(lambda: not dark(), within=60.0, what="no dark panel", every=0.5)
+        try:
+            consumer.until(lambda: not dark(), within=60.0, every=0.5)
+        except AssertionError as error:
+            raise AssertionError(f"panels that show nothing: {seen[-1]}") from error
         assert {q.panel for q in QUERIES} >= WHILE_ALL_IS_FINE
         # Prometheus reaches both, and no rule fails.
         until(lambda: [s["value"][1] for s in server.query("up")] == ["1", "1"], what="two targets")

@@ -81,21 +81,21 @@ def test_it_tells_what_is_so_whatever_is_killed(tmp_path: Path) -> None:
             )
 
             # The broker, too: nothing listens there. What the journal holds is known all the same.
-            away = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
+            away = f"kafka://127.0.0.1:{free_port()}"
             gateway = site.gateway(FOREBAY_BROKER__URL=away)
             for n in range(5):
                 assert site.post("orders", b"%d" % n).json["durability"] == "journaled"
             code, told = ask(site, FOREBAY_BROKER__URL=away)
             assert code == 6
             assert told["sentence"].startswith(
-                "RabbitMQ unreachable, new messages are accepted all the same; "
+                "Kafka unreachable, new messages are accepted all the same; "
             ), told["sentence"]
             assert (told["journaled"], told["queues"][0]["journaled"]) == (5, 5)
 
             gateway.kill()
             code, told = ask(site, FOREBAY_BROKER__URL=away)
             assert code == 6
-            assert told["sentence"].startswith("RabbitMQ unreachable, and no gateway answers; ")
+            assert told["sentence"].startswith("Kafka unreachable, and no gateway answers; ")
             assert "at least 5 waiting (5 in journals), none lost." in told["sentence"]
         finally:
             site.close()

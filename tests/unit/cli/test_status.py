@@ -9,10 +9,12 @@ import pytest
 
 from forebay.brokers.api import Depth
 from forebay.cli._depths import QueueDepth
-from forebay.cli._facts import Facts, Pause, QueueFacts, facts
+from forebay.cli._facts import Facts, QueueFacts, facts
 from forebay.cli._looks import Look, Stored
+from forebay.cli._pauses import Pause
 from forebay.cli._scrape import Asked, Process
 from forebay.cli._verdict import Verdict, judge
+from forebay.storage.controls import Control
 from forebay.storage.reports import LastSeen
 
 NOW = datetime(2026, 11, 26, 12, 5, tzinfo=UTC)
@@ -229,10 +231,18 @@ def test_what_consumers_say_now_beats_what_they_reported() -> None:
 
 def test_an_operator_is_obeyed_in_a_moment() -> None:
     going = process("c", unavailable=0)
-    reported = Stored(paused={"orders": "by ann@host; to go on: forebay resume orders"})
+    control = Control(
+        queue="orders", paused=True, paused_by="operator", reason="moving", changed_by="ann@host",
+        changed_at=NOW - timedelta(minutes=2),
+    )  # fmt: skip
+    reported = Stored(controls={"orders": control})
     told = found(look(0.0, depth(4)), look(1.0, depth(4), stored=reported, consumers=asked(going)))
 
-    assert judge(told, now=NOW).sentence.startswith("orders paused: by ann@host")
+    since = (NOW - timedelta(minutes=2)).astimezone()
+    assert judge(told, now=NOW).sentence == (
+        f"orders paused: by ann@host (moving) since {since:%H:%M};"
+        " 4 waiting, none lost; to go on: forebay resume orders."
+    )
 
 
 def test_without_broker_there_is_what_a_consumer_saw_last() -> None:

@@ -89,7 +89,7 @@ def publish(slow: str, quick: str) -> Series:
 
 REFUSED = ',queue="orders",outcome="queue-full"'
 MISSED = ',queue="orders",outcome="idempotency-conflict"'
-DEAD = ',queue="orders",error_class="CheckViolation",outcome="dead"'
+DEAD = ',queue="orders",outcome="dead"'
 
 CASES: dict[str, tuple[Series, Series]] = {
     "ForebayNoGateway": (up("gateway", "0x60"), up("gateway", "1x60")),
@@ -139,8 +139,8 @@ CASES: dict[str, tuple[Series, Series]] = {
     ),
     "ForebayStuck": (consumer("consumer_busy_seconds", "300x60"), consumer("consumer_busy_seconds", "1x60")),
     "ForebayDeadLetters": (
-        consumer("consumer_failures_total", "0+1x60", DEAD),
-        consumer("consumer_failures_total", "0+1x60", DEAD.replace('"dead"', '"retried"')),
+        consumer("consumer_messages_total", "0+1x60", DEAD),
+        consumer("consumer_messages_total", "0+1x60", DEAD.replace('"dead"', '"retried"')),
     ),
     "ForebayQueueFilling": (room("0+6000x60", "300000x60"), room("6000x60", "300000x60")),
     "ForebayWorkerBug": (
