@@ -25,9 +25,9 @@ RATE = 500.0
 
 def run() -> int:
     steps = Steps("rolling")
+    steps.step("broken versions", partial(_run, ["old"], broken=list(BROKEN)))
     for number in range(TIMES // TOGETHER):
         steps.step(f"forward and back {number + 1}", partial(_run, ["old", *["new", "old"] * TOGETHER]))
-    steps.step("broken versions", partial(_run, ["old"], broken=list(BROKEN)))
     results = steps.results.values()
     figures = {
         "forward_and_back": TIMES,

@@ -26,6 +26,14 @@ from tests.system.releases import CHECKOUT, Releases
 N = 2
 QUEUE = "orders"
 CANARY = "forebay-canary"
+_GUARD = """
+read _
+until "$@"; do
+  [ $? = 4 ] || break  # a deployer is still at work
+  sleep 1
+done
+"""
+
 ROLL = CHECKOUT / "deploy" / "rolling" / "roll"
 
 
@@ -109,7 +117,7 @@ class Rolled:
 
         # Instances outlive their deployer, and so would outlive a test that is killed.
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", 'read _; exec "$@"', "guard", *self._command, "stop"],
+            ["/bin/sh", "-c", _GUARD, "guard", *self._command, "stop"],
             stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 from tests.needs import missing_server
 from tests.servers.nginx import NginxNotInstalled
 from tests.system.harness import Site, http, until
-from tests.system.rolling_run import Rolled
+from tests.system.rolling_run import ROLL, Rolled
 
 
 @pytest.fixture
@@ -124,10 +126,9 @@ def test_without_a_canary_queue_it_is_said_what_is_missing(rolled: Rolled) -> No
     assert "name the queue forebay-canary in the settings" in done.stderr
 
 
-def test_the_configuration_of_the_installation_is_named(tmp_path: Path, rolled: Rolled) -> None:
-    rolled.config.unlink()
-
-    done = rolled.roll("status")
+def test_the_configuration_of_the_installation_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROLL), "--config", str(tmp_path / "none.toml"), "status"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 2
     assert "name the file with --config" in done.stderr
