@@ -39,7 +39,7 @@ class Stack:
 
     def __init__(self, name: str) -> None:
         self._files: tuple[str, ...] = ()
-        self._command = [
+        self.command = [
             "docker", "compose", "--project-directory", str(ROOT), "-f", str(ROOT / "docker-compose.yml"),
             *STACKS[name], "-p", PROJECT,
         ]  # fmt: skip
@@ -57,7 +57,7 @@ class Stack:
             "KAFKA",
             "POSTGRES",
         )
-        self._env = {
+        self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(ours) and not k.endswith("_REPLICAS")
         } | {"PORT": str(self.port), "OPERATORS_PORT": str(self.operators_port)}
 
@@ -71,7 +71,7 @@ class Stack:
     @property
     def sender(self) -> dict[str, str]:
         """The environment of a `forebay` that sends to this stack."""
-        return self._env | {"FOREBAY_URL": self.url, "FOREBAY_API_KEY": self.api_key}
+        return self.env | {"FOREBAY_URL": self.url, "FOREBAY_API_KEY": self.api_key}
 
     @property
     def url(self) -> str:
@@ -85,7 +85,7 @@ class Stack:
 
     def compose(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
         done = subprocess.run(
-            [*self._command, *self._files, *arguments], env=self._env, input=stdin,
+            [*self.command, *self._files, *arguments], env=self.env, input=stdin,
             capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         if check and done.returncode != 0:

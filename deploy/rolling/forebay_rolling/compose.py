@@ -178,7 +178,8 @@ class Containers:
         return ask
 
     def _image(self, version: str) -> str:
-        return self._settings.image.replace("{version}", version)
+        # What ran before the first roll may be another image; its name is its version then.
+        return version if ":" in version else self._settings.image.replace("{version}", version)
 
     def _version(self, image: str) -> str:
         before, _, after = self._settings.image.partition("{version}")

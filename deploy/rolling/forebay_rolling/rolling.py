@@ -31,6 +31,9 @@ class Instance:
         return f"{self.name} ({self.version})"
 
 
+ROLES: tuple[Role, Role] = ("gateway", "consumer")
+
+
 class Platform(Protocol):
     """Where instances run. Whatever fails raises CheckFailed with the reason."""
 
@@ -95,6 +98,8 @@ class Roll:
         surge = self._config.surge if surge is None else surge
         self._platform.check_version(version)
         state = self._store.read()
+        if state.current is None:
+            state.current = self._only_version()
         self._store.write(dataclasses.replace(state, rolling=version))
         self._store.say(f"rolling to {version}" + (f" from {state.current}" if state.current else ""))
         try:
@@ -134,7 +139,7 @@ class Roll:
     def stop(self) -> None:
         """Stop everything, gateways first, so that consumers take what these accepted last."""
         failures = []
-        for role in ("gateway", "consumer"):
+        for role in ROLES:
             for instance in self._platform.instances(role):
                 try:
                     self._stop(instance)
@@ -152,7 +157,7 @@ class Roll:
         """
         state = self._store.read()
         found = []
-        for role in ("gateway", "consumer"):
+        for role in ROLES:
             all_of_it = self._platform.instances(role)
             serving = self._platform.rotation() if role == "gateway" else all_of_it
             if len(serving) < self._config.count(role):
@@ -167,6 +172,11 @@ class Roll:
         if found:
             raise CheckFailed("; ".join(found))
         self._store.say(f"all instances run {state.current}, are ready and take messages")
+
+    def _only_version(self) -> str | None:
+        """What runs where nothing was rolled yet: a stack that was brought up by other means."""
+        found = {one.version for role in ROLES for one in self._platform.instances(role)}
+        return found.pop() if len(found) == 1 else None
 
     # ---- one role to one version
 
@@ -269,13 +279,13 @@ class Roll:
             RollbackFailed: it could not be done.
         """
         if state.current is None:
-            for role in ("gateway", "consumer"):
+            self._rotate([one for one in self._platform.rotation() if one.version != version])
+            for role in ROLES:
                 for instance in self._platform.instances(role):
-                    if role == "gateway":
-                        self._rotate([])
-                    self._discard(instance)
+                    if instance.version == version:
+                        self._discard(instance)
             self._store.write(State())
-            raise CheckFailed(f"{version} did not start: {failure}; nothing ran before, and nothing runs now")
+            raise CheckFailed(f"{version} did not start: {failure}; nothing of it runs now") from failure
         if state.current == version:
             raise CheckFailed(f"{failure}; what ran still runs") from failure
         try:

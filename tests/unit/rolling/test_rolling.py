@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from forebay_rolling.config import Config
 from forebay_rolling.errors import Busy, CheckFailed, RollbackFailed, UsageError
-from forebay_rolling.rolling import Roll
+from forebay_rolling.rolling import ROLES, Roll
 from forebay_rolling.state import Store
 
 from tests.unit.rolling.scripted import Host, Killed
@@ -178,11 +178,27 @@ def test_a_dead_instance_is_replaced_first(host: Host, roll: Roll) -> None:
 def test_a_first_roll_that_fails_leaves_nothing(host: Host, roll: Roll) -> None:
     host.broken.add("1")
 
-    with pytest.raises(CheckFailed, match="nothing runs now"):
+    with pytest.raises(CheckFailed, match="nothing of it runs now"):
         roll.roll("1")
 
     assert not host.running
     assert not host.inside
+
+
+def test_what_runs_before_the_first_roll_is_gone_back_to(host: Host, roll: Roll) -> None:
+    """A stack that was brought up by `docker compose up`."""
+    for role in ROLES:
+        for _ in range(N):
+            host.proven.add(host.start(role, "0").name)
+    host.inside = host.instances("gateway")
+    host.watch()
+    host.broken_in_rotation.add("1")
+
+    with pytest.raises(CheckFailed, match="all instances run 0 again"):
+        roll.roll("1")
+
+    assert all_run(host, "0")
+    assert host.least == N
 
 
 def test_smoke_names_all_that_is_wrong(host: Host, roll: Roll) -> None:
