@@ -96,9 +96,7 @@ class Releases:
         """A version with the code of a checkout."""
         folder = self.root / version
         for package in PACKAGES:
-            shutil.copytree(
-                source / package, folder / "src" / package, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(source / package, folder / "src" / package)  # and what is compiled of it
         self._launcher(folder)
 
     def add_commit(self, version: str, commit: str) -> bool:
