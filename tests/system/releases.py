@@ -21,7 +21,7 @@ PACKAGES = ("forebay", "gateway", "consumers")
 _BROKEN = """#!/bin/sh
 # {what}
 case "$1" in
-gateway) {body} ;;
+{verb}) {body} ;;
 *) exec {good} "$@" ;;
 esac
 """
@@ -82,7 +82,7 @@ BROKEN = {
     "answers-500": 'exec {python} {folder}/answers_500.py "$5"',
     "exits-after-2s": '{good} "$@" & sleep 2; kill -9 $!; exit 1',
 }
-"""Versions whose gateway is broken; what it does. Their consumers are good."""
+"""Ways in which one command of a version is broken, and what it does; the others are good."""
 
 
 class Releases:
@@ -126,15 +126,15 @@ class Releases:
         script.write_text(f"#!{sys.executable} -ES\n{_STAND_IN}")
         script.chmod(0o755)
 
-    def add_broken(self, how: str, good: str) -> None:
-        """A version named after how it is broken."""
+    def add_broken(self, how: str, good: str, *, verb: str = "gateway") -> None:
+        """A version named after how this command of it is broken."""
         folder = self.root / how
         (folder / "bin").mkdir(parents=True)
         (folder / "answers_500.py").write_text(_ANSWERS_500)
         program = self.command.format(version=good)
         body = BROKEN[how].format(python=sys.executable, folder=folder, good=program)
         script = folder / "bin" / "forebay"
-        script.write_text(_BROKEN.format(what=how, body=body, good=program))
+        script.write_text(_BROKEN.format(what=how, verb=verb, body=body, good=program))
         script.chmod(0o755)
 
     def _launcher(self, folder: Path) -> None:

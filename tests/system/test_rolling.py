@@ -16,7 +16,7 @@ from tests.system.rolling_run import Rolled
 @pytest.fixture
 def rolled(site: Site) -> Iterator[Rolled]:
     try:
-        this = Rolled(site, consumers=1)
+        this = Rolled(site, consumers=1, settle=0.3, closing=0.5)
     except NginxNotInstalled as missing:
         missing_server(str(missing))
     yield this
@@ -26,9 +26,10 @@ def rolled(site: Site) -> Iterator[Rolled]:
 def test_a_roll_forward_and_back_drops_nothing_and_a_broken_version_is_stopped(rolled: Rolled) -> None:
     rolled.releases.add_previous("old")
     rolled.releases.add("new")
-    rolled.releases.add_broken("answers-500", good="old")
+    rolled.releases.add_broken("fails-at-start", good="old", verb="consume")
+    rolled.migrate_no_more()  # the site has its tables, and a start of `forebay migrate` takes its time
 
-    outcome = rolling_run.run(rolled, ["old", "new", "old"], broken=["answers-500"], rate=200)
+    outcome = rolling_run.run(rolled, ["old", "new", "old"], broken=["fails-at-start"], rate=200)
 
     rolling_run.check(outcome)
-    assert "the canary was answered 500" in outcome.stopped[0]
+    assert "ended with exit code 3" in outcome.stopped[0]
