@@ -102,10 +102,12 @@ def test_rabbitmq_makes_the_user_of_the_url(secrets: Path) -> None:
     )
 
 
-def test_the_database_has_the_password_of_the_url(secrets: Path) -> None:
-    url = urlsplit((secrets / "postgres-url").read_text().strip())
-    assert url.password == (secrets / "postgres-password").read_text().strip()
-    assert url.hostname == "postgres"
+@pytest.mark.parametrize("database", ["postgres", "mysql"])
+def test_the_database_has_the_password_of_the_url(secrets: Path, database: str) -> None:
+    url = urlsplit((secrets / f"{database}-url").read_text().strip())
+    assert url.password == (secrets / f"{database}-password").read_text().strip()
+    assert url.hostname == database
+    assert f"/run/forebay/{database}-password" in SERVICES[database]["environment"].values()
 
 
 def test_every_installation_gets_passwords_of_its_own(tmp_path: Path) -> None:
