@@ -148,6 +148,8 @@ def _latency(side: Side) -> str:
 def _as_json(result: Result, saved: list[Path]) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from forebay.demo.samples import as_figures
+
     database, broker = result.parts.database, result.parts.broker
     return {
         "good": result.good,
@@ -156,8 +158,8 @@ def _as_json(result: Result, saved: list[Path]) -> dict[str, Any]:
         "database": {"what": database.label, "fate": database.fate},
         "broker": {"what": broker.label, "fate": broker.fate},
         "ledger": asdict(result.ledger),
-        "forebay": asdict(result.forebay),
-        "direct": {**asdict(result.direct), "rows": result.direct_rows},
+        "forebay": as_figures(result.forebay),
+        "direct": {**as_figures(result.direct), "rows": result.direct_rows},
         "events": [asdict(mark) for mark in result.marks],
         "files": [str(path) for path in saved],
     }

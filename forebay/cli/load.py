@@ -61,7 +61,7 @@ def load(
     """
     from forebay.brokers.naming import check_queue_name
     from forebay.demo.load import Load
-    from forebay.demo.samples import side_of
+    from forebay.demo.samples import as_figures, side_of
     from forebay.ledger import Recorder
 
     check_queue_name(queue)
@@ -80,9 +80,7 @@ def load(
         recorder.close()
     side = side_of(outcomes)
     if as_json:
-        from dataclasses import asdict
-
-        emit_json(asdict(side))
+        emit_json(as_figures(side))
     else:
         emit(
             f"{side.sent:,} sent, {side.accepted:,} accepted; failed: {side.refused:,} answered otherwise,"

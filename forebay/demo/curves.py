@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
 from forebay.demo.play import Result
-from forebay.demo.samples import BUCKET, Mark, Point, Sample, points
+from forebay.demo.samples import BUCKET, Point, Sample, points
 
 INK, PALE, PAPER = "#1f2933", "#7b8794", "#ffffff"
 OURS, STORED, DIRECT, BAD = "#0b6fb8", "#2f9e6e", "#d9730d", "#c92a2a"
@@ -158,11 +158,15 @@ def _names(axes: Any, result: Result) -> None:
     happens = [mark for mark in result.marks if mark.at > 0 and not mark.name.endswith(" back")]
     for mark in happens:
         axes.plot([mark.at, mark.at], [0, top * 1.05], color=PALE, lw=0.7, clip_on=False, zorder=1)
-    for mark in [*happens, Mark(result.seconds, "load ends")]:
-        axes.annotate(
-            mark.name, (mark.at, top), xytext=(3, 3), textcoords="offset points", fontsize=8.5,
-            color=INK, ha="left", va="bottom", annotation_clip=False,
-        )  # fmt: skip
+        _name(axes, mark.at, top, mark.name, "left")
+    _name(axes, result.seconds, top, "load ends", "right")
+
+
+def _name(axes: Any, at: float, top: float, name: str, side: str) -> None:
+    axes.annotate(
+        name, (at, top), xytext=(3 if side == "left" else -3, 3), textcoords="offset points",
+        fontsize=8.5, color=INK, ha=side, va="bottom", annotation_clip=False,
+    )  # fmt: skip
 
 
 def _title(figure: Figure, result: Result) -> None:

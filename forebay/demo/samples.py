@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from forebay.demo.connection import NO_ANSWER, NOT_SENT, TIMED_OUT
@@ -63,6 +63,11 @@ class Side:
     @property
     def failed(self) -> int:
         return self.sent - self.accepted
+
+
+def as_figures(side: Side) -> dict[str, int | float | None]:
+    """For JSON."""
+    return {"failed": side.failed, **asdict(side)}
 
 
 def side_of(outcomes: Outcomes) -> Side:

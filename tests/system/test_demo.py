@@ -31,6 +31,7 @@ def test_database_and_broker_die_and_the_ledger_adds_up(tmp_path: Path) -> None:
         "accepted": 201, "stored": 200, "waiting": 0, "dead": 1, "lost": 0, "duplicated": 0, "altered": 0,
     }  # fmt: skip
     assert found["forebay"]["accepted"] == found["forebay"]["sent"] == 200
+    assert found["forebay"]["failed"] == 0
     assert found["database"] == {"what": "SQLite", "fate": "locked"}
     assert "SQLite locked" in told
     assert "the embedded queue locked" in told
