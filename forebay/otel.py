@@ -11,6 +11,7 @@ import atexit
 import os
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import structlog
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+LAST_EXPORT = 2.0
+"""Seconds that sending what is left may hold up the end of a process, once for spans and once for figures."""
 DEFAULT_INTERVAL = 60_000.0
 """Milliseconds between two exports of figures, as OpenTelemetry has it."""
 
@@ -60,8 +63,8 @@ def configure_tracing(service: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise _not_installed(variable) from None
-    provider = TracerProvider(resource=_resource(service))
-    # Ends by itself at the end of the process, and sends what it still has.
+    provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
+    _at_the_end(provider.shutdown)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
 
@@ -96,10 +99,33 @@ def export_figures(service: str, registry: CollectorRegistry) -> None:
 
     def end() -> None:
         stopped.set()
-        exporter.export(figures.now(), timeout_millis=2_000)
+        exporter.export(figures.now())
         exporter.shutdown()
 
     threading.Thread(target=send, name="forebay-otlp-figures", daemon=True).start()
+    _at_the_end(end)
+
+
+def _at_the_end(last: Callable[[], object]) -> None:
+    """
+    Have `last`, which sends what is left, called when the process ends, and wait a moment for it.
+
+    No longer: a collector that is away must not hold up a stop. The thread is begun now; at the
+    end of a process none can be.
+    """
+    over = threading.Event()
+
+    def send() -> None:
+        over.wait()
+        last()
+
+    thread = threading.Thread(target=send, name="forebay-otlp-end", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        over.set()
+        thread.join(LAST_EXPORT)
+
     atexit.register(end)
 
 

@@ -95,7 +95,9 @@ class Looker:
     async def __aenter__(self) -> Looker:
         import aiohttp
 
+        # Also what is used later: on a busy machine importing it takes seconds, which are not the database's.
         from consumers.sinks.threads import SinkThreads
+        from forebay.storage import controls, reports  # noqa: F401
 
         self._session: aiohttp.ClientSession = await self._stack.enter_async_context(aiohttp.ClientSession())
         # A database that hangs must not keep the command from ending.
