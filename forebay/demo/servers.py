@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +53,8 @@ class PostgreSQL:
             Missing: there is none to run.
         """
         self._bin = _postgresql()
+        if find_spec("psycopg") is None:
+            raise Missing("there is a PostgreSQL, but not its driver (pip install 'forebay[demo]')")
         self._user = _another_user() if os.geteuid() == 0 else None
         self._crew = crew
         self._folder = crew.folder / "postgresql"
