@@ -35,7 +35,7 @@ bench: .venv/.installed-dev ## the benchmarks behind the README's figures (ONLY=
 	@$(BIN)/python -c 'import celery, faststream' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@exec $(BIN)/python -m bench $(ONLY)
 
-compose-test: .venv/.installed-dev ## docker-compose.yml on a real engine (ONLY=rabbitmq, kafka, cluster, kafka-cluster)
+compose-test: .venv/.installed-dev ## docker-compose.yml on a real engine (ONLY=rabbitmq, kafka, cluster, kafka-cluster, rolling)
 	@exec $(BIN)/python -m tests.compose $(ONLY)
 
 clean: ## remove .venv and what the tools cache; keeps forebay-data

@@ -1,15 +1,16 @@
 """
 `make compose-test`: docker-compose.yml, run by a real engine.
 
-    make compose-test                  on RabbitMQ, on Kafka, and on clusters of three of them
-    make compose-test ONLY=kafka       rabbitmq, kafka, cluster (RabbitMQ's) or kafka-cluster
+    make compose-test                  on RabbitMQ, on Kafka, on clusters of both, and a rolling deploy
+    make compose-test ONLY=kafka       rabbitmq, kafka, cluster (RabbitMQ's), kafka-cluster or rolling
 
 The image is built and the stack comes up from nothing. On one node 50,000 messages go
 through nginx; gateways and consumers are killed and become more and fewer under a load
 without idempotency keys; a journal outlives its gateways; four consumers are compared
 with two; the stack goes down and up; and the tutorial's project takes the place of the
 consumers (tests/compose/tutorial.py). On a cluster each broker node is killed under
-load. `forebay verify`, run inside the network, judges. One dated row in bench/results.
+load; and deploy/rolling rolls (tests/compose/rolling.py). `forebay verify`, run inside the
+network, judges. A dated row each in bench/results.
 
 It runs beside your own stack: as a project of its own, on free ports, removed with its
 volumes at the end. The image `forebay:local` is built anew.
@@ -29,7 +30,7 @@ from typing import Any
 
 from bench.report import Target, record
 from bench.report import versions as versions_of
-from tests.compose import drain, trouble, tutorial
+from tests.compose import drain, rolling, trouble, tutorial
 from tests.compose.stack import PROJECT, ROOT, STACKS, Stack
 from tests.system.harness import FOREBAY
 
@@ -41,6 +42,8 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     stack.remove()
     try:
         figures = {"seconds_to_healthy": stack.up()}
+        if name == "rolling":
+            return figures | {"rolled": _said(rolling.rolled(stack, folder))}
         parts = _cluster if len(stack.brokers) > 1 else _one_node
         return figures | parts(stack, folder)
     finally:
@@ -134,6 +137,17 @@ def targets_of(name: str, figures: dict[str, Any]) -> list[Target]:
     unnoticed = ("failed", "lost", "duplicated", "rows_too_many")
     if "broker_nodes_killed" in figures:
         return none("broker_nodes_killed", *unnoticed)
+    if "rolled" in figures:
+        rolled = figures["rolled"]
+        ended_well = [code == 0 for code in rolled["exit_codes"]]
+        return [
+            *none("rolled", *unnoticed),
+            Target(f"{name}: gateways in rotation", rolled["least_in_rotation"], 2, at_most=False),
+            # To 1, to 2, back, to one that does not start, and the smoke test.
+            Target(
+                f"{name}: ended as it should", ended_well == [True, True, True, False, True], 1, at_most=False
+            ),
+        ]
     journal, tutorials = figures["journal"], figures["tutorial"]
     return [
         Target(f"{name}: stored", figures["verify"]["stored"], COUNT, at_most=False),
@@ -158,22 +172,22 @@ def main(only: list[str]) -> int:
     versions = versions_of() | engine()
     began = time.monotonic()
     subprocess.run(["docker", "compose", "build", "--quiet"], cwd=ROOT, check=True)
-    figures: dict[str, Any] = {"seconds_to_build": round(time.monotonic() - began, 1)}
-    targets = []
+    building = round(time.monotonic() - began, 1)
+    code = 0
     for name in only or STACKS:
         print(f"{name} ...", file=sys.stderr)
         # Readable by the user of the container, who is another one.
         with tempfile.TemporaryDirectory(prefix="forebay-compose-") as folder:
             Path(folder).chmod(0o755)
-            figures[name] = run(name, Path(folder))
-        targets += targets_of(name, figures[name])
-    return record(
-        "compose",
-        figures,
-        targets,
-        versions,
-        command=" ".join(["make compose-test", *(f"ONLY={name}" for name in only)]),
-    )
+            figures = run(name, Path(folder))
+        code |= record(
+            "compose",
+            {"seconds_to_build": building, name: figures},
+            targets_of(name, figures),
+            versions,
+            command=f"make compose-test ONLY={name}",
+        )
+    return code
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ STACKS: dict[str, tuple[str, ...]] = {
     "kafka": ("--env-file", str(ROOT / "deploy/kafka.env")),
     "cluster": ("--profile", "cluster"),
     "kafka-cluster": ("--env-file", str(ROOT / "deploy/kafka-cluster.env")),
+    "rolling": (),
 }
 """What `docker compose` is told, as docs/compose.md says."""
 
@@ -30,6 +31,7 @@ BROKERS = {
     "kafka": ("kafka",),
     "cluster": ("rabbitmq", "rabbitmq-2", "rabbitmq-3"),
     "kafka-cluster": ("kafka", "kafka-2", "kafka-3"),
+    "rolling": ("rabbitmq",),
 }
 """The services that are the broker."""
 
