@@ -24,6 +24,7 @@ PARTS = (
     "consume",
     "drain",
     "backlog",
+    "disk",
     "proxies",
 )
 DONE = Path(__file__).parent.parent / ".cache" / "bench"

@@ -31,7 +31,16 @@ def manifests() -> Iterator[Manifest]:
 
 
 ALL = list(manifests())
-PODS = {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in ALL if "template" in m.get("spec", {})}
+
+
+def pod(manifest: Manifest) -> Manifest | None:
+    """What it starts, if it starts something."""
+    spec = manifest.get("spec", {})
+    template = spec.get("jobTemplate", {"spec": spec})["spec"].get("template")
+    return template["spec"] if template else None
+
+
+PODS = {m["metadata"]["name"]: found for m in ALL if (found := pod(m)) is not None}
 
 
 def name(manifest: Manifest) -> str:
@@ -51,8 +60,8 @@ def test_it_is_valid(manifest: Manifest, version: str) -> None:
 
 def test_a_misspelt_field_would_be_found() -> None:
     manifest = copy.deepcopy(one("StatefulSet", "gateway"))
-    pod = manifest["spec"]["template"]["spec"]
-    pod["terminationGracePeriod"] = pod.pop("terminationGracePeriodSeconds")
+    started = manifest["spec"]["template"]["spec"]
+    started["terminationGracePeriod"] = started.pop("terminationGracePeriodSeconds")
 
     with pytest.raises(kubernetes_validate.ValidationError, match="terminationGracePeriod"):
         kubernetes_validate.validate(manifest, VERSIONS[0], strict=True)
@@ -62,7 +71,9 @@ def test_all_files_are_applied_but_the_examples() -> None:
     applied = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
     files = {path.name for path in FOLDER.glob("*.yaml")}
 
-    assert files - set(applied) == {"kustomization.yaml", "secret.example.yaml", "ingress.yaml"}
+    assert files - set(applied) == {
+        "kustomization.yaml", "secret.example.yaml", "ingress.yaml", "jobs.example.yaml",
+    }  # fmt: skip
 
 
 def test_the_example_of_the_secret_holds_none() -> None:
@@ -104,12 +115,14 @@ def test_its_command_is_one_of_ours(role: str) -> None:
 
 
 def test_it_holds_no_rights_and_writes_nowhere_but_in_volumes(role: str) -> None:
-    pod, container = PODS[role], PODS[role]["containers"][0]
+    started, container = PODS[role], PODS[role]["containers"][0]
 
-    assert pod["automountServiceAccountToken"] is False
-    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert started["automountServiceAccountToken"] is False
+    assert started["securityContext"]["runAsNonRoot"] is True
     # The user of the image, so that what is in the volumes is its.
-    assert f"--uid {pod['securityContext']['runAsUser']}" in (FOLDER.parents[1] / "Dockerfile").read_text()
+    assert (
+        f"--uid {started['securityContext']['runAsUser']}" in (FOLDER.parents[1] / "Dockerfile").read_text()
+    )
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
