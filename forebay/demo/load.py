@@ -121,6 +121,7 @@ class Load:
         self._prefix = secrets.token_hex(4)
         self._stopping = self._all_sent = False
         self._all_ended = asyncio.Event()
+        self._unrecorded: OSError | None = None
         self._began = 0.0
         self._open: dict[int, tuple[float, Connection]] = {}
         self._ticked = 0
@@ -147,6 +148,9 @@ class Load:
         Send all, and return when everything has an end. `tell` hears how it goes.
 
         The first is due `at` that moment of the monotonic clock; None: now.
+
+        Raises:
+            OSError: the record could not be written; nothing was sent from then on.
         """
         many_files()
         self._began = time.monotonic() if at is None else at
@@ -161,6 +165,8 @@ class Load:
             tell(self.tick())
         self._pool.close()
         await asyncio.sleep(0)  # in which the connections close
+        if self._unrecorded is not None:
+            raise self._unrecorded
         return self.outcomes
 
     def tick(self) -> Tick:
@@ -214,7 +220,12 @@ class Load:
         self.accepted += 1
         if self._record is not None and status == 202:
             queue, recorder = self._record
-            recorder.add(orjson.loads(answer)["id"], hashlib.sha256(body).hexdigest(), queue)
+            try:
+                recorder.add(orjson.loads(answer)["id"], hashlib.sha256(body).hexdigest(), queue)
+            except OSError as error:
+                # Nobody above us could be told: this is called by the connection.
+                self._unrecorded = error
+                self.stop()
 
     async def _watch(self, tell: Callable[[Tick], None] | None, every: float) -> None:
         """Ends what has waited too long, and tells how it stands."""

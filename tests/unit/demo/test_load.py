@@ -128,6 +128,20 @@ async def test_no_answer_is_a_failure_and_nothing_is_sent_twice(nobody_listens: 
     assert arrived == (0 if nobody_listens else 5)
 
 
+async def test_a_record_that_cannot_be_written_ends_the_sending_and_is_told() -> None:
+    async def answer(_: bytes) -> bytes:
+        return ACCEPTED
+
+    recorder = Recorder(Path("/dev/full"))
+    async with server(answer) as url:
+        load = Load(url, rate=50, seconds=60, record=("orders", recorder))
+        with pytest.raises(OSError, match="record cannot be written"):
+            await load.run()
+    recorder.close()
+
+    assert load.sent < 3000
+
+
 def test_outcomes_are_read_as_they_were_written(tmp_path: Path) -> None:
     outcomes = Outcomes()
     outcomes.add(0.25, 0.001234, 202)
