@@ -51,6 +51,10 @@ import http.server, json, signal, sys
 
 if sys.argv[1] == "migrate":
     sys.exit(0)
+if sys.argv[1] == "journal":
+    open("asked", "a").write("x")
+    print(open("journal.json").read())
+    sys.exit(0)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

@@ -105,7 +105,7 @@ class Rolled:
         environment = {k: v for k, v in site.env.items() if k.startswith(("FOREBAY_", "PYTHON"))}
         self.config.write_text(
             f'kind = "processes"\ndirectory = "{site.folder}/rolling"\n'
-            f"gateways = {gateways}\nconsumers = {consumers}\nmigrate = true\n"
+            f"gateways = {gateways}\nconsumers = {consumers}\nmigrate = true\njournal = false\n"
             f'command = ["{self.releases.command}"]\n'
             f"gateway_ports = {ports[: N + 1]}\nconsumer_ports = {ports[N + 1 :]}\n"
             f"[checks]\nstart_timeout = {start_timeout}\nsettle = {settle}\nstop_timeout = 60\n"

@@ -85,6 +85,27 @@ def test_a_deployer_that_is_killed_is_gone_on_with(rolled: Rolled) -> None:
     assert status.count(" 2  127.0.0.1:") == 2
 
 
+def test_a_journal_that_nobody_has_is_waited_for(rolled: Rolled) -> None:
+    """Until a gateway has adopted it, nothing more is replaced."""
+    rolled.change("journal", "false", "true")
+    folder = rolled.site.folder / "rolling"
+    left = {"file": "journal-1.db", "owned": False, "messages": 3}
+    (folder / "journal.json").write_text(json.dumps([left]))
+    deployer = rolled.start("to", "2")
+    try:
+        until(lambda: (folder / "asked").exists(), within=60, what="a look at the journals")
+        size = (folder / "asked").stat().st_size
+        until(lambda: (folder / "asked").stat().st_size > size, what="another look")
+        waited = deployer.poll() is None
+        (folder / "journal.json").write_text(json.dumps([left | {"owned": True}]))
+
+        assert deployer.wait(60) == 0
+        assert waited
+    finally:
+        deployer.kill()
+        deployer.wait(10)
+
+
 def test_an_instance_that_dies_is_started_again(rolled: Rolled) -> None:
     (name,) = (name for name in running(rolled) if name.startswith("gateway"))
     first = running(rolled)[name]
