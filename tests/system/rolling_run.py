@@ -190,7 +190,7 @@ def run(this: Rolled, versions: Sequence[str], *, broken: Sequence[str] = (), ra
         done = this.roll("to", version)
         assert done.returncode == 1, done.stderr
         assert f"all instances run {versions[-1]} again" in done.stderr
-        stopped.append(f"{version}: {done.stderr.splitlines()[-1].removeprefix('roll: ')}")
+        stopped.append(f"{version}: {done.stderr.splitlines()[-1].removeprefix('roll: ').partition(';')[0]}")
     watch.stop()
     seconds = time.monotonic() - started
     accepted = load.accepted

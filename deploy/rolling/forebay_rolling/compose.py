@@ -15,6 +15,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from forebay_rolling import checks
@@ -30,6 +31,8 @@ ENTERS = 30.0
 """Seconds within which the watcher has let a proven gateway in, or one that stopped out."""
 PAUSE = 0.5
 JOURNAL_LEFT = 9
+LAST_LINES = "1000"
+"""So much of what a container said is kept when it is removed."""
 
 # Asked from within: a container's address need not be reached from where we run.
 _ASK = """
@@ -100,8 +103,10 @@ class Containers:
             state = self._inspect(instance)
             if state is None:
                 return "is gone"
-            if state["RestartCount"] or not state["State"]["Running"]:
-                return f"ended with exit code {state['State']['ExitCode']}; {_logs(instance)}"
+            if state["RestartCount"]:
+                return f"ended, and was started again by Docker; {self._log(instance)} says why"
+            if not state["State"]["Running"]:
+                return f"ended with exit code {state['State']['ExitCode']}; {self._log(instance)} says why"
             return None
 
         checks.prove(instance, self._ask(instance), self._config.checks, ended, take_canary=canary)
@@ -124,12 +129,14 @@ class Containers:
         deadline = time.monotonic() + ENTERS
         while others and instance.address in self._inside() and time.monotonic() < deadline:
             time.sleep(PAUSE)
-        if code not in (0, JOURNAL_LEFT):
-            raise CheckFailed(
-                f"{instance} stopped with exit code {code}; `docker logs {instance.name}` says why"
-            )
-        # The journal is the volume of all gateways: the others adopt what it left, or the next one does.
+        # Left there, the next `up --scale` would count it, and start it again.
+        said = self._try([self._settings.docker, "logs", "--tail", LAST_LINES, instance.name])
+        self._log(instance).parent.mkdir(exist_ok=True)
+        self._log(instance).write_bytes(said.stdout + said.stderr)
         self._docker("rm", instance.name)
+        # The journal is the volume of all gateways: the others adopt what it left, or the next one does.
+        if code not in (0, JOURNAL_LEFT):
+            raise CheckFailed(f"{instance} stopped with exit code {code}; {self._log(instance)} says why")
 
     def rotation(self) -> list[Instance]:
         running = {one.address: one for one in self.instances("gateway")}
@@ -145,6 +152,10 @@ class Containers:
             time.sleep(PAUSE)
 
     # ---- within
+
+    def _log(self, instance: Instance) -> Path:
+        """What it said last; written when it is removed."""
+        return self._config.directory / "logs" / f"{instance.name}.log"
 
     def _hold(self) -> None:
         self._in_nginx('touch "$0/hold"')
@@ -220,10 +231,6 @@ class Containers:
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CheckFailed(f"`{' '.join(command[:4])}` failed: {error}") from error
-
-
-def _logs(instance: Instance) -> str:
-    return f"`docker logs {instance.name}` says why"
 
 
 def _last(output: bytes) -> str:
