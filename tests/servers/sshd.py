@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -120,6 +121,7 @@ class Sshd:
         if self._server is not None and self._server.poll() is None:
             self._server.terminate()
             self._server.wait(20)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self.start()
