@@ -124,15 +124,15 @@ class Roll:
         self._store.say(f"going back to {target}")
         self._platform.check_version(target)
         self._back_to(target, self._config.surge if surge is None else surge)
-        leaving = state.rolling or state.current
-        self._store.write(State(current=target, previous=leaving if leaving != target else None))
+        # What was broken off never ran everywhere: one does not go back to it.
+        self._store.write(State(current=target, previous=state.previous if state.rolling else state.current))
         self._store.say(f"all instances run {target}")
 
     def start(self) -> None:
         """Start what should run and does not: after the host was started again."""
         state = self._store.read()
         if state.current is None:
-            raise UsageError("nothing was ever rolled here; start with `roll VERSION`")
+            raise UsageError("nothing was ever rolled here; start with `roll to VERSION`")
         self._back_to(state.current, self._config.surge)
         self._store.write(State(current=state.current, previous=state.previous))
 
@@ -287,6 +287,8 @@ class Roll:
             self._store.write(State())
             raise CheckFailed(f"{version} did not start: {failure}; nothing of it runs now") from failure
         if state.current == version:
+            # There is nowhere to go back to, and so nothing that is broken off.
+            self._store.write(State(current=state.current, previous=state.previous))
             raise CheckFailed(f"{failure}; what ran still runs") from failure
         try:
             self._back_to(state.current, surge)

@@ -147,6 +147,34 @@ def test_rollback_goes_to_the_version_before_and_there_again(host: Host, roll: R
     assert all_run(host, "2")
 
 
+def test_one_does_not_go_back_to_what_was_broken_off(host: Host, roll: Roll) -> None:
+    """`rollback` may be said once too often, by somebody who is not sure that it was done."""
+    roll.roll("1")
+    roll.roll("2")
+    host.steps, host.kill_at = 0, 5
+    with pytest.raises(Killed):
+        roll.roll("3")
+    host.kill_at = None
+    roll.rollback()
+
+    roll.rollback()
+
+    assert all_run(host, "1")
+
+
+def test_a_roll_to_what_runs_that_fails_leaves_nothing_broken_off(host: Host, roll: Roll) -> None:
+    roll.roll("1")
+    roll.roll("2")
+    del host.running[host.inside[0].name]
+    host.broken.add("2")
+    with pytest.raises(CheckFailed, match="what ran still runs"):
+        roll.roll("2")
+
+    roll.rollback()
+
+    assert all_run(host, "1")
+
+
 def test_there_must_be_something_to_go_back_to(roll: Roll) -> None:
     roll.roll("1")
 
