@@ -56,6 +56,8 @@ class Containers:
         self._config = config
         self._settings = config.compose
         self._held_at = float("-inf")
+        self._started: set[str] = set()
+        """By us, in this roll: none of them may have been started a second time."""
 
     def check_version(self, version: str) -> None:
         image = self._image(version)
@@ -83,7 +85,11 @@ class Containers:
 
     def start(self, role: Role, version: str) -> Instance:
         if role == "gateway":
+            # Before the hold: a newcomer may get the address of one that was proven once, and is gone.
+            self._let_in([address.rpartition(":")[0] for address in self._inside()])
             self._hold()
+        # Or `up` would start one of these, of whatever version, instead of making a new one.
+        self._compose("rm", "--force", role)
         before = {one.name for one in self.instances(role)}
         self._compose(
             "up", "--detach", "--no-deps", "--no-recreate", "--scale", f"{role}={len(before) + 1}", role,
@@ -92,10 +98,14 @@ class Containers:
         new = [one for one in self.instances(role) if one.name not in before]
         if len(new) != 1:
             raise CheckFailed(f"`docker compose up` started {len(new)} {role}s instead of one")
+        self._started.add(new[0].name)
         return new[0]
 
     def prove(self, instance: Instance) -> None:
         canary = instance.role == "gateway" and bool(self._config.checks.canary_queue)
+        first = self._inspect(instance)
+        # One that has run for long may well have been started again once.
+        restarts = 0 if first is None or instance.name in self._started else first["RestartCount"]
 
         def ended() -> str | None:
             if instance.role == "gateway" and time.monotonic() - self._held_at > HOLD_AGAIN:
@@ -103,7 +113,7 @@ class Containers:
             state = self._inspect(instance)
             if state is None:
                 return "is gone"
-            if state["RestartCount"]:
+            if state["RestartCount"] > restarts:
                 return f"ended, and was started again by Docker; {self._log(instance)} says why"
             if not state["State"]["Running"]:
                 return f"ended with exit code {state['State']['ExitCode']}; {self._log(instance)} says why"
@@ -130,13 +140,11 @@ class Containers:
         while others and instance.address in self._inside() and time.monotonic() < deadline:
             time.sleep(PAUSE)
         # Left there, the next `up --scale` would count it, and start it again.
-        said = self._try([self._settings.docker, "logs", "--tail", LAST_LINES, instance.name])
-        self._log(instance).parent.mkdir(exist_ok=True)
-        self._log(instance).write_bytes(said.stdout + said.stderr)
+        log = self._log(instance)
         self._docker("rm", instance.name)
         # The journal is the volume of all gateways: the others adopt what it left, or the next one does.
         if code not in (0, JOURNAL_LEFT):
-            raise CheckFailed(f"{instance} stopped with exit code {code}; {self._log(instance)} says why")
+            raise CheckFailed(f"{instance} stopped with exit code {code}; {log} says why")
 
     def rotation(self) -> list[Instance]:
         running = {one.address: one for one in self.instances("gateway")}
@@ -144,7 +152,7 @@ class Containers:
 
     def rotate(self, instances: list[Instance]) -> None:
         proven = [one.address.rpartition(":")[0] for one in instances]
-        self._in_nginx('printf "%s\\n" "$@" >"$0/proven.new" && mv "$0/proven.new" "$0/proven"', *proven)
+        self._let_in(proven)
         deadline = time.monotonic() + ENTERS
         while missing := {one.address for one in instances} - set(self._inside()):
             if time.monotonic() > deadline:
@@ -153,13 +161,21 @@ class Containers:
 
     # ---- within
 
-    def _log(self, instance: Instance) -> Path:
-        """What it said last; written when it is removed."""
-        return self._config.directory / "logs" / f"{instance.name}.log"
-
     def _hold(self) -> None:
         self._in_nginx('touch "$0/hold"')
         self._held_at = time.monotonic()
+
+    def _let_in(self, addresses: list[str]) -> None:
+        self._in_nginx('printf "%s\\n" "$@" >"$0/proven.new" && mv "$0/proven.new" "$0/proven"', *addresses)
+
+    def _log(self, instance: Instance) -> Path:
+        """What it said last, kept where it outlives the container."""
+        done = self._try([self._settings.docker, "logs", "--tail", LAST_LINES, instance.name])
+        folder = self._config.directory / "logs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        file = folder / f"{instance.name}.log"
+        file.write_bytes(done.stdout + done.stderr)
+        return file
 
     def _inside(self) -> list[str]:
         text = self._in_nginx('cat "$0/gateways.conf"')
