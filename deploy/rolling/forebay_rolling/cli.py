@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from forebay_rolling.compose import Containers
 from forebay_rolling.config import Config, checked_version, read_config
-from forebay_rolling.errors import RollingError, UsageError
+from forebay_rolling.errors import RollbackFailed, RollingError, UsageError
 from forebay_rolling.hosts import Hosts
 from forebay_rolling.processes import Processes
 from forebay_rolling.rolling import Platform, Roll
@@ -19,7 +20,8 @@ CONFIG = Path("/etc/forebay/rolling.toml")
 
 EPILOG = """\
 exit codes: 0 done; 1 a check failed, and what ran before runs again; 2 the command or the configuration
-is wrong, nothing was touched; 3 going back failed, too; 4 another deployer is at work
+is wrong, nothing was touched; 3 going back failed, too, or something broke the roll off; 4 another
+deployer is at work
 """
 
 
@@ -80,6 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("roll: interrupted; the same command goes on, `roll rollback` goes back", file=sys.stderr)
         return 130
+    except Exception as error:
+        # Not 1: nobody knows what runs now. A full disk ends here, and what is wrong with us.
+        traceback.print_exc()
+        print(
+            f"roll: broken off: {error or type(error).__name__}; `roll status` shows what runs,"
+            " the same command goes on",
+            file=sys.stderr,
+        )
+        return RollbackFailed.code
     return 0
 
 

@@ -146,6 +146,9 @@ class Containers:
         if code not in (0, JOURNAL_LEFT):
             raise CheckFailed(f"{instance} stopped with exit code {code}; {log} says why")
 
+    def settle(self) -> None:
+        """Nothing: the watcher lives on when a deployer is killed."""
+
     def rotation(self) -> list[Instance]:
         running = {one.address: one for one in self.instances("gateway")}
         return [running[address] for address in self._inside() if address in running]

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from forebay_rolling.config import Nginx
@@ -25,6 +27,8 @@ class Rotation:
 
     def __init__(self, settings: Nginx) -> None:
         self._settings = settings
+        # There while the list may be another one than nginx has.
+        self._unread = settings.upstream.with_name(f".{settings.upstream.name}.unread")
 
     def addresses(self) -> list[str]:
         try:
@@ -44,24 +48,56 @@ class Rotation:
         Raises:
             CheckFailed: nginx does not take it; the old list is in place again.
         """
-        closing = self._settings.pid.with_name("closing")
-        closing.unlink(missing_ok=True)  # of a deployer that was killed
-        if addresses == self.addresses():
+        try:
+            # One of a deployer that was killed would have nginx close each connection, for ever.
+            self._closing.unlink(missing_ok=True)
+            if addresses != self.addresses():
+                with self._connections_end():
+                    self._change(addresses)
+        except OSError as error:
+            raise CheckFailed(f"cannot change who is in rotation: {error}") from error
+
+    def settle(self) -> None:
+        """
+        Have nginx read what a deployer wrote that was killed before nginx had it.
+
+        Raises:
+            CheckFailed: nginx does not.
+        """
+        if not self._unread.exists():
             return
-        # nginx closes the idle connections of its old workers, also those that a request is just coming
-        # in by. So there should be none: each answer says that it was the connection's last.
-        closing.touch()
+        try:
+            with self._connections_end():
+                self._reload()
+            self._unread.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckFailed(f"cannot have nginx read {self._settings.upstream}: {error}") from error
+
+    @property
+    def _closing(self) -> Path:
+        return self._settings.pid.with_name("closing")
+
+    @contextmanager
+    def _connections_end(self) -> Iterator[None]:
+        """
+        For a reload: each answer says that it was its connection's last.
+
+        nginx closes the idle connections of its old workers, also those that a request is just coming
+        in by. So there should be none.
+        """
+        self._closing.touch()
         try:
             time.sleep(self._settings.closing)
-            self._change(addresses)
+            yield
         finally:
-            closing.unlink(missing_ok=True)
+            self._closing.unlink(missing_ok=True)
 
     def _change(self, addresses: list[str]) -> None:
         file = self._settings.upstream
         before = file.read_text() if file.exists() else None
         options = self._settings.server_options
         lines = [f"server {address}{' ' if options else ''}{options};\n" for address in addresses]
+        self._unread.touch()
         # An upstream without any server is an error to nginx.
         replace(file, "".join(lines or ["server 127.0.0.1:1 down;\n"]))
         try:
@@ -69,15 +105,21 @@ class Rotation:
         except CheckFailed:
             if before is not None:
                 replace(file, before)
+            self._unread.unlink(missing_ok=True)
             raise
+        self._unread.unlink(missing_ok=True)
 
     def _reload(self) -> None:
         master = self._master()
         old = _children(master)
         if self._settings.reload:
-            done = subprocess.run(
-                self._settings.reload, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-            )
+            try:
+                done = subprocess.run(
+                    self._settings.reload,
+                    stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+                )  # fmt: skip
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise CheckFailed(f"nginx.reload failed: {error}") from error
             if done.returncode != 0:
                 raise CheckFailed(f"nginx.reload failed: {done.stderr.decode(errors='replace')[-500:]}")
         else:

@@ -144,6 +144,9 @@ class Processes:
         if code != 0:
             raise CheckFailed(f"{instance} stopped with exit code {code}; {self._log(instance)} says why")
 
+    def settle(self) -> None:
+        self._rotation.settle()
+
     def rotation(self) -> list[Instance]:
         running = {one.address: one for one in self.instances("gateway")}
         return [

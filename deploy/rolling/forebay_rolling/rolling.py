@@ -69,6 +69,10 @@ class Platform(Protocol):
         """Let it drain; it is out of rotation already. It has ended when this raises, too."""
         ...
 
+    def settle(self) -> None:
+        """Make true what `rotation` tells, if a deployer was killed while it changed it."""
+        ...
+
     def rotation(self) -> list[Instance]:
         """The gateways that the proxy sends requests to."""
         ...
@@ -183,6 +187,8 @@ class Roll:
     def _converge(self, role: Role, version: str, surge: int) -> None:
         """Replace instances one by one until exactly the right number of `version` serves."""
         platform, number = self._platform, self._config.count(role)
+        if role == "gateway":
+            platform.settle()
         for stray in self._strays(role):
             # Of a deployer that was killed.
             self._store.say(f"{stray} was never proven: stopping it")

@@ -55,8 +55,11 @@ class Store:
             print(text, file=sys.stderr, flush=True)
         except OSError:
             pass  # the connection that we were asked through is gone; the work goes on
-        with self._log.open("a") as log:
-            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ} {text}\n")
+        try:
+            with self._log.open("a") as log:
+                log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ} {text}\n")
+        except OSError:
+            pass  # a full disk must not keep us from going back
 
     @contextmanager
     def alone(self) -> Iterator[None]:

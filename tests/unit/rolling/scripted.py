@@ -78,6 +78,9 @@ class Host:
         self._step()
         self.running.pop(instance.name, None)
 
+    def settle(self) -> None:
+        """Nothing: what it is told is so at once."""
+
     def rotation(self) -> list[Instance]:
         return list(self.inside)
 
