@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from forebay_rolling.config import Checks
-from forebay_rolling.errors import CheckFailed, UsageError
+from forebay_rolling.errors import CheckFailed
 from forebay_rolling.rolling import Instance
 
 ASK_TIMEOUT = 5.0
@@ -125,7 +125,8 @@ def _key(file: Path) -> str:
     try:
         return file.read_text().strip()
     except OSError as error:
-        raise UsageError(f"cannot read checks.canary_key_file {file}: {error.strerror}") from error
+        # By now something was touched, and must go back.
+        raise CheckFailed(f"cannot read checks.canary_key_file {file}: {error.strerror}") from error
 
 
 def _detail(body: bytes) -> str:
