@@ -22,8 +22,9 @@ def judge(of: Facts, *, now: datetime, advice: str = "Then its log says why it w
     """
     What is wrong first, then how much waits for it, then what happens next.
 
-    Standing still is judged by a queue that has work and neither shrinks nor grows: with nobody
-    sending, that is what a missing consumer looks like. `advice` is where to look then.
+    Standing still is judged by a queue that has work, neither shrinks nor grows, and of which nobody is
+    seen to take: with nobody sending, that is what a missing consumer looks like. `advice` is where to
+    look then.
     """
     paused = _paused(of.queues)
     trouble = _trouble(of, paused, now)
@@ -90,8 +91,8 @@ def _waiting(of: Facts, paused: dict[str, Pause]) -> str:
     counts = [q.waiting for q in of.queues]
     known = max(sum(count or 0 for count in counts), of.journaled or 0)
     if not of.queues or None in counts:
-        least = f"at least {known:,} waiting" if known else "how many wait is not known"
-        return f"{least}{_kept(of)}, none lost"
+        # Nothing is claimed of what nobody has seen.
+        return f"at least {known:,} waiting{_kept(of)}, none lost" if known else "how many wait is not known"
     seen = max((q.seen_ago for q in of.queues if q.seen_ago is not None), default=None)
     when = "" if seen is None else f" when last seen {duration(seen)} ago"
     return f"{known:,} waiting{when}{_kept(of)}, none lost"
@@ -110,7 +111,7 @@ def _moving(of: Facts, advice: str, dead: str) -> Verdict:
     names = ", ".join(q.label for q in behind)
     if not behind:
         return _quiet(of, dead)
-    stuck = [q for q in behind if q.change == 0]
+    stuck = [q for q in behind if q.change == 0 and not q.leaving]
     growing = [q for q in behind if q.change is not None and q.change > 0]
     if stuck:
         which = ", ".join(q.label for q in stuck)
@@ -131,6 +132,12 @@ def _moving(of: Facts, advice: str, dead: str) -> Verdict:
             ok=False,
             sentence=f"Falling behind: {waiting} on {names}; {which} grows by {rate:,.0f}/s{end}.{dead}",
         )
+    if unseen := [q.label for q in behind if q.change is None]:
+        whether = f"whether {', '.join(unseen)} moves was not seen yet: look again"
+        return Verdict(ok=False, sentence=f"Behind: {waiting} on {names}; {whether}.{dead}")
+    if level := [q.label for q in behind if q.change == 0]:
+        whether = f"{', '.join(level)} does not shrink: as much comes in as goes out"
+        return Verdict(ok=False, sentence=f"Behind: {waiting} on {names}; {whether}.{dead}")
     ends = [q.drained_in for q in behind]
     known = [end for end in ends if end is not None]
     when = f"drained in about {duration(max(known))}" if known and len(known) == len(ends) else "draining"

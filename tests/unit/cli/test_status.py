@@ -64,6 +64,20 @@ def test_a_queue_with_work_that_does_not_move_is_standing_still() -> None:
     assert verdict.sentence.startswith("Standing still: 100 messages on orders, and none moves. No consumer")
 
 
+def test_a_queue_that_is_taken_from_as_fast_as_it_is_filled_does_not_stand_still() -> None:
+    assert said(replace(queue(0.0), coming=3.0, leaving=3.0)) == Verdict(
+        ok=False,
+        sentence=("Behind: 100 messages on orders; orders does not shrink: as much comes in as goes out."),
+    )
+
+
+def test_one_look_is_not_called_catching_up() -> None:
+    verdict = said(queue(None), queue(-1.0, name="clicks"))
+
+    assert not verdict.ok
+    assert "whether orders moves was not seen yet" in verdict.sentence
+
+
 def test_the_sentence_of_an_outage() -> None:
     since = NOW - timedelta(minutes=2)
     paused = Pause(reason="PostgreSQL unreachable", since=since, next_try_in=5.2)
@@ -109,7 +123,7 @@ def test_with_nothing_left_to_ask_nothing_is_guessed() -> None:
     )
 
     assert verdict.sentence == (
-        "Kafka unreachable, and no gateway answers; MySQL unreachable; how many wait is not known, none lost."
+        "Kafka unreachable, and no gateway answers; MySQL unreachable; how many wait is not known."
     )
 
 
