@@ -49,6 +49,29 @@ def test_deploy_without_hosts_says_what_to_set(repository: Path) -> None:
     assert "ROLL_HOSTS" in done.stderr
 
 
+def test_the_registrys_password_does_not_outlive_the_push(repository: Path) -> None:
+    """docker keeps what `login` was given, and the next build's tests run as the same user."""
+    home, bin = repository / "home", repository / "bin"
+    home.mkdir()
+    bin.mkdir()
+    (bin / "docker").write_text(
+        "#!/bin/sh\nconfig=${DOCKER_CONFIG:-$HOME/.docker}\n"
+        'case $1 in\nlogin) mkdir -p "$config" && cat >"$config/config.json" ;;\n'
+        'push) cat "$config/config.json" ;;\nesac\n'
+    )
+    (bin / "docker").chmod(0o755)
+    env = {"HOME": str(home), "TMPDIR": str(repository), "PATH": f"{bin}:{os.environ['PATH']}"}
+
+    done = call(
+        repository / "scripts" / "ci" / "image", **env,
+        VERSION="1", PUSH="true", REGISTRY_USER="ci", REGISTRY_PASSWORD="s3cret",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "s3cret" in done.stdout, "it was logged in when it pushed"
+    assert not list(repository.rglob("config.json"))
+
+
 @pytest.mark.system
 def test_the_smoke_test_proves_that_what_it_sends_is_stored(tmp_path: Path, postgres_url: str) -> None:
     """With an API key; and fails when nothing takes the messages off the queue."""
