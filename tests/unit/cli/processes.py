@@ -82,11 +82,6 @@ class Running:
         """Where it listens, once it says so."""
         return self.until(r"http://127\.0\.0\.1:\d+")[0]
 
-    def processor_time(self) -> float:
-        """Seconds of processor that it has used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def end(self, number: int) -> int:
         """Send a signal and wait; returns the exit code."""
         self.process.send_signal(number)

@@ -21,6 +21,7 @@ FIELDS: dict[str, Any] = {
     "paused_by": None,
     "pause_reason": None,
     "needs_someone": False,
+    "paused_for": None,
     "next_try_in": None,
     "rate": None,
     "busy_for": 0.0,
