@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from tests.servers.mariadb import MariaDB, MariaDBNotInstalled
 from tests.servers.postgres import Postgres, PostgresNotInstalled
 
 HERE = Path(__file__).parent
+
+# What a script starts in its background ignores Ctrl-C, and so does all that is started there.
+# Our tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL_DISK = 8 * 2**20
 

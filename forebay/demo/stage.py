@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -67,32 +68,32 @@ class Parts:
 
 def choose(crew: Crew, *, database_url: str | None, broker_url: str | None, embedded: bool) -> Parts:
     """The servers behind the URLs, else those of this machine, else files."""
-    notes = []
-    database: Part
-    broker: Part
+    notes: list[str] = []
+
+    def found(server: Callable[[Crew], Part], instead: str) -> Part | None:
+        if embedded:
+            return None
+        try:
+            return server(crew)
+        except Missing as why:
+            notes.append(f"{why}: {instead}")
+            return None
+
+    database: Part | None
     if database_url is not None:
         database = Elsewhere("the database", database_url)
     else:
-        try:
-            if embedded:
-                raise Missing("")
-            database = PostgreSQL(crew)
-        except Missing as why:
-            if not embedded:
-                notes.append(f"{why}: SQLite plays the database, and dies by a lock on its file")
-            # A file for each way in: SQLite lets one write at a time, and they are not to compete.
-            database = Files(crew, "SQLite", crew.folder / "forebay.db", crew.folder / "direct.db")
+        database = found(PostgreSQL, "SQLite plays the database, and dies by a lock on its file")
+    if database is None:
+        # A file for each way in: SQLite lets one write at a time, and they are not to compete.
+        database = Files(crew, "SQLite", crew.folder / "forebay.db", crew.folder / "direct.db")
+    broker: Part | None
     if broker_url is not None:
         broker = Elsewhere("the broker", broker_url)
     else:
-        try:
-            if embedded:
-                raise Missing("")
-            broker = RabbitMQ(crew)
-        except Missing as why:
-            if not embedded:
-                notes.append(f"{why}: the embedded queue plays the broker, and dies by a lock on its file")
-            broker = Files(crew, "the embedded queue", crew.folder / "queue.db")
+        broker = found(RabbitMQ, "the embedded queue plays the broker, and dies by a lock on its file")
+    if broker is None:
+        broker = Files(crew, "the embedded queue", crew.folder / "queue.db")
     return Parts(database, broker, tuple(notes))
 
 

@@ -1,25 +1,14 @@
-"""
-An Apache httpd of our own for tests, on a free loopback port: the configuration of deploy/apache, or another.
-
-Its processes are a group of their own; `close` ends it by its number.
-"""
+"""An Apache httpd of our own for tests: the configuration of deploy/apache, or another."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
-from tests.servers.postgres import free_port
+from tests.servers.daemon import Daemon
 
 SOURCE = Path(__file__).parents[2] / "deploy" / "apache"
 
@@ -42,7 +31,7 @@ def find_apache() -> tuple[str, Path]:
     return program, modules
 
 
-class Apache:
+class Apache(Daemon):
     """
     httpd with a folder as its ServerRoot, in which httpd.conf is the maker's to write.
 
@@ -52,71 +41,14 @@ class Apache:
     def __init__(self, mpm: Literal["event", "prefork"] = "event") -> None:
         self.program, modules = find_apache()
         self.mpm = mpm
-        self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="forebay-apache-"))
-        # Its children are another user than root, who may not enter what mkdtemp makes.
-        self.folder.chmod(0o711)
+        super().__init__("apache")
         self.host = (
             f"Define modules {modules}\nListen 127.0.0.1:{self.port}\nServerName localhost\n"
             f"PidFile {self.folder}/pid\nDefaultRuntimeDir {self.folder}\nUser #65534\nGroup #65534\n"
         )
-        self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "httpd was not started"
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
-
-    def start(self) -> Self:
-        command = [
-            self.program, "-d", str(self.folder), "-f", "httpd.conf", "-D", "FOREGROUND", "-D", self.mpm,
-        ]  # fmt: skip
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + 20
-        while not self._answers():
-            running = self._process.poll() is None
-            assert running, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.02)
-        return self
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
-
-    def stop(self) -> None:
-        """Gone, with its connections; it can be started again."""
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait(10)
-
-    def close(self) -> None:
-        self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def command(self) -> list[str | Path]:
+        return [self.program, "-d", self.folder, "-f", "httpd.conf", "-D", "FOREGROUND", "-D", self.mpm]
 
 
 def in_front_of(gateways: Sequence[int], mpm: Literal["event", "prefork"] = "event") -> Apache:

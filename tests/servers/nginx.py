@@ -1,25 +1,15 @@
-"""
-An nginx of our own for tests: the configuration of deploy/nginx, on a free loopback port.
-
-Master and workers are a process group of their own; `stop` ends it by its pid.
-"""
+"""An nginx of our own for tests: the configuration of deploy/nginx, on a free loopback port."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from tests.servers.postgres import free_port
+from tests.servers.daemon import Daemon
 
 SOURCE = Path(__file__).parents[2] / "deploy" / "nginx"
 
@@ -45,7 +35,7 @@ def configuration(folder: Path, port: int) -> Path:
     return conf
 
 
-class Nginx:
+class Nginx(Daemon):
     """
     In front of `gateways`, each a port of this machine or HOST:PORT.
 
@@ -60,27 +50,13 @@ class Nginx:
         files: Mapping[str, str] | None = None,
     ) -> None:
         self._nginx = find_nginx()
-        self.port = port or free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="forebay-nginx-"))
-        # Its workers are another user than root, who may not enter what mkdtemp makes.
-        self.folder.chmod(0o711)
+        super().__init__("nginx", port=port)
         self.conf = configuration(self.folder, self.port)
         for name, text in (files or {}).items():
             (self.conf / name).parent.mkdir(parents=True, exist_ok=True)
             (self.conf / name).write_text(text)
         self.gateways: list[str] = []
         self._render(gateways)
-        self._master: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """The master's; it takes SIGHUP and SIGQUIT."""
-        assert self._master is not None, "nginx was not started"
-        return self._master.pid
 
     @property
     def upstream(self) -> Path:
@@ -88,36 +64,17 @@ class Nginx:
         return self.conf / "upstream/gateways.conf"
 
     @property
-    def error_log(self) -> str:
-        return (self.folder / "error.log").read_text(errors="replace")
-
-    @property
     def access_log(self) -> str:
         return (self.folder / "access.log").read_text(errors="replace")
 
-    def start(self) -> Self:
-        """Start it, and return when it takes connections."""
-        command = [
-            self._nginx, "-p", f"{self.folder}/", "-c", str(self.conf / "nginx.conf"),
+    def command(self) -> list[str | Path]:
+        return [
+            self._nginx, "-p", f"{self.folder}/", "-c", self.conf / "nginx.conf",
             "-e", "stderr", "-g", "daemon off;",
         ]  # fmt: skip
-        with (self.folder / "error.log").open("ab") as log:
-            self._master = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + 20
-        while not self._answers():
-            assert self._runs_until(deadline), self.error_log
-            time.sleep(0.02)
-        return self
 
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return bool(self.workers())
-        return False
-
-    def _runs_until(self, deadline: float) -> bool:
-        return self._master is not None and self._master.poll() is None and time.monotonic() < deadline
+    def answers(self) -> bool:
+        return super().answers() and bool(self.workers())
 
     def workers(self) -> set[int]:
         """Pids of the workers that take connections; those that only finish are not among them."""
@@ -140,35 +97,13 @@ class Nginx:
         """Read the configuration anew, and return when the old workers take nothing any more."""
         old = self.workers()
         subprocess.run([self.conf / "reload", self.folder], check=True, timeout=60)
-        deadline = time.monotonic() + 20
-        while not self.workers() or self.workers() & old:
-            assert self._runs_until(deadline), self.error_log
-            time.sleep(0.01)
+        self.wait_until(lambda: bool(self.workers()) and not self.workers() & old)
 
     def stop(self) -> None:
         """Answer what is there, and end."""
-        if self._master is not None and self._master.poll() is None:
+        if self._process is not None and self.running:
             os.kill(self.pid, signal.SIGQUIT)
-            self._master.wait(60)
-
-    def close(self) -> None:
-        """End at once, and remove everything."""
-        if self._master is not None and self._master.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL)
-            self._master.wait(10)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            self._process.wait(60)
 
     def _render(self, gateways: Sequence[int | str]) -> bool:
         addresses = sorted(_address(g) for g in gateways)

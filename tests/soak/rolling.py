@@ -74,7 +74,7 @@ def _run(order: Sequence[str], *, broken: Sequence[str] = ()) -> dict[str, Any]:
         finally:
             this.close()
             site.close()
-    rolling_run.check(outcome)
+    outcome.check()
     return {**asdict(outcome), "from": previous}
 
 

@@ -29,6 +29,7 @@ from tests.system import sabotage
 from tests.system.flights_run import MAX_ATTEMPTS_ONE, SHORT_LEASE
 from tests.system.harness import FOREBAY, Process, Site, until
 from tests.system.load import Load
+from tests.system.sent_once import recorded_and_stored
 
 QUEUE = "faults"
 CALM = 2.0
@@ -209,10 +210,8 @@ class Run:
         outcome.verify_exit = verified.returncode
         assert verified.stdout, verified.stderr
         outcome.verify = json.loads(verified.stdout)
-        with self.record.open() as lines:
-            recorded = {line.removesuffix(f" {QUEUE}\n") for line in lines}
-        rows = self.site.sql("select id || ' ' || encode(sha256(body), 'hex') from messages")
-        stored = {row[0] for row in rows}
+        told, rows = recorded_and_stored(self.site, self.record, QUEUE)
+        recorded, stored = set(told), set(rows)
         assert len(recorded) == outcome.accepted, "two messages got one id"
         assert len(rows) == len(stored)
         outcome.lost, outcome.unknown = len(recorded - stored), len(stored - recorded)

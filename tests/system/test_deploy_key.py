@@ -120,7 +120,7 @@ def test_nothing_is_forwarded_from_the_host(deployer: Deployer, dynamic: bool) -
         assert "administratively prohibited" in done.stderr
         return
     tunnel = subprocess.Popen(
-        deployer.sshd.command(deployer.key, "-N", "-D", f"{HOST}:{port}", HOST),
+        deployer.sshd.client(deployer.key, "-N", "-D", f"{HOST}:{port}", HOST),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -52,7 +52,7 @@ def test_a_forward_proxy_is_the_only_one_that_the_service_sees_and_its_outage_co
         send()
         consumer.until(arrived, what="effects through the proxy")
 
-        proxy.stop()
+        proxy.kill()
         send()
         paused("http.proxy cannot be reached")
         proxy.start()
@@ -93,6 +93,6 @@ async def test_https_goes_through_it_by_connect_and_its_refusals_are_told_apart(
             async with service.away():
                 with pytest.raises(SinkUnavailable, match=r"http\.proxy answers 503"):
                     await sink.write([delivery()])
-            proxy.stop()
+            proxy.kill()
             with pytest.raises(SinkUnavailable, match=r"http\.proxy cannot be reached"):
                 await sink.write([delivery()])

@@ -21,7 +21,7 @@ def installed() -> None:
 
 def test_killed_gateways_cost_no_client_a_failure(site: Site) -> None:
     """A cut of `make soak ONLY=proxied`: 0 failed, 0 lost, 0 doubled."""
-    proxied_run.check(proxied_run.run(site, rate=250.0, kills=2))
+    proxied_run.run(site, rate=250.0, kills=2).check()
 
 
 def test_a_gateway_killed_between_publishing_and_answering_has_one_effect(site: Site) -> None:

@@ -16,7 +16,7 @@ from tests.system.rolling_run import Rolled
 @pytest.fixture
 def rolled(site: Site) -> Iterator[Rolled]:
     try:
-        this = Rolled(site, consumers=1, settle=0.3, closing=0.5)
+        this = Rolled(site, consumers=1, settle=0.3)
     except NginxNotInstalled as missing:
         missing_server(str(missing))
     yield this
@@ -31,5 +31,5 @@ def test_a_roll_forward_and_back_drops_nothing_and_a_broken_version_is_stopped(r
 
     outcome = rolling_run.run(rolled, ["old", "new", "old"], broken=["fails-at-start"], rate=200)
 
-    rolling_run.check(outcome)
+    outcome.check()
     assert "ended with exit code 3" in outcome.stopped[0]
