@@ -1,7 +1,8 @@
 """
 The endpoint for comparison: each request is one INSERT and one commit, and then the answer.
 
-    python -m forebay.demo.direct '{"port": …, "database": URL, "table": …, "pool": 15}'
+`begin` starts it as a process of its own, which reads its plan, one line of JSON: `port`, `database` (a URL),
+`table`, and perhaps `pool`.
 
 What a competent team writes first: a pool of connections, a transaction per request, 201 when it is
 committed, 400 for what is no order, 500 when the database fails. As many threads as usual take a connection
@@ -21,6 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from forebay.demo.crew import Crew, DemoError, Member
 from forebay.demo.databases import engine_for, orders_table
 
 THREADS = 200
@@ -73,6 +75,23 @@ def _take_turns(listener: socket.socket) -> None:
                 continue  # the sender is gone
 
 
+def begin(crew: Crew, plan: dict[str, Any]) -> Member:
+    """
+    Start it, and return when it takes orders.
+
+    The plan has a password in it, and everybody can read a command line: so it is told by a pipe.
+
+    Raises:
+        DemoError: it does not start.
+    """
+    started = crew.start("direct endpoint", [sys.executable, "-m", __name__], talk=True)
+    started.stdin.write(f"{json.dumps(plan)}\n")
+    started.stdin.flush()
+    if started.stdout.readline() != "ready\n":
+        raise DemoError(f"the direct endpoint does not start:\n{started.last_words()}")
+    return started
+
+
 def main(plan: dict[str, Any]) -> None:
     _Handler.engine = engine_for(plan["database"], pool=plan.get("pool"))
     if _Handler.engine.dialect.name == "sqlite":
@@ -88,4 +107,4 @@ def main(plan: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.stdin.readline()))

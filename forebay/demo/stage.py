@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
+from forebay.demo import direct
 from forebay.demo.crew import Crew, DemoError, free_port
 from forebay.demo.databases import engine_for, orders_table
 from forebay.demo.load import Outcomes, Tick
@@ -195,13 +196,9 @@ class Stage:
             "consumer", self._forebay("consume", "--port", str(self._consumer_port)), env=self._environment
         )
         plan = {"port": self._direct_port, "database": self._direct_database(), "table": self._direct_table}
-        direct = self._crew.start(
-            "direct endpoint", [sys.executable, "-m", "forebay.demo.direct", json.dumps(plan)], talk=True
-        )
+        direct.begin(self._crew, plan)
         gateway.until(lambda: _ready(self._gateway_port), within=60)
         consumer.until(lambda: _ready(self._consumer_port), within=60)
-        if direct.stdout.readline() != "ready\n":
-            raise DemoError(f"the direct endpoint does not start:\n{direct.last_words()}")
         threading.Thread(target=self._count, name="counting", daemon=True).start()
 
     def send_poison(self) -> None:

@@ -14,7 +14,6 @@ machine. A latency counts from the moment when the order was due.
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from forebay.demo import direct
 from forebay.demo.crew import Crew, free_port
 from forebay.demo.databases import engine_for, orders_table
 from forebay.demo.samples import Side, side_of
@@ -99,7 +99,7 @@ def run(site: Site, postgres: Postgres, *, seconds: float, timeout: float, idle:
     rate = round(FACTOR * capacity, 1)
     with Crew() as crew:
         plan = {"seconds": seconds, "timeout": timeout}
-        direct = _direct(crew, site.database_url, {**plan, "rate": rate})
+        straight = _direct(crew, site.database_url, {**plan, "rate": rate})
         site.gateway()
         site.consumer()
         record = site.folder / "sent.txt"
@@ -117,7 +117,7 @@ def run(site: Site, postgres: Postgres, *, seconds: float, timeout: float, idle:
         rate=rate,
         seconds=seconds,
         timeout=timeout,
-        direct=direct,
+        direct=straight,
         gateway=burst,
         idle=calm,
         stored=verified["done"],
@@ -158,9 +158,7 @@ def _capacity(engine: sa.Engine, table: sa.Table) -> float:
 def _direct(crew: Crew, database: str, plan: dict[str, Any]) -> Side:
     port = free_port()
     own = {"port": port, "database": database, "table": "direct", "pool": CONNECTIONS}
-    command = [sys.executable, "-m", "forebay.demo.direct", json.dumps(own)]
-    endpoint = crew.start("direct endpoint", command, talk=True)
-    assert endpoint.stdout.readline() == "ready\n", endpoint.last_words()
+    endpoint = direct.begin(crew, own)
     side = _load(crew, "direct", {**plan, "url": f"http://127.0.0.1:{port}/orders"})
     crew.end(endpoint)
     return side
