@@ -15,7 +15,7 @@ from tests.servers.certificates import Certificates
 from tests.servers.receiver import Receiver
 from tests.servers.service import Service
 from tests.system.flights_run import MAX_ATTEMPTS_ONE
-from tests.system.harness import Site
+from tests.system.harness import Site, http
 from tests.unit.consumers.http import only, sink_to
 
 
@@ -44,7 +44,9 @@ def test_a_forward_proxy_is_the_only_one_that_the_service_sees_and_its_outage_co
                 assert site.post(site.queues, b"%d" % sent).status == 202
 
         def arrived() -> bool:
-            return len(service.effects) == sent
+            # And the consumer has heard so: else it would rightly ask again.
+            depth = http("GET", f"{site.url}/v1/queues/{site.queues}").json
+            return len(service.effects) == sent and depth["waiting"] + depth["in_hand"] == 0
 
         def paused(because: str) -> None:
             consumer.until(lambda: because in consumer.output, what=f"“{because}”")
