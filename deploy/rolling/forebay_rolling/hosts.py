@@ -74,7 +74,7 @@ class Hosts:
                 raise RollbackFailed(
                     f"{host} failed (exit code {code}), and it is not sure that {', '.join(stuck)} went back;"
                     " `roll --host ... status` shows what runs; say `rollback` to those of them alone that"
-                    " did not, since elsewhere it would go on to what failed"
+                    " did not, since others it may take further back"
                 )
             raise CheckFailed(f"{host} failed; all hosts run what they ran before")
 

@@ -124,12 +124,13 @@ class Roll:
         state = self._store.read()
         target = state.current if state.rolling else state.previous
         if target is None:
-            raise UsageError("there is no version to go back to")
+            raise UsageError("there is no version to go back to; name one with `roll to VERSION`")
         self._store.say(f"going back to {target}")
         self._platform.check_version(target)
         self._back_to(target, self._config.surge if surge is None else surge)
-        # What was broken off never ran everywhere: one does not go back to it.
-        self._store.write(State(current=target, previous=state.previous if state.rolling else state.current))
+        # What was left is nothing to go back to: it was broken off, or somebody wanted to be rid of it, and
+        # may say `rollback` twice, as a build does whose stage is run again.
+        self._store.write(State(current=target, previous=state.previous if state.rolling else None))
         self._store.say(f"all instances run {target}")
 
     def start(self) -> None:

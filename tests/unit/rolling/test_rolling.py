@@ -136,15 +136,21 @@ def test_wherever_a_deployer_is_killed_a_second_one_goes_on(
         assert (host.least or 0) >= N - 1 + surge, f"killed at step {at}"
 
 
-def test_rollback_goes_to_the_version_before_and_there_again(host: Host, roll: Roll) -> None:
+def test_rollback_goes_to_the_version_before_and_never_forward_again(host: Host, roll: Roll) -> None:
+    """It may be said twice, as by a build whose stage is run again."""
     roll.roll("1")
     roll.roll("2")
 
     roll.rollback()
     assert all_run(host, "1")
 
+    with pytest.raises(UsageError, match="no version to go back to"):
+        roll.rollback()
+    assert all_run(host, "1")
+
+    roll.roll("2")
     roll.rollback()
-    assert all_run(host, "2")
+    assert all_run(host, "1")
 
 
 def test_one_does_not_go_back_to_what_was_broken_off(host: Host, roll: Roll) -> None:
