@@ -67,7 +67,7 @@ def test_the_deployers_key_rolls(deployer: Deployer) -> None:
 
     assert [one.returncode for one in done] == [0, 0, 0, 0], [one.stderr for one in done]
     assert "all instances run 2" in done[0].stderr
-    assert "current 1; previous 2" in done[3].stdout
+    assert "current 1; previous none" in done[3].stdout
 
 
 @pytest.mark.parametrize(
