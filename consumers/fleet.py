@@ -230,6 +230,7 @@ class Fleet:
         old.supervisor = supervisor
         doing = "consuming a fallback" if old.fallback else "draining an old broker"
         log.info(doing, broker=broker.identity, url=old.url)
+        await self._take_on(old)  # At once: the next look at the queues may wait for a broker that is away.
         await supervisor.run(stop)
         await self._last_look(Watched(supervisor, old.url))
 

@@ -308,6 +308,22 @@ async def test_a_fallback_is_consumed_for_good_and_its_queues_are_made() -> None
     assert not logged(logs, "the old broker is empty")
 
 
+async def test_a_fallback_is_consumed_at_once_whatever_the_looks_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = Process(fallback=True)
+    process.fleet.add("orders", QUICK)
+    await process.publish(process.old, "orders", 1)
+
+    async def never_answers(_watched: Sequence[Watched]) -> dict[Place, Figures]:
+        return await asyncio.Future[dict[Place, Figures]]()
+
+    monkeypatch.setattr(process.reporter, "look", never_answers)
+
+    async with process.running():
+        await until(lambda: len(process.sink.stored) == 1)
+
+
 async def test_a_fallback_that_is_away_is_tried_again() -> None:
     process = Process(fallback=True)
     process.away = True
