@@ -30,6 +30,7 @@ from gateway.callers import CALLER, asks_for_a_key
 from gateway.cors import Cors
 from gateway.depths import warn_of_left_behind
 from gateway.endpoint import MessagesEndpoint
+from gateway.fastlane import FastLane
 from gateway.forward.endpoint import ForwardEndpoint, Target
 from gateway.health import Health
 from gateway.ingest import Ingest
@@ -71,6 +72,8 @@ class Gateway(FastAPI):
     keys_needed = False
     """Requests without an API key are refused."""
     cors: Cors | None = None
+    fast_lane: FastLane | None = None
+    """For the protocol: what serves plain requests past all of this; set while the lifespan runs."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -224,6 +227,8 @@ def create_app(
             # Until somebody checks; not 0, which would be an alarm where nobody does.
             metrics.ready.set(1)
             metrics.begin(queues.names)
+            if settings.fast_lane:
+                app.fast_lane = FastLane(ingest, keyring if app.keys_needed else None, queues)
             try:
                 yield
             finally:
@@ -234,7 +239,7 @@ def create_app(
                 await batches.close()
                 await ingest.close()
                 questions.close()
-                app.parts = None
+                app.parts = app.fast_lane = None
 
     app = Gateway(
         title="Forebay",

@@ -21,10 +21,8 @@ from gateway.callers import caller_of
 from gateway.headers import Refused
 from gateway.ingest import Ingest, Ticket
 from gateway.queues import QueueRegistry
-from gateway.shell import QUEUES, hand_in, irregular
+from gateway.shell import QUEUES, SUFFIX, hand_in, irregular
 from gateway.waiting import Waiting, Wanted, after_waiting
-
-SUFFIX = "/messages"
 
 
 class MessagesEndpoint:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from operator import itemgetter
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.connections import Connections
+from gateway.fastlane import UNUSUAL, FastLane, PlainRequest
 from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
 from gateway.request_rules import MAX_HEAD, MAX_HEADERS, Ambiguous, TooManyHeaders, check
 
@@ -23,6 +25,8 @@ Closing at once would be simpler, but a client that is still sending would find 
 connection reset and never see the 413.
 """
 
+
+_NAME = itemgetter(0)
 
 MAX_BESIDE = 2**18 + MAX_HEAD
 """Bytes of trailers and of extensions of chunks, beyond what may come in one read."""
@@ -48,6 +52,14 @@ class _JoinedWrites:
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending.append(data)
+
+    def write_whole(self, data: bytes) -> None:
+        """Write what nothing will follow in this turn."""
+        if self._pending:
+            self._pending.append(data)
+            self._flush()
+        elif not self._transport.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         self._flush()
@@ -87,13 +99,17 @@ class Protocol(HttpToolsProtocol):
     """Bytes received since the last ones of a body."""
     _before: RequestResponseCycle | None = None
     """The request before `cycle`, the newest."""
+    _plain: PlainRequest | None = None
+    """What has just come on the fast lane."""
+    _writes: _JoinedWrites
 
     def connection_made(self, transport: object) -> None:
         whole = cast(asyncio.Transport, transport)
         super().connection_made(whole)
         # From here on uvicorn only writes, closes, and asks whether it is closed;
         # flow control keeps the transport itself.
-        self.transport = cast(asyncio.Transport, _JoinedWrites(whole, self.loop))
+        self._writes = _JoinedWrites(whole, self.loop)
+        self.transport = cast(asyncio.Transport, self._writes)
         self._close_after(HEAD_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
@@ -108,7 +124,9 @@ class Protocol(HttpToolsProtocol):
                 HEADERS_TOO_LARGE if isinstance(fault, TooManyHeaders) else INVALID_REQUEST,
                 str(fault or "This is not a valid HTTP/1.1 request: a header or the framing of the body."),
             )
+            self._leave_or_serve()
             return
+        self._leave_or_serve()
         if self._in_head:
             if not self._head:
                 self._head_since = self.loop.time()
@@ -156,7 +174,10 @@ class Protocol(HttpToolsProtocol):
             self.connections.began(self)
         self._in_head = True
         self._discarded = 0
-        super().on_message_begin()
+        # As uvicorn does, but for the scope, which a plain request has no use for.
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
@@ -181,13 +202,73 @@ class Protocol(HttpToolsProtocol):
         self._in_body = True
         self._head = 0
         self._before = self.cycle
+        if not self._begin_plain():
+            self._begin_other()
+
+    def _begin_plain(self) -> bool:
+        """Take the request on the fast lane, if it belongs there as far as its head tells."""
+        before = self.cycle
+        parser = self.parser
+        if (
+            (lane := self._lane) is None
+            or (before is not None and not before.response_complete)
+            or (queue := lane.queue_of(self.url)) is None
+            or parser.get_method() != b"POST"
+            or not parser.should_keep_alive()
+            or parser.get_http_version() != "1.1"
+            or self.flow.write_paused
+            or not UNUSUAL.isdisjoint(map(_NAME, self.headers))
+        ):
+            return False
+        self._plain = PlainRequest(
+            queue, self.headers, default_headers=self.server_state.default_headers, send=self._send_plain
+        )
+        self.cycle = cast(Any, self._plain)
+        return True
+
+    @property
+    def _lane(self) -> FastLane | None:
+        # None before the application has started and after it has ended, and for other applications.
+        return getattr(self.config.app, "fast_lane", None)
+
+    def _begin_other(self) -> None:
+        """Give the request to the application."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers  # the scope holds this list
         super().on_headers_complete()
+
+    def _leave_or_serve(self) -> None:
+        """Serve the plain request that has just come; if it is not whole yet, it is the application's."""
+        plain, self._plain = self._plain, None
+        if plain is None:
+            return
+        if not plain.more_body:
+            lane = self._lane
+            assert lane is not None
+            lane.serve(plain)
+        elif not self._broken:
+            self.cycle = cast(Any, self._before)
+            self._begin_other()
+            if plain.body:
+                super().on_body(plain.body)
+
+    def _send_plain(self, data: bytes, keep_alive: bool) -> None:
+        self._writes.write_whole(data)
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def on_message_complete(self) -> None:
         if not self._offers_upgrade():
             self._in_body = False
             self._trailers = 0
-            super().on_message_complete()
+            plain = self._plain
+            if plain is not None and plain.more_body:
+                plain.more_body = False
+            else:
+                super().on_message_complete()
 
     @property
     def at_work(self) -> bool:
@@ -208,7 +289,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0
-        if self.cycle.response_complete:
+        plain = self._plain
+        if plain is not None and plain.more_body:
+            plain.body = plain.body + body if plain.body else body
+        elif self.cycle.response_complete:
             self._discard(len(body))
         else:
             super().on_body(body)

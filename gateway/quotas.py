@@ -156,20 +156,24 @@ class Quota:
     # ---- what the caller is told
 
     def telling(self, send: Send) -> Send:
-        """
-        `send`, with the state of this quota among an answer's headers.
-
-        On every 429, and else where it is news: to a key that sends thousands of messages per
-        second, the headers on each answer would cost more than counting them.
-        """
+        """`send`, with what there is to tell of this quota among an answer's headers."""
 
         # Not a coroutine: one more of them for each piece of each answer would be felt.
         def told(event: Message) -> Awaitable[None]:
-            if event["type"] == "http.response.start" and (event["status"] == 429 or self._is_news()):
-                event["headers"] = [*event["headers"], *self.headers()]
+            if event["type"] == "http.response.start" and (more := self.to_tell(event["status"])):
+                event["headers"] = [*event["headers"], *more]
             return send(event)
 
         return told
+
+    def to_tell(self, status: int) -> list[tuple[bytes, bytes]]:
+        """
+        The headers that an answer with this status has besides.
+
+        The state of the quota on every 429, and else where it is news: to a key that sends thousands of
+        messages per second, they would cost more on each answer than counting the messages.
+        """
+        return self.headers() if status == 429 or self._is_news() else []
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """

@@ -55,6 +55,8 @@ class GatewaySettings(Section):
     """Open connections of one process. One more closes the one that has gone longest without an answer."""
     request_timeout: PositiveSeconds = 5.0
     """Every request is answered within this time after its body arrived."""
+    fast_lane: bool = True
+    """Plain requests are served past the framework. Off, nothing changes but how much each costs."""
     max_waiting: Annotated[int, Field(ge=0)] = 2_000
     """Requests that wait at once for what becomes of their message (Prefer: wait); others are not kept
     waiting, and are answered when the message is accepted."""

@@ -27,6 +27,9 @@ from gateway.queues import QueueRegistry
 QUEUES = "/v1/queues/"
 """Where the addresses of queues begin."""
 
+SUFFIX = "/messages"
+"""How the address for one message ends."""
+
 
 def hand_in(ingest: Ingest, ticket: Ticket, body: bytes) -> asyncio.Future[Answer]:
     """Hand the message in: what has become of it is known later."""
