@@ -6,11 +6,13 @@ import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.fastlane import FastLane
+from gateway.fastlane import FastLane, PlainRequest
 from tests.system.hostile_cases import cases
 from tests.unit.gateway.support import Running, request, running
 
@@ -190,7 +192,7 @@ class Both:
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     marks = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
-    return [data[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(marks)]
 
 
 def test_the_same_bytes_have_the_same_answers_and_the_same_effect_on_both_lanes() -> None:
@@ -219,21 +221,18 @@ def test_what_nobody_should_send_is_refused_alike() -> None:
                 both.compare([*case.pieces, LAST])
 
 
-def test_a_plain_request_takes_the_fast_lane(monkeypatch: object) -> None:
+def test_a_plain_request_takes_the_fast_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or all of the above would compare the application with itself."""
     served: list[str] = []
-    original = FastLane.serve
+    serve = FastLane.serve
 
-    def counting(self: FastLane, plain: object) -> None:
-        served.append(plain.queue)  # type: ignore[attr-defined]
-        original(self, plain)  # type: ignore[arg-type]
+    def counting(lane: FastLane, plain: PlainRequest) -> None:
+        served.append(plain.queue)
+        serve(lane, plain)
 
-    FastLane.serve = counting  # type: ignore[method-assign]
-    try:
-        with Both() as both:
-            both.compare([request(b"{}") + LAST])
-            assert served == ["orders"]
-            both.compare([request(b"{}", headers="Prefer: wait=0\r\n") + LAST])
-            assert served == ["orders"]
-    finally:
-        FastLane.serve = original  # type: ignore[method-assign]
+    monkeypatch.setattr(FastLane, "serve", counting)
+    with Both() as both:
+        both.compare([request(b"{}") + LAST])
+        assert served == ["orders"]
+        both.compare([request(b"{}", headers="Prefer: wait=0\r\n") + LAST])
+        assert served == ["orders"]
