@@ -41,9 +41,10 @@ class Admission:
         self.size += size
         return True
 
-    def leave(self) -> None:
-        """Give a place back."""
-        self.count -= 1
+    def release(self, size: int, places: int) -> None:
+        """Give both back, of a message that is over."""
+        self.size -= size
+        self.count -= places
 
     def shrink(self, size: int) -> None:
         """Give bytes back."""

@@ -239,6 +239,8 @@ def create_app(
                 await batches.close()
                 await ingest.close()
                 questions.close()
+                if app.fast_lane is not None:
+                    app.fast_lane.closed = True
                 app.parts = app.fast_lane = None
 
     app = Gateway(

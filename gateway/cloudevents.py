@@ -30,6 +30,12 @@ def invalid_event(detail: str) -> Refused:
     return Refused(problem(INVALID_EVENT, detail))
 
 
+def concerns(meta: Meta) -> bool:
+    """Whether `understand` could do anything with a request of these headers, whatever its body."""
+    kind = meta.content_type.partition(";")[0].strip().lower()
+    return kind == STRUCTURED or kind == BATCH or "ce-specversion" in meta.kept
+
+
 def understand(body: bytes, meta: Meta) -> tuple[bytes, Meta]:
     """
     The data and the attributes, where the request is an event; anything else as it is.

@@ -69,9 +69,14 @@ class Connections:
             self._sending[connection] = None
 
     def answered(self, connection: Connection) -> None:
+        """Its request has its answer; that it began need not have been told."""
         if connection in self._sending:
             del self._sending[connection]
-            self._resting[connection] = None
+        elif connection in self._resting:
+            del self._resting[connection]
+        else:
+            return
+        self._resting[connection] = None
 
 
 def most_connections(asked: int) -> int:

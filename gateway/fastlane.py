@@ -13,11 +13,12 @@ from typing import Protocol
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
 
 from gateway import cloudevents
 from gateway.answer import Answer, RawHeaders
 from gateway.callers import ANYONE, Caller
-from gateway.headers import Refused
+from gateway.headers import Meta, Refused
 from gateway.ingest import Ingest
 from gateway.keyring import Keyring
 from gateway.problems import INTERNAL, problem
@@ -53,6 +54,16 @@ class _Nobody:
         pass
 
 
+class Carrier(Protocol):
+    """The connection of a request."""
+
+    @property
+    def server_state(self) -> ServerState: ...
+
+    def send_plain(self, data: bytes, *, keep_alive: bool) -> None:
+        """Send a whole answer."""
+
+
 class PlainRequest:
     """
     One request on the fast lane.
@@ -62,13 +73,15 @@ class PlainRequest:
     """
 
     __slots__ = (
-        "_send",
+        "_carrier",
+        "_lane",
         "body",
         "caller",
-        "default_headers",
         "disconnected",
         "headers",
         "keep_alive",
+        "key",
+        "meta",
         "more_body",
         "queue",
         "response_complete",
@@ -77,17 +90,13 @@ class PlainRequest:
 
     message_event = _Nobody()
 
-    def __init__(
-        self,
-        queue: str,
-        headers: RawHeaders,
-        *,
-        default_headers: RawHeaders,
-        send: Callable[[bytes, bool], None],
-    ) -> None:
+    def __init__(self, queue: str, headers: RawHeaders, lane: FastLane, carrier: Carrier) -> None:
         self.queue = queue
         self.headers = headers
-        self.default_headers = default_headers
+        self.meta: Meta | None = None
+        """What the headers say; None: they have not been read, or others like them may say something else."""
+        self.key: str | None = None
+        """The idempotency key, if meta's is that of another request."""
         self.caller: Caller = ANYONE
         self.body = b""
         self.more_body = True
@@ -95,26 +104,37 @@ class PlainRequest:
         self.disconnected = False
         self.response_started = False
         self.response_complete = False
-        self._send = send
+        self._lane = lane
+        self._carrier = carrier
 
     def respond(self, answer: Answer) -> None:
         """Send the answer, once; nobody may be there to read it."""
+        head = b"".join([b"%b: %b\r\n" % pair for pair in answer.headers])
+        self._send(answer.status, head, answer.body)
+
+    def respond_raw(self, accepted: bytes) -> None:
+        """The same for a 202 that is made already."""
+        if not self.keep_alive or self.caller.quota is not None:
+            head, _, body = accepted.partition(b"\r\n\r\n")
+            self._send(202, head + b"\r\n", body)
+        elif not self.disconnected and not self.response_started:
+            self.response_started = self.response_complete = True
+            carrier = self._carrier
+            carrier.send_plain(
+                self._lane.begin(202, carrier.server_state.default_headers) + accepted, keep_alive=True
+            )
+
+    def _send(self, status: int, head: bytes, body: bytes) -> None:
         if self.disconnected or self.response_started:
             return
         self.response_started = self.response_complete = True
-        parts = [STATUS_LINE[answer.status]]
-        for name, value in self.default_headers:
-            parts += (name, b": ", value, b"\r\n")
-        for name, value in answer.headers:
-            parts += (name, b": ", value, b"\r\n")
-        quota = self.caller.quota
+        carrier, quota, more = self._carrier, self.caller.quota, b""
         if quota is not None:
-            for name, value in quota.to_tell(answer.status):
-                parts += (name, b": ", value, b"\r\n")
+            more = b"".join([b"%b: %b\r\n" % pair for pair in quota.to_tell(status)])
         if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        parts += (b"\r\n", answer.body)
-        self._send(b"".join(parts), self.keep_alive)
+            more += b"connection: close\r\n"
+        begin = self._lane.begin(status, carrier.server_state.default_headers)
+        carrier.send_plain(b"".join((begin, head, more, b"\r\n", body)), keep_alive=self.keep_alive)
 
 
 class FastLane:
@@ -125,6 +145,10 @@ class FastLane:
         self._keyring = keyring
         self._queues = queues
         self._known: dict[bytes, str] = {}
+        self.closed = False
+        """The application has ended: nothing is taken here any more."""
+        self._defaults: RawHeaders = []
+        self._begins: dict[int, bytes] = {}
 
     def queue_of(self, target: bytes) -> str | None:
         """The declared queue that one message is sent to at this address; None: it is another address."""
@@ -137,6 +161,17 @@ class FastLane:
                     queue = self._known[target] = name
         return queue
 
+    def begin(self, status: int, defaults: RawHeaders) -> bytes:
+        """An answer's status line and the headers that all answers have; uvicorn makes new ones every second."""
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._begins = {}
+        begin = self._begins.get(status)
+        if begin is None:
+            lines = [b"%b: %b\r\n" % pair for pair in defaults]
+            begin = self._begins[status] = b"".join([STATUS_LINE[status], *lines])
+        return begin
+
     def serve(self, request: PlainRequest) -> None:
         """Answer the request, now or when its message is stored."""
         try:
@@ -148,21 +183,28 @@ class FastLane:
             request.respond(answer)
 
     def _take(self, request: PlainRequest) -> Answer | None:
-        ingest = self._ingest
+        ingest, caller = self._ingest, ANYONE
         if self._keyring is not None:
-            caller = self._keyring.caller(request.headers)
-            if isinstance(caller, Answer):
-                return ingest.refused(caller)
-            request.caller = caller
-        ticket = ingest.admit(request.queue, request.headers, request.caller)
+            known = self._keyring.caller(request.headers)
+            if isinstance(known, Answer):
+                return ingest.refused(known)
+            request.caller = caller = known
+        body, meta = request.body, request.meta
+        if meta is None:
+            ticket = ingest.admit(request.queue, request.headers, caller)
+        else:
+            ticket = ingest.enter(request.queue, meta, caller, size=len(body))
         if isinstance(ticket, Answer):
             return ticket
-        body = request.body
         if body and (refused := ingest.grow(ticket, len(body))) is not None:
             return refused
-        try:
-            body, ticket.meta = cloudevents.understand(body, ticket.meta)
-        except Refused as refusal:
-            return ingest.refuse(ticket, refusal.answer)
-        ingest.accept(ticket, body, request.respond)
+        if meta is None:
+            if cloudevents.concerns(ticket.meta):
+                try:
+                    body, ticket.meta = cloudevents.understand(body, ticket.meta)
+                except Refused as refusal:
+                    return ingest.refuse(ticket, refusal.answer)
+            else:
+                request.meta = ticket.meta
+        ingest.accept(ticket, body, request.respond, respond_raw=request.respond_raw, key=request.key)
         return None

@@ -34,7 +34,7 @@ MAX_WAIT = 30.0
 """Seconds that a request may wait for what becomes of its message; who asks for more gets this."""
 
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
-_PLAIN_KEY = re.compile(rb"[a-zA-Z0-9_.:/-]{1,255}")
+PLAIN_KEY = re.compile(rb"[a-zA-Z0-9_.:/-]{1,255}")
 _META_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _MEDIA_TYPE = re.compile(r"[\x20-\x7e\t]{1,255}")
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -192,7 +192,7 @@ def _idempotency_key(meta: Meta, value: bytes) -> None:
     clients send it bare. Were they different keys, a client library's upgrade
     between a request and its retry would double the message.
     """
-    if _PLAIN_KEY.fullmatch(value):  # almost all of them; spares the rest of this
+    if PLAIN_KEY.fullmatch(value):  # almost all of them; spares the rest of this
         meta.idempotency_key = value.decode("ascii")
         return
     text = value.decode("latin-1").strip()

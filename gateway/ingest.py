@@ -58,6 +58,8 @@ from gateway.settings import GatewaySettings
 log = structlog.get_logger()
 
 Respond = Callable[[Answer], None]
+RespondRaw = Callable[[bytes], None]
+"""Takes a 202 as `AcceptedAnswers.raw` makes it."""
 
 _RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABILITIES)}
 
@@ -70,22 +72,27 @@ class Ticket:
         "caller",
         "deadline",
         "inside",
+        "key",
         "message",
         "meta",
         "placed",
         "queue",
         "reserved",
         "respond",
+        "respond_raw",
     )
 
     message: Message
     respond: Respond
+    respond_raw: RespondRaw | None
     deadline: float
 
     def __init__(self, queue: str, meta: Meta, caller: Caller) -> None:
         self.queue = queue
         self.caller = caller
         self.meta = meta
+        self.key: str | None = None
+        """The idempotency key, while it counts."""
         self.reserved = 0
         """Body bytes counted for it: those that are here."""
         self.answered = False
@@ -144,9 +151,12 @@ class Ingest:
             return self.refused(refused.answer)
         return self.enter(queue, meta, caller)
 
-    def enter(self, queue: str, meta: Meta, caller: Caller = ANYONE) -> Ticket | Answer:
-        """The same for a request whose headers somebody else has read."""
-        size = meta.content_length or 0
+    def enter(
+        self, queue: str, meta: Meta, caller: Caller = ANYONE, *, size: int | None = None
+    ) -> Ticket | Answer:
+        """The same for a request whose headers have been read; `size` is its Content-Length, if not meta's."""
+        if size is None:
+            size = meta.content_length or 0
         if caller is not ANYONE:
             refused = permits.barred(caller, queue) or permits.too_large(caller, size)
             if refused is not None:
@@ -221,34 +231,44 @@ class Ingest:
         """The body will not come: forget the request. Does nothing to one that left already."""
         if ticket.inside:
             ticket.inside = False
-            self._admission.shrink(ticket.reserved)
-            permits.shrink(ticket.caller, ticket.reserved)
-            if ticket.placed:
-                self._admission.leave()
-                permits.leave(ticket.caller)
+            self._admission.release(ticket.reserved, ticket.placed)
+            budget = ticket.caller.budget
+            if budget is not None:
+                budget.release(ticket.reserved, ticket.placed)
 
     def refuse(self, ticket: Ticket, answer: Answer) -> Answer:
         """Give the request's place back, with this answer."""
         self.abandon(ticket)
         return self.refused(answer, ticket.caller)
 
-    def accept(self, ticket: Ticket, body: bytes, respond: Respond) -> None:
+    def accept(
+        self,
+        ticket: Ticket,
+        body: bytes,
+        respond: Respond,
+        *,
+        respond_raw: RespondRaw | None = None,
+        key: str | None = None,
+    ) -> None:
         """
         Publish the message; `respond` gets the answer, exactly once, within the request's time.
 
         It may be called before this returns. That the client went away meanwhile
-        changes nothing: what was handed in is published.
+        changes nothing: what was handed in is published. With `respond_raw`, a 202 goes there instead.
+        `key` is the idempotency key, if not meta's.
         """
         ticket.respond = respond
+        ticket.respond_raw = respond_raw
         if not self._admission.enter():
             respond(self.refuse(ticket, self._overloaded()))
             return
         caller = ticket.caller
-        full = permits.place(caller, trouble=bool(self._failing))
         ticket.placed = True
-        if full is not None:
-            respond(self.refuse(ticket, full))
-            return
+        if caller is not ANYONE:
+            full = permits.place(caller, trouble=bool(self._failing))
+            if full is not None:
+                respond(self.refuse(ticket, full))
+                return
         schema = self.schemas.get(ticket.queue)
         if schema is not None and (refusal := schema.refusal(body)) is not None:
             respond(self.refuse(ticket, refusal))
@@ -262,7 +282,9 @@ class Ingest:
             except Refused as refused:
                 respond(self.refuse(ticket, refused.answer))
                 return
-        key = meta.idempotency_key
+        if key is None:
+            key = meta.idempotency_key
+        ticket.key = key
         message = ticket.message = Message(
             id=new_id() if key is None else id_from_key(caller.tenant, ticket.queue, key),
             body=body,
@@ -393,11 +415,11 @@ class Ingest:
             message.body = b""  # the first one's is published; hold no second copy
             self._commit.watch(ticket)
         elif isinstance(verdict, Known):
-            self._answer_accepted(ticket, verdict.durability, duplicate=True)
+            self._answer_duplicate(ticket, verdict.durability)
             self.abandon(ticket)
         elif ticket.meta.keeps_conflicts:
             # Published like a message of no key, which this process need not remember.
-            ticket.meta.idempotency_key = None
+            ticket.key = None
             self._commit.add(ticket.queue, ticket)
         else:
             self._answer(
@@ -423,21 +445,27 @@ class Ingest:
     ) -> None:
         # The first has waited longest; its deadline tells since when.
         waited = self._now() - seconds - (tickets[0].deadline - self._timeout)
-        self._metrics.stage_seconds.labels("commit").observe(max(0.0, waited))
+        self._metrics.commit_seconds.observe(max(0.0, waited))
         accepted: list[Message] = []
+        answered = 0
+        level: Durability | None = None
+        recent: dict[str, datetime] = {}
         trouble: BrokerError | None = None
         for ticket, outcome in zip(tickets, outcomes, strict=True):
             message = ticket.message
             self.abandon(ticket)
-            keyed = ticket.meta.idempotency_key is not None
+            keyed = ticket.key is not None
             durability = outcome.durability if isinstance(outcome, PublishResult) else None
             if durability is not None:
                 accepted.append(message)
                 if durability == "journaled":
                     self.journaled(ticket.caller, len(message.body))
-                self.recent.add(message.id, queue, message.accepted_at, durability)
+                if durability is not level:
+                    level = durability
+                    recent = self.recent.room(queue, durability, len(tickets))
+                recent[message.id] = message.accepted_at
                 if not ticket.answered:
-                    self._answer_accepted(ticket, durability, duplicate=False)
+                    answered += self._answer_accepted(ticket, durability, duplicate=False)
                 if keyed:
                     self.confirm(message.id, durability)
             else:
@@ -449,6 +477,8 @@ class Ingest:
                     self._answer(ticket, broker_problem(error, message_id=message.id, queue=queue))
                 if keyed:
                     self.release(message.id, queue, error)
+        if answered:
+            self.count(queue, "accepted", answered)
         self.published(queue, accepted, len(tickets), trouble, seconds)
 
     def confirm(self, message_id: str, durability: Durability) -> None:
@@ -456,7 +486,7 @@ class Ingest:
         for twin in self._memory.confirm(message_id, durability):
             self.abandon(twin)
             if not twin.answered:
-                self._answer_accepted(twin, durability, duplicate=True)
+                self._answer_duplicate(twin, durability)
 
     def release(self, message_id: str, queue: str, error: BrokerError) -> None:
         """A claimed message is not stored, or nobody knows: so are its twins."""
@@ -469,10 +499,11 @@ class Ingest:
         self, queue: str, accepted: list[Message], sent: int, trouble: BrokerError | None, seconds: float
     ) -> None:
         """Account for a publish of `sent` messages that took `seconds`."""
-        self._metrics.body_bytes.labels(queue).inc(sum([len(m.body) for m in accepted]))
-        self._metrics.publish_seconds.labels(queue).observe(seconds)
-        self._metrics.publish_messages.labels(queue).observe(sent)
-        self._metrics.stage_seconds.labels("confirm").observe(seconds)
+        figures = self._metrics.of_publishes(queue)
+        figures.body_bytes.inc(sum([len(m.body) for m in accepted]))
+        figures.seconds.observe(seconds)
+        figures.messages.observe(sent)
+        self._metrics.confirm_seconds.observe(seconds)
         if self._debug:
             log.debug(
                 "published", queue=queue, sent=sent, seconds=round(seconds, 4), ids=[m.id for m in accepted]
@@ -517,7 +548,7 @@ class Ingest:
             ticket.respond(self.unknown(ticket))
             return
         twins: list[Ticket] = []
-        if ticket.meta.idempotency_key is not None:
+        if ticket.key is not None:
             twins = self._memory.release(ticket.message.id)
         answer = problem(
             NOT_SENT,
@@ -533,7 +564,8 @@ class Ingest:
 
     # ---- answers
 
-    def _answer_accepted(self, ticket: Ticket, durability: Durability, *, duplicate: bool) -> None:
+    def _answer_accepted(self, ticket: Ticket, durability: Durability, *, duplicate: bool) -> bool:
+        """Whether it was a 202, which the caller counts."""
         asked = ticket.meta.durability
         shortfall = self.shortfall(durability, asked)
         if shortfall is not None:
@@ -547,12 +579,18 @@ class Ingest:
                     queue=ticket.queue,
                 ),
             )
-            return
+            return False
         ticket.answered = True
-        self.count(ticket.queue, "duplicate" if duplicate else "accepted")
-        ticket.respond(
-            self._answers.make(ticket.queue, ticket.message.id, durability, duplicate=duplicate, asked=asked)
-        )
+        raw, made = ticket.respond_raw, self._answers.of(ticket.queue, durability, duplicate, asked)
+        if raw is None:
+            ticket.respond(made.answer(ticket.message.id))
+        else:
+            raw(made.raw(ticket.message.id))
+        return True
+
+    def _answer_duplicate(self, ticket: Ticket, durability: Durability) -> None:
+        if self._answer_accepted(ticket, durability, duplicate=True):
+            self.count(ticket.queue, "duplicate")
 
     def shortfall(self, durability: Durability, asked: Durability | None) -> str | None:
         """In words, if a stored message is less safe than the settings or its sender want it."""

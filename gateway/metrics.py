@@ -6,6 +6,8 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,10 +21,20 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 _MESSAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
+@dataclass(slots=True, kw_only=True)
+class PublishFigures:
+    """Those of one queue, looked up by its name once."""
+
+    body_bytes: Counter
+    seconds: Histogram
+    messages: Histogram
+
+
 class GatewayMetrics:
     """Labels are declared queues and names from our own tables, so that clients cannot make up new ones."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._of_publishes: dict[str, PublishFigures] = {}
         self.messages = Counter(
             "forebay_gateway_messages_total",
             "Messages by what became of them: accepted, duplicate, or the name of the problem answered.",
@@ -147,6 +159,25 @@ class GatewayMetrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+
+    @cached_property
+    def commit_seconds(self) -> Histogram:
+        return self.stage_seconds.labels("commit")
+
+    @cached_property
+    def confirm_seconds(self) -> Histogram:
+        return self.stage_seconds.labels("confirm")
+
+    def of_publishes(self, queue: str) -> PublishFigures:
+        """What is counted of publishes to a declared queue."""
+        figures = self._of_publishes.get(queue)
+        if figures is None:
+            figures = self._of_publishes[queue] = PublishFigures(
+                body_bytes=self.body_bytes.labels(queue),
+                seconds=self.publish_seconds.labels(queue),
+                messages=self.publish_messages.labels(queue),
+            )
+        return figures
 
     def begin(self, queues: Iterable[str]) -> None:
         """Count what becomes of their messages from zero: a rate is known before the first of them."""

@@ -84,7 +84,7 @@ def place(caller: Caller, *, trouble: bool) -> Answer | None:
     """
     Count a message that is whole; an answer if the tenant has too many in work.
 
-    It is counted either way, and given back with `leave`.
+    It is counted either way, and given back when the message is over.
     """
     budget = caller.budget
     if budget is not None:
@@ -92,12 +92,6 @@ def place(caller: Caller, *, trouble: bool) -> Answer | None:
         if budget.count > budget.max_count:
             return _full(caller, budget, trouble)
     return None
-
-
-def leave(caller: Caller) -> None:
-    """A message that had its place is over."""
-    if caller.budget is not None:
-        caller.budget.leave()
 
 
 def exceeded(caller: Caller, messages: int = 1) -> Answer:

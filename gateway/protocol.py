@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from operator import itemgetter
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.connections import Connections
 from gateway.fastlane import UNUSUAL, FastLane, PlainRequest
+from gateway.known_heads import KnownHead, learn
 from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
 from gateway.request_rules import MAX_HEAD, MAX_HEADERS, Ambiguous, TooManyHeaders, check
 
@@ -102,6 +104,18 @@ class Protocol(HttpToolsProtocol):
     _plain: PlainRequest | None = None
     """What has just come on the fast lane."""
     _writes: _JoinedWrites
+    _known_head: KnownHead | None = None
+    _known_lane: FastLane | None = None
+    """Of an earlier request."""
+    _unlike = 0
+    """Plain requests in a row whose head was another."""
+    _rests_until = 0.0
+    """
+    When a connection without a request is closed, on the loop's clock; 0: when the timer says so.
+
+    Requests with a known head leave the timer as it is, and it looks here when it goes off: setting
+    one for every answer costs more than all the rest that is done for a connection.
+    """
 
     def connection_made(self, transport: object) -> None:
         whole = cast(asyncio.Transport, transport)
@@ -113,9 +127,12 @@ class Protocol(HttpToolsProtocol):
         self._close_after(HEAD_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
-        if self._broken:
+        if self._broken or self._take_known(data):
             return
         self._unset_keepalive_if_required()
+        self._rests_until = 0.0
+        before = self.cycle
+        alone = not self._in_head and not self._in_body and (before is None or before.response_complete)
         try:
             self._feed(data)
         except httptools.HttpParserError:
@@ -124,9 +141,9 @@ class Protocol(HttpToolsProtocol):
                 HEADERS_TOO_LARGE if isinstance(fault, TooManyHeaders) else INVALID_REQUEST,
                 str(fault or "This is not a valid HTTP/1.1 request: a header or the framing of the body."),
             )
-            self._leave_or_serve()
+            self._leave_or_serve(b"")
             return
-        self._leave_or_serve()
+        self._leave_or_serve(data if alone else b"")
         if self._in_head:
             if not self._head:
                 self._head_since = self.loop.time()
@@ -220,10 +237,33 @@ class Protocol(HttpToolsProtocol):
             or not UNUSUAL.isdisjoint(map(_NAME, self.headers))
         ):
             return False
-        self._plain = PlainRequest(
-            queue, self.headers, default_headers=self.server_state.default_headers, send=self._send_plain
-        )
+        self._plain = PlainRequest(queue, self.headers, lane, self)
         self.cycle = cast(Any, self._plain)
+        return True
+
+    def _take_known(self, data: bytes) -> bool:
+        """Serve what is read, if it is one whole request with the head of the one before."""
+        head, lane = self._known_head, self._known_lane
+        if (
+            head is None
+            or self._in_head
+            or self._in_body
+            or not self.cycle.response_complete
+            or lane is None
+            or lane.closed
+            or self.flow.write_paused
+            or self.timeout_keep_alive_task is None
+            or (brought := head.match(data)) is None
+        ):
+            return False
+        self._unlike = 0
+        self._rests_until = math.inf
+        request = PlainRequest(head.queue, head.headers, lane, self)
+        request.meta = head.meta
+        request.body, request.key = brought
+        request.more_body = False
+        self.cycle = cast(Any, request)
+        lane.serve(request)
         return True
 
     @property
@@ -239,26 +279,44 @@ class Protocol(HttpToolsProtocol):
         self.headers += headers  # the scope holds this list
         super().on_headers_complete()
 
-    def _leave_or_serve(self) -> None:
-        """Serve the plain request that has just come; if it is not whole yet, it is the application's."""
+    def _leave_or_serve(self, data: bytes) -> None:
+        """
+        Serve the plain request that has just come; if it is not whole, it is the application's.
+
+        `data` is what it came in, if that began where a request begins.
+        """
         plain, self._plain = self._plain, None
         if plain is None:
             return
-        if not plain.more_body:
-            lane = self._lane
-            assert lane is not None
-            lane.serve(plain)
-        elif not self._broken:
-            self.cycle = cast(Any, self._before)
-            self._begin_other()
-            if plain.body:
-                super().on_body(plain.body)
+        if plain.more_body:
+            if not self._broken:
+                self.cycle = cast(Any, self._before)
+                self._begin_other()
+                if plain.body:
+                    super().on_body(plain.body)
+            return
+        lane = self._lane
+        assert lane is not None
+        lane.serve(plain)
+        self._unlike += 1
+        # Of a client whose heads are all different, fewer and fewer are learned.
+        if plain.meta is not None and not self._unlike & (self._unlike - 1) and data.endswith(plain.body):
+            head = data[: len(data) - len(plain.body)]
+            self._known_head = learn(head, plain.queue, plain.headers, plain.meta)
+            self._known_lane = lane
 
-    def _send_plain(self, data: bytes, keep_alive: bool) -> None:
+    def send_plain(self, data: bytes, *, keep_alive: bool) -> None:
         self._writes.write_whole(data)
         if not keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        if self._rests_until and keep_alive and not self.pipeline:
+            # As below and in uvicorn, without a new timer.
+            self.server_state.total_requests += 1
+            self._rests_until = self.loop.time() + self.timeout_keep_alive
+            if isinstance(self.connections, Connections):
+                self.connections.answered(self)
+        else:
+            self.on_response_complete()
 
     def on_message_complete(self) -> None:
         if not self._offers_upgrade():
@@ -274,6 +332,13 @@ class Protocol(HttpToolsProtocol):
     def at_work(self) -> bool:
         cycle = self.cycle
         return bool(self.pipeline) or not (cycle is None or cycle.response_complete or cycle.more_body)
+
+    def timeout_keep_alive_handler(self) -> None:
+        left = self._rests_until - self.loop.time()
+        if left > 0:
+            self._close_after(min(left, self.timeout_keep_alive))
+        else:
+            super().timeout_keep_alive_handler()
 
     def give_up(self) -> None:
         self.transport.close()

@@ -10,6 +10,9 @@ from forebay.brokers.api import Durability
 GENERATION = 20_000
 
 
+_Generation = dict[tuple[str, Durability], dict[str, datetime]]
+
+
 class Accepted(NamedTuple):
     queue: str
     at: datetime
@@ -20,22 +23,37 @@ class RecentIds:
     """
     Remembers between `generation` and twice as many ids.
 
-    Two dictionaries take turns: adding is one store, and forgetting is dropping a
-    whole generation, where an LRU would pay per message for an order nobody needs.
+    Two generations take turns: adding is one store, and forgetting is dropping a whole
+    generation, where an LRU would pay per message for an order nobody needs. Within one there is a
+    dictionary per queue and durability, so that an id needs no object of its own that
+    the garbage collector would have to follow.
     """
 
-    __slots__ = ("_generation", "_new", "_old")
+    __slots__ = ("_generation", "_left", "_new", "_old")
 
     def __init__(self, generation: int = GENERATION) -> None:
-        self._generation = generation
-        self._new: dict[str, Accepted] = {}
-        self._old: dict[str, Accepted] = {}
+        self._generation = self._left = generation
+        self._new: _Generation = {}
+        self._old: _Generation = {}
+
+    def room(self, queue: str, durability: Durability, count: int) -> dict[str, datetime]:
+        """Where the next `count` ids of this queue go, with the time when each was accepted."""
+        if self._left <= 0:
+            self._old, self._new = self._new, {}
+            self._left = self._generation
+        self._left -= count
+        into = self._new.get((queue, durability))
+        if into is None:
+            into = self._new[queue, durability] = {}
+        return into
 
     def add(self, message_id: str, queue: str, accepted_at: datetime, durability: Durability) -> None:
-        if len(self._new) >= self._generation:
-            self._old = self._new
-            self._new = {}
-        self._new[message_id] = Accepted(queue, accepted_at, durability)
+        self.room(queue, durability, 1)[message_id] = accepted_at
 
     def get(self, message_id: str) -> Accepted | None:
-        return self._new.get(message_id) or self._old.get(message_id)
+        for generation in (self._new, self._old):
+            for (queue, durability), ids in generation.items():
+                at = ids.get(message_id)
+                if at is not None:
+                    return Accepted(queue, at, durability)
+        return None
