@@ -55,7 +55,7 @@ from gateway.sources.endpoint import SourcesEndpoint
 from gateway.sources.settings import SourceSettings
 from gateway.sources.source import Source
 from gateway.status import StatusLookup
-from gateway.tracing import traced
+from gateway.tracing import traced, tracing
 from gateway.waiting import Waiting, looker
 
 if TYPE_CHECKING:
@@ -227,7 +227,8 @@ def create_app(
             # Until somebody checks; not 0, which would be an alarm where nobody does.
             metrics.ready.set(1)
             metrics.begin(queues.names)
-            if settings.fast_lane:
+            # Spans are made around endpoints, which a plain request has none of.
+            if settings.fast_lane and not tracing():
                 app.fast_lane = FastLane(ingest, keyring if app.keys_needed else None, queues)
             try:
                 yield

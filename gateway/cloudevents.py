@@ -33,7 +33,7 @@ def invalid_event(detail: str) -> Refused:
 def concerns(meta: Meta) -> bool:
     """Whether `understand` could do anything with a request of these headers, whatever its body."""
     kind = meta.content_type.partition(";")[0].strip().lower()
-    return kind == STRUCTURED or kind == BATCH or "ce-specversion" in meta.kept
+    return kind in (STRUCTURED, BATCH) or "ce-specversion" in meta.kept
 
 
 def understand(body: bytes, meta: Meta) -> tuple[bytes, Meta]:

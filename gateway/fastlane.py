@@ -8,7 +8,6 @@ piece, with nothing unusual about them; the protocol gives all others to the app
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -162,7 +161,7 @@ class FastLane:
         return queue
 
     def begin(self, status: int, defaults: RawHeaders) -> bytes:
-        """An answer's status line and the headers that all answers have; uvicorn makes new ones every second."""
+        """An answer's status line, and the headers of all answers; uvicorn makes new ones every second."""
         if defaults is not self._defaults:
             self._defaults = defaults
             self._begins = {}

@@ -9,15 +9,17 @@ key with another body is refused here rather than found at the database.
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import sha256
+from itertools import islice
 from typing import Generic, TypeVar
 
-from forebay.brokers.api import Durability
+from forebay.brokers.api import DURABILITIES, Durability
 
 W = TypeVar("W")
+
+_CODES: dict[Durability, bytes] = {level: bytes([number]) for number, level in enumerate(DURABILITIES)}
 
 
 class Verdict(Enum):
@@ -33,14 +35,6 @@ class Known:
     durability: Durability
 
 
-class _Claim(Generic[W]):
-    __slots__ = ("digest", "twins")
-
-    def __init__(self, digest: bytes) -> None:
-        self.digest = digest
-        self.twins: list[W] = []
-
-
 class IdempotencyMemory(Generic[W]):
     """
     Claim → confirm or release, per message id, with the digest of what was sent.
@@ -49,45 +43,61 @@ class IdempotencyMemory(Generic[W]):
     `capacity`. Claims are held beside them and never forgotten; they are as many as
     requests are in flight. A released claim leaves nothing behind: a publish that
     failed must not stop its own retry.
+
+    Nothing in it is an object that the garbage collector would have to follow for each id.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._claims: dict[str, _Claim[W]] = {}
-        self._known: OrderedDict[str, tuple[bytes, Durability]] = OrderedDict()
+        self._claims: dict[str, bytes] = {}
+        self._twins: dict[str, list[W]] = {}
+        self._known: dict[str, bytes] = {}
+        """The digest, and a byte for the durability."""
 
     def claim(self, message_id: str, digest: bytes, waiter: W | None = None) -> Verdict | Known:
         """What to do with a request. With TWIN, a `waiter` comes back from confirm or release."""
         known = self._known.get(message_id)
         if known is not None:
-            self._known.move_to_end(message_id)
-            return Known(known[1]) if known[0] == digest else Verdict.CONFLICT
-        claim = self._claims.get(message_id)
-        if claim is None:
-            self._claims[message_id] = _Claim(digest)
+            del self._known[message_id]
+            self._known[message_id] = known
+            return Known(DURABILITIES[known[-1]]) if known[:-1] == digest else Verdict.CONFLICT
+        claimed = self._claims.get(message_id)
+        if claimed is None:
+            self._claims[message_id] = digest
             return Verdict.NEW
-        if claim.digest != digest:
+        if claimed != digest:
             return Verdict.CONFLICT
         if waiter is not None:
-            claim.twins.append(waiter)
+            self.join(message_id, waiter)
         return Verdict.TWIN
 
     def join(self, message_id: str, waiter: W) -> None:
         """For one who was told TWIN and gave no waiter, before anything else has happened."""
-        self._claims[message_id].twins.append(waiter)
+        assert message_id in self._claims
+        self._twins.setdefault(message_id, []).append(waiter)
 
     def confirm(self, message_id: str, durability: Durability) -> list[W]:
         """The publish succeeded: remember it. Returns the twins that wait for the outcome."""
-        claim = self._claims.pop(message_id)
+        digest = self._claims.pop(message_id)
         if self._capacity:
-            self._known[message_id] = (claim.digest, durability)
+            self._known[message_id] = digest + _CODES[durability]
             if len(self._known) > self._capacity:
-                self._known.popitem(last=False)
-        return claim.twins
+                self._forget()
+        return self._twins.pop(message_id, []) if self._twins else []
 
     def release(self, message_id: str) -> list[W]:
         """The publish failed, or nobody knows. Returns the twins that wait for the outcome."""
-        return self._claims.pop(message_id).twins
+        del self._claims[message_id]
+        return self._twins.pop(message_id, [])
+
+    def _forget(self) -> None:
+        """
+        Make room, for a part of what is remembered at once.
+
+        The first key of a dictionary whose first ones have been deleted is found by stepping over all these.
+        """
+        for message_id in list(islice(self._known, max(1, self._capacity // 64))):
+            del self._known[message_id]
 
     def __len__(self) -> int:
         return len(self._known)
@@ -100,5 +110,18 @@ def fingerprint(body: bytes, content_type: str, ordering_key: str | None) -> byt
     Not the other headers: a client's retry has another traceparent, and a later
     Forebay-Deliver-At, and is the same message all the same.
     """
-    rest = f"{content_type}\x00{ordering_key if ordering_key is not None else chr(1)}\x00".encode()
-    return hashlib.sha256(rest + body).digest()
+    if ordering_key is None:
+        rest = _WITHOUT_KEY.get(content_type) or _rest(content_type, chr(1))
+    else:
+        rest = f"{content_type}\x00{ordering_key}\x00".encode()
+    return sha256(rest + body).digest()
+
+
+def _rest(content_type: str, instead: str) -> bytes:
+    rest = f"{content_type}\x00{instead}\x00".encode()
+    if len(_WITHOUT_KEY) < 1_000:  # clients can make up as many as they like
+        _WITHOUT_KEY[content_type] = rest
+    return rest
+
+
+_WITHOUT_KEY: dict[str, bytes] = {}

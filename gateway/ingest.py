@@ -96,6 +96,7 @@ class Ticket:
         self.reserved = 0
         """Body bytes counted for it: those that are here."""
         self.answered = False
+        self.respond_raw = None
         self.inside = True
         """It may still hold bytes and a place."""
         self.placed = False
@@ -154,7 +155,7 @@ class Ingest:
     def enter(
         self, queue: str, meta: Meta, caller: Caller = ANYONE, *, size: int | None = None
     ) -> Ticket | Answer:
-        """The same for a request whose headers have been read; `size` is its Content-Length, if not meta's."""
+        """The same for a request whose headers have been read; `size` is its length, if not meta's."""
         if size is None:
             size = meta.content_length or 0
         if caller is not ANYONE:

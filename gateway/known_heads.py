@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-from gateway.headers import PLAIN_KEY, Meta
 from gateway.answer import RawHeaders
+from gateway.headers import PLAIN_KEY, Meta
 
 MAX_REMEMBERED = 4096
 """Bytes of a head that is worth its memory, once per connection."""

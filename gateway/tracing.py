@@ -14,11 +14,14 @@ from gateway.routes import Endpoint
 CONTEXT = (b"traceparent", b"tracestate")
 
 
+def tracing() -> bool:
+    """Whether somebody has set it up."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def traced(endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
     """The endpoints with spans where tracing is set up; else the endpoints themselves, at no cost."""
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return endpoints
-    return tuple(TracedEndpoint(endpoint) for endpoint in endpoints)
+    return tuple(TracedEndpoint(endpoint) for endpoint in endpoints) if tracing() else endpoints
 
 
 class TracedEndpoint:

@@ -25,6 +25,9 @@ from gateway.server import bind, serve
 from gateway.settings import GatewaySettings
 from gateway.sources.settings import SourceSettings
 
+FAST_LANE = True
+"""Whether gateways have it, if nothing is said."""
+
 Failure = BrokerError | Callable[[Message], PublishResult]
 
 
@@ -210,7 +213,7 @@ async def running(
         finally:
             await broker.close()
 
-    own = GatewaySettings(port=0, **settings)
+    own = GatewaySettings(port=0, **({"fast_lane": FAST_LANE} | settings))
     app = create_app(
         broker=broker_opener or opened,
         settings=own,

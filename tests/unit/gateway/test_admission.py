@@ -24,8 +24,7 @@ def test_places_and_bytes_are_taken_within_their_limits_and_given_back() -> None
     assert admission.enter()
     assert not admission.enter()
     assert not admission.fits(0)
-    admission.leave()
-    admission.shrink(60)
+    admission.release(60, 1)
     assert admission.fits(100)
     assert (admission.count, admission.size) == (1, 0)
 

@@ -7,13 +7,17 @@ import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.fastlane import FastLane, PlainRequest
+from gateway.known_heads import KnownHead
 from tests.system.hostile_cases import cases
+from tests.unit.gateway.keys import Keys
 from tests.unit.gateway.support import Running, request, running
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
@@ -22,6 +26,8 @@ VARYING = [
     (re.compile(rb"(?m)^date: .*\r$"), b"date\r"),
     # Spread on purpose.
     (re.compile(rb"(?m)^retry-after: [123]\r$"), b"retry-after\r"),
+    # Told where it is news, by the clock.
+    (re.compile(rb"(?m)^ratelimit(-policy)?: .*\r\n"), b""),
     # A version 7: made anew for each message. One of a key is a version 5, and the same for both.
     (re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"), b"id"),
 ]
@@ -155,7 +161,8 @@ def effect(gateway: Running) -> list[tuple[object, ...]]:
 class Both:
     """A gateway with the fast lane and one without, on a loop of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
+        self.settings = {"max_body_bytes": 1_000, "body_timeout": 0.3} | settings
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
 
@@ -168,10 +175,8 @@ class Both:
         self.runner.close()
 
     async def _open(self) -> tuple[Running, Running]:
-        fast = await self.stack.enter_async_context(running(max_body_bytes=1_000, body_timeout=0.3))
-        other = await self.stack.enter_async_context(
-            running(max_body_bytes=1_000, body_timeout=0.3, fast_lane=False)
-        )
+        fast = await self.stack.enter_async_context(running(fast_lane=True, **self.settings))
+        other = await self.stack.enter_async_context(running(fast_lane=False, **self.settings))
         return fast, other
 
     def compare(self, pieces: Sequence[bytes]) -> None:
@@ -189,6 +194,36 @@ class Both:
         assert fast == other
         assert effect(self.fast) == effect(self.other)
 
+    def compare_turns(self, sent: Sequence[bytes]) -> None:
+        """One connection, and each request after the answer to the one before."""
+
+        async def ask() -> tuple[list[object], list[object]]:
+            return await asyncio.gather(turns(self.fast, sent), turns(self.other, sent))
+
+        for gateway in (self.fast, self.other):
+            gateway.broker.publishes.clear()
+        fast, other = self.runner.run(ask())
+        assert fast == other
+        assert effect(self.fast) == effect(self.other)
+
+
+async def turns(gateway: Running, sent: Sequence[bytes]) -> list[object]:
+    """The answers, with the headers in their order; "closed" where the connection ended."""
+    connection = await gateway.connect()
+    answers: list[object] = []
+    try:
+        for data in sent:
+            await connection.send(data)
+            answer = await connection.answer()
+            headers = [f"{n}: {v}".encode() for n, v in answer.headers.items()]
+            said = b"".join(line + b"\r\n" for line in headers)
+            answers.append((answer.status, alike(said), alike(answer.body)))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        answers.append("closed")
+    connection.close()
+    gateway.connections.remove(connection)
+    return answers
+
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     marks = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
@@ -205,6 +240,86 @@ def test_the_same_bytes_have_the_same_answers_and_the_same_effect_on_both_lanes(
             both.compare(cut(b"".join(sent) + LAST, places))
 
         check()
+
+
+SAME = [
+    "Content-Type: application/json\r\n",
+    "Content-Type: application/cloudevents+json\r\n",
+    "ce-specversion: 1.0\r\nce-id: 1\r\nce-source: /a\r\nce-type: t\r\n",
+    "Forebay-Ordering-Key: customer-42\r\n",
+    "Forebay-Delay: 30s\r\n",
+    "Forebay-Meta-Source: shop\r\n",
+    "Prefer: durability=synced\r\n",
+    "Prefer: durability=replicated\r\n",
+    "X-Anything: at all\r\n",
+]
+OWN = [
+    *[""] * 8,
+    "Idempotency-Key: one\r\n",
+    "Idempotency-Key: two\r\n",
+    "idempotency-key: three\r\n",
+    'Idempotency-Key: "one"\r\n',
+    "Idempotency-Key: one word\r\n",
+    "Idempotency-Key: one\r\nIdempotency-Key: one\r\n",
+    "Connection: close\r\n",
+    "Expect: 100-continue\r\n",
+    "X-Another: header\r\n",
+]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[tuple[str, str, bytes]]:
+    """What the requests of one connection have in common, what each has of its own, and bodies."""
+    same = "".join(draw(st.lists(st.sampled_from(SAME), max_size=3, unique=True)))
+    own = draw(st.lists(st.sampled_from(OWN), min_size=2, max_size=6))
+    return [(same, more, draw(st.sampled_from(BODIES))) for more in own]
+
+
+@pytest.mark.parametrize("who", ["anybody", "a key", "keys"])
+def test_one_request_after_the_other_has_the_same_answers_on_both_lanes(
+    who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[bool] = []
+    match = KnownHead.match
+
+    def counting(head: KnownHead, data: bytes) -> tuple[bytes, str | None] | None:
+        brought = match(head, data)
+        known.append(brought is not None)
+        return brought
+
+    monkeypatch.setattr(KnownHead, "match", counting)
+    settings_of: dict[str, Any] = {}
+    callers = [""]
+    if who != "anybody":
+        keys = Keys(tmp_path)
+        limits: list[dict[str, Any]] = [
+            {"rate": 1e6, "max_body_bytes": 999},
+            {"queues": ["clicks"]},
+            {"tenant": "t"},
+        ]
+        for number, limit in enumerate(limits):
+            keys.add(f"k{number}", **limit)
+        settings_of["keys_file"] = keys.path
+        callers = [f"Authorization: {keys.headers(name)['Authorization']}\r\n" for name in keys.of]
+        callers = callers[:1] if who == "a key" else [*callers, "Authorization: Bearer fbk_x\r\n", ""]
+    with Both(**settings_of) as both:
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @given(
+            conversations(),
+            st.sampled_from(callers).map(lambda caller: [caller] * 6)
+            | st.lists(st.sampled_from(callers), min_size=6, max_size=6),
+        )
+        def check(said: list[tuple[str, str, bytes]], by: list[str]) -> None:
+            both.compare_turns(
+                [
+                    request(body, headers=f"{same}{caller}{own}")
+                    for (same, own, body), caller in zip(said, by, strict=False)
+                ]
+            )
+
+        check()
+    assert sum(known) > 10
 
 
 def test_a_request_may_be_cut_in_two_anywhere() -> None:
