@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gateway import server
 from gateway.fastlane import FastLane, PlainRequest
 from gateway.known_heads import KnownHead
 from tests.system.hostile_cases import cases
@@ -351,3 +352,24 @@ def test_a_plain_request_takes_the_fast_lane(monkeypatch: pytest.MonkeyPatch) ->
         assert served == ["orders"]
         both.compare([request(b"{}", headers="Prefer: wait=0\r\n") + LAST])
         assert served == ["orders"]
+
+
+async def test_a_connection_that_rests_is_closed_in_time_and_one_with_a_request_at_work_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE", 1)
+    loop = asyncio.get_running_loop()
+    async with running() as gateway:
+        connection = await gateway.connect()
+        for _ in range(3):  # the last two with a head that is known
+            await connection.send(request(b"{}"))
+            assert (await connection.answer()).status == 202
+        gateway.broker.gate.clear()
+        await connection.send(request(b"{}"))
+        # As long as is tested: the timer of the first answer goes off, and finds a request at work.
+        await asyncio.sleep(1.5)
+        gateway.broker.gate.set()
+        assert (await connection.answer()).status == 202
+        rests = loop.time()
+        assert await connection.closed()
+        assert loop.time() - rests > 0.9
