@@ -11,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.connections import Connections
+from gateway.deadline import Deadline
 from gateway.fastlane import UNUSUAL, FastLane, PlainRequest
 from gateway.known_heads import KnownHead, learn
 from gateway.problems import HEADERS_TOO_LARGE, INVALID_REQUEST, Kind, problem
@@ -109,13 +110,8 @@ class Protocol(HttpToolsProtocol):
     """Of an earlier request."""
     _unlike = 0
     """Plain requests in a row whose head was another."""
-    _rests_until = 0.0
-    """
-    When a connection without a request is closed, on the loop's clock; 0: when the timer says so.
-
-    Requests with a known head leave the timer as it is, and it looks here when it goes off: setting
-    one for every answer costs more than all the rest that is done for a connection.
-    """
+    _ends: Deadline
+    """When the connection is closed, whatever it is in the middle of."""
 
     def connection_made(self, transport: object) -> None:
         whole = cast(asyncio.Transport, transport)
@@ -124,13 +120,18 @@ class Protocol(HttpToolsProtocol):
         # flow control keeps the transport itself.
         self._writes = _JoinedWrites(whole, self.loop)
         self.transport = cast(asyncio.Transport, self._writes)
-        self._close_after(HEAD_TIMEOUT)
+        self._ends = Deadline(self.loop, self.timeout_keep_alive_handler)
+        self._ends.after(HEAD_TIMEOUT)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ends.cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._broken or self._take_known(data):
             return
-        self._unset_keepalive_if_required()
-        self._rests_until = 0.0
+        ends = self._ends
+        ends.clear()
         before = self.cycle
         alone = not self._in_head and not self._in_body and (before is None or before.response_complete)
         try:
@@ -151,7 +152,7 @@ class Protocol(HttpToolsProtocol):
             if self._head > MAX_HEAD:
                 self._refuse(HEADERS_TOO_LARGE, f"The headers are larger than {MAX_HEAD} bytes.")
                 return
-            self._close_after(self._head_since + HEAD_TIMEOUT - self.loop.time())
+            ends.set(self._head_since + HEAD_TIMEOUT)
             return
         if self._in_body:
             self._beside += len(data)
@@ -159,8 +160,8 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(HEADERS_TOO_LARGE, "The chunks of the body have too much beside them.")
                 return
         cycle = self.cycle
-        if (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
-            self._close_after(LINGER)
+        if (cycle is None or cycle.response_complete) and ends.at == math.inf:
+            ends.after(LINGER)
 
     def _feed(self, data: bytes) -> None:
         """
@@ -252,12 +253,11 @@ class Protocol(HttpToolsProtocol):
             or lane is None
             or lane.closed
             or self.flow.write_paused
-            or self.timeout_keep_alive_task is None
             or (brought := head.match(data)) is None
         ):
             return False
         self._unlike = 0
-        self._rests_until = math.inf
+        self._ends.at = math.inf
         request = PlainRequest(head.queue, head.headers, lane, self)
         request.meta = head.meta
         request.body, request.key = brought
@@ -309,14 +309,7 @@ class Protocol(HttpToolsProtocol):
         self._writes.write_whole(data)
         if not keep_alive:
             self.transport.close()
-        if self._rests_until and keep_alive and not self.pipeline:
-            # As below and in uvicorn, without a new timer.
-            self.server_state.total_requests += 1
-            self._rests_until = self.loop.time() + self.timeout_keep_alive
-            if isinstance(self.connections, Connections):
-                self.connections.answered(self)
-        else:
-            self.on_response_complete()
+        self.on_response_complete()
 
     def on_message_complete(self) -> None:
         if not self._offers_upgrade():
@@ -333,24 +326,30 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         return bool(self.pipeline) or not (cycle is None or cycle.response_complete or cycle.more_body)
 
-    def timeout_keep_alive_handler(self) -> None:
-        left = self._rests_until - self.loop.time()
-        if left > 0:
-            self._close_after(min(left, self.timeout_keep_alive))
-        else:
-            super().timeout_keep_alive_handler()
-
     def give_up(self) -> None:
         self.transport.close()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if isinstance(self.connections, Connections) and not self._in_head and not self._in_body:
-            self.connections.answered(self)
-        if self._in_body and self.cycle.response_complete:
+        # Uvicorn's sets a timer each time.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            self._ends.clear()
+        elif self._in_head:
+            self._ends.set(self._head_since + HEAD_TIMEOUT)
+        else:
+            self._ends.after(self.timeout_keep_alive)
+        if not self._in_head and not self._in_body:
+            if isinstance(self.connections, Connections):
+                self.connections.answered(self)
+        elif self._in_body and self.cycle.response_complete:
             # An early answer. Whoever goes on sending is read for a while (`on_body`).
-            self._unset_keepalive_if_required()
-            self._close_after(LINGER)
+            self._ends.after(LINGER)
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0
@@ -364,10 +363,6 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(INVALID_REQUEST, msg)
-
-    def _close_after(self, seconds: float) -> None:
-        if not self.transport.is_closing():
-            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _discard(self, size: int) -> None:
         now = self.loop.time()

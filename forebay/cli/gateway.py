@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,6 +103,9 @@ def gateway(
 
         async def main(stop: asyncio.Event) -> None:
             app = make_gateway(settings, registry=start_telemetry("forebay-gateway"))
+            # What was loaded stays for good: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             await serve(app, settings.gateway, sock=sock, stop=stop, started=started)
 
         run_until_stopped(main)
