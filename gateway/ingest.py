@@ -177,7 +177,7 @@ class Ingest:
                     durability=best,
                 )
             )
-        if not self._room_for(size):
+        if not self._admission.fits(size) and not self._could_make_room(size):
             return self.refused(self._overloaded())
         if caller is not ANYONE:
             refused = permits.enter(caller, 1, size, trouble=bool(self._failing))
@@ -192,7 +192,7 @@ class Ingest:
             return self.refused(self._too_large("The body has too many bytes"))
         more = received - ticket.reserved
         if more > 0:
-            if not self._take(ticket, more):
+            if not self._admission.grow(more) and not self._make_room(ticket, more):
                 self.abandon(ticket)
                 return self.refused(self._overloaded())
             ticket.reserved = received
@@ -342,20 +342,17 @@ class Ingest:
 
     # ---- room
 
-    def _room_for(self, size: int) -> bool:
-        """Whether the message fits now, if need be in the place of slow bodies. Nothing is taken yet."""
+    def _could_make_room(self, size: int) -> bool:
+        """Whether a message that does not fit would, in the place of slow bodies. Nothing is taken yet."""
         admission = self._admission
-        if admission.fits(size):
-            return True
         return admission.count < admission.max_count and self.bodies_on_their_way.could_make_room(
             admission.over(size)
         )
 
-    def _take(self, ticket: Holder, more: int) -> bool:
+    def _make_room(self, asking: Holder, more: int) -> bool:
+        """Take bytes that do not fit, in the place of slow bodies."""
         admission = self._admission
-        if admission.grow(more):
-            return True
-        made = self.bodies_on_their_way.make_room(admission.over(more), asking=ticket)
+        made = self.bodies_on_their_way.make_room(admission.over(more), asking=asking)
         return made and admission.grow(more)
 
     # ---- for batches, which account for their bytes and publishes themselves
@@ -379,7 +376,7 @@ class Ingest:
         budget = caller.budget
         if budget is not None and not budget.grow(more):
             return False
-        if not self._take(holder, more):
+        if not self._admission.grow(more) and not self._make_room(holder, more):
             permits.shrink(caller, more)
             return False
         if caller.quota is not None:
@@ -568,7 +565,10 @@ class Ingest:
     def _answer_accepted(self, ticket: Ticket, durability: Durability, *, duplicate: bool) -> bool:
         """Whether it was a 202, which the caller counts."""
         asked = ticket.meta.durability
-        shortfall = self.shortfall(durability, asked)
+        if asked is None and _RANK[durability] >= self._least:
+            shortfall = None
+        else:
+            shortfall = self.shortfall(durability, asked)
         if shortfall is not None:
             self._answer(
                 ticket,
