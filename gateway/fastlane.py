@@ -109,13 +109,14 @@ class PlainRequest:
     def respond(self, answer: Answer) -> None:
         """Send the answer, once; nobody may be there to read it."""
         head = b"".join([b"%b: %b\r\n" % pair for pair in answer.headers])
-        self._send(answer.status, head, answer.body)
+        self._send(answer.status, head, answer.body, self._besides(answer.status))
 
     def respond_raw(self, accepted: bytes) -> None:
         """The same for a 202 that is made already."""
-        if not self.keep_alive or self.caller.quota is not None:
+        more = b"" if self.keep_alive and self.caller.quota is None else self._besides(202)
+        if more:
             head, _, body = accepted.partition(b"\r\n\r\n")
-            self._send(202, head + b"\r\n", body)
+            self._send(202, head + b"\r\n", body, more)
         elif not self.disconnected and not self.response_started:
             self.response_started = self.response_complete = True
             carrier = self._carrier
@@ -123,15 +124,18 @@ class PlainRequest:
                 self._lane.begin(202, carrier.server_state.default_headers) + accepted, keep_alive=True
             )
 
-    def _send(self, status: int, head: bytes, body: bytes) -> None:
+    def _besides(self, status: int) -> bytes:
+        """The headers that the caller's quota and the end of the connection add."""
+        quota, more = self.caller.quota, b""
+        if quota is not None and (told := quota.to_tell(status)):
+            more = b"".join([b"%b: %b\r\n" % pair for pair in told])
+        return more if self.keep_alive else more + b"connection: close\r\n"
+
+    def _send(self, status: int, head: bytes, body: bytes, more: bytes) -> None:
         if self.disconnected or self.response_started:
             return
         self.response_started = self.response_complete = True
-        carrier, quota, more = self._carrier, self.caller.quota, b""
-        if quota is not None:
-            more = b"".join([b"%b: %b\r\n" % pair for pair in quota.to_tell(status)])
-        if not self.keep_alive:
-            more += b"connection: close\r\n"
+        carrier = self._carrier
         begin = self._lane.begin(status, carrier.server_state.default_headers)
         carrier.send_plain(b"".join((begin, head, more, b"\r\n", body)), keep_alive=self.keep_alive)
 

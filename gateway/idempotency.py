@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from hashlib import sha256
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -19,7 +18,7 @@ from forebay.brokers.api import DURABILITIES, Durability
 
 W = TypeVar("W")
 
-_CODES: dict[Durability, bytes] = {level: bytes([number]) for number, level in enumerate(DURABILITIES)}
+_RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABILITIES)}
 
 
 class Verdict(Enum):
@@ -37,7 +36,7 @@ class Known:
 
 class IdempotencyMemory(Generic[W]):
     """
-    Claim → confirm or release, per message id, with the digest of what was sent.
+    Claim → confirm or release, per message id, with the fingerprint of what was sent.
 
     Accepted ids are remembered, the least recently used forgotten first, at most
     `capacity`. Claims are held beside them and never forgotten; they are as many as
@@ -49,23 +48,24 @@ class IdempotencyMemory(Generic[W]):
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._claims: dict[str, bytes] = {}
+        self._claims: dict[str, int] = {}
         self._twins: dict[str, list[W]] = {}
-        self._known: dict[str, bytes] = {}
-        """The digest, and a byte for the durability."""
+        self._known: dict[str, int] = {}
+        """The fingerprint, and behind it the rank of the durability."""
 
-    def claim(self, message_id: str, digest: bytes, waiter: W | None = None) -> Verdict | Known:
+    def claim(self, message_id: str, fingerprint: int, waiter: W | None = None) -> Verdict | Known:
         """What to do with a request. With TWIN, a `waiter` comes back from confirm or release."""
         known = self._known.get(message_id)
         if known is not None:
             del self._known[message_id]
             self._known[message_id] = known
-            return Known(DURABILITIES[known[-1]]) if known[:-1] == digest else Verdict.CONFLICT
+            before, rank = divmod(known, len(DURABILITIES))
+            return Known(DURABILITIES[rank]) if before == fingerprint else Verdict.CONFLICT
         claimed = self._claims.get(message_id)
         if claimed is None:
-            self._claims[message_id] = digest
+            self._claims[message_id] = fingerprint
             return Verdict.NEW
-        if claimed != digest:
+        if claimed != fingerprint:
             return Verdict.CONFLICT
         if waiter is not None:
             self.join(message_id, waiter)
@@ -78,9 +78,9 @@ class IdempotencyMemory(Generic[W]):
 
     def confirm(self, message_id: str, durability: Durability) -> list[W]:
         """The publish succeeded: remember it. Returns the twins that wait for the outcome."""
-        digest = self._claims.pop(message_id)
+        fingerprint = self._claims.pop(message_id)
         if self._capacity:
-            self._known[message_id] = digest + _CODES[durability]
+            self._known[message_id] = fingerprint * len(DURABILITIES) + _RANK[durability]
             if len(self._known) > self._capacity:
                 self._forget()
         return self._twins.pop(message_id, []) if self._twins else []
@@ -103,25 +103,12 @@ class IdempotencyMemory(Generic[W]):
         return len(self._known)
 
 
-def fingerprint(body: bytes, content_type: str, ordering_key: str | None) -> bytes:
+def fingerprint(body: bytes, content_type: str, ordering_key: str | None) -> int:
     """
-    Digest of what must be equal when an idempotency key is used again.
+    What must be equal when an idempotency key is used again, as a hash with a key of this process (PEP 456).
 
-    Not the other headers: a client's retry has another traceparent, and a later
+    64 bits are enough to tell a client that it has used a key twice; the database compares SHA-256. Not
+    the other headers: a client's retry has another traceparent, and a later
     Forebay-Deliver-At, and is the same message all the same.
     """
-    if ordering_key is None:
-        rest = _WITHOUT_KEY.get(content_type) or _rest(content_type, chr(1))
-    else:
-        rest = f"{content_type}\x00{ordering_key}\x00".encode()
-    return sha256(rest + body).digest()
-
-
-def _rest(content_type: str, instead: str) -> bytes:
-    rest = f"{content_type}\x00{instead}\x00".encode()
-    if len(_WITHOUT_KEY) < 1_000:  # clients can make up as many as they like
-        _WITHOUT_KEY[content_type] = rest
-    return rest
-
-
-_WITHOUT_KEY: dict[str, bytes] = {}
+    return hash((body, content_type, ordering_key))
