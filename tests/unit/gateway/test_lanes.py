@@ -216,6 +216,8 @@ async def turns(gateway: Running, sent: Sequence[bytes]) -> list[object]:
         for data in sent:
             await connection.send(data)
             answer = await connection.answer()
+            if answer.status == 100:
+                answer = await connection.answer()
             headers = [f"{n}: {v}".encode() for n, v in answer.headers.items()]
             said = b"".join(line + b"\r\n" for line in headers)
             answers.append((answer.status, alike(said), alike(answer.body)))
