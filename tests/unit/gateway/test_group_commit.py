@@ -13,6 +13,7 @@ import pytest
 from forebay.brokers.api import PublishResult
 from forebay.errors import BrokerError, BrokerUnavailable, PublishUnconfirmed
 from forebay.message import Message
+from gateway import group_commit
 from gateway.group_commit import GroupCommit
 from tests.unit.gateway.support import ScriptedBroker
 from tests.waiting import until
@@ -96,6 +97,61 @@ async def test_while_a_publish_runs_later_ones_gather(broker: ScriptedBroker) ->
     await commit.group.close()
 
     assert [len(messages) for _, messages in broker.publishes] == [1, 3]
+
+
+async def test_who_has_just_been_answered_may_join_those_who_waited(broker: ScriptedBroker) -> None:
+    commit = Commit(broker)
+    follow = waiting("c")
+    told = commit.group._settled
+
+    def answered(queue: str, entries: list[Waiting], outcomes: Any, seconds: float) -> None:
+        told(queue, entries, outcomes, seconds)
+        if entries[0].message.id == "a":
+            # A client that has its answer sends the next one.
+            asyncio.get_running_loop().call_later(0.001, commit.group.add, "orders", follow)
+
+    commit.group._settled = answered
+    broker.gate.clear()
+    commit.group.add("orders", waiting("a"))
+    await broker.began.wait()
+    commit.group.add("orders", waiting("b"))
+    # Such a publish: a part of this is what the next one waits for.
+    await asyncio.sleep(0.05)
+    broker.gate.set()
+    await until(lambda: bool(follow.outcomes))
+    await commit.group.close()
+
+    assert [[m.id for m in messages] for _, messages in broker.publishes] == [["a"], ["b", "c"]]
+
+
+async def test_enough_of_them_wait_no_longer_and_a_pause_ends_with_the_service(
+    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "PART", 1_000.0)
+    monkeypatch.setattr(group_commit, "MAX_PAUSE", 1_000.0)
+    commit = Commit(broker, worthwhile=3)
+
+    async def one_and_two_behind_it(name: str) -> None:
+        broker.gate.clear()
+        broker.began.clear()
+        commit.group.add("orders", waiting(name))
+        await broker.began.wait()
+        commit.group.add("orders", waiting(f"{name}1"))
+        commit.group.add("orders", waiting(f"{name}2"))
+        broker.gate.set()
+        await until(lambda: broker.running == 0)
+        await asyncio.sleep(0)
+
+    await one_and_two_behind_it("a")
+    third = waiting("a3")
+    commit.group.add("orders", third)
+    await until(lambda: bool(third.outcomes))
+    await one_and_two_behind_it("b")
+    await commit.group.close()
+
+    assert [[m.id for m in messages] for _, messages in broker.publishes] == [
+        ["a"], ["a1", "a2", "a3"], ["b"], ["b1", "b2"],
+    ]  # fmt: skip
 
 
 async def test_publishes_in_flight_are_bounded(broker: ScriptedBroker) -> None:
