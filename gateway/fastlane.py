@@ -118,11 +118,7 @@ class PlainRequest:
             head, _, body = accepted.partition(b"\r\n\r\n")
             self._send(202, head + b"\r\n", body, more)
         elif not self.disconnected and not self.response_started:
-            self.response_started = self.response_complete = True
-            carrier = self._carrier
-            carrier.send_plain(
-                self._lane.begin(202, carrier.server_state.default_headers) + accepted, keep_alive=True
-            )
+            self._write(self._lane.begin(202, self._carrier.server_state.default_headers) + accepted)
 
     def _besides(self, status: int) -> bytes:
         """The headers that the caller's quota and the end of the connection add."""
@@ -134,10 +130,16 @@ class PlainRequest:
     def _send(self, status: int, head: bytes, body: bytes, more: bytes) -> None:
         if self.disconnected or self.response_started:
             return
+        begin = self._lane.begin(status, self._carrier.server_state.default_headers)
+        self._write(b"".join((begin, head, more, b"\r\n", body)))
+
+    def _write(self, answer: bytes) -> None:
         self.response_started = self.response_complete = True
-        carrier = self._carrier
-        begin = self._lane.begin(status, carrier.server_state.default_headers)
-        carrier.send_plain(b"".join((begin, head, more, b"\r\n", body)), keep_alive=self.keep_alive)
+        try:
+            self._carrier.send_plain(answer, keep_alive=self.keep_alive)
+        except Exception:
+            # Others have their answers from the same publish, and must get them.
+            log.exception("an answer could not be sent", queue=self.queue)
 
 
 class FastLane:
