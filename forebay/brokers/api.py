@@ -24,9 +24,14 @@ DURABILITIES: tuple[Durability, ...] = ("unsynced", "journaled", "synced", "repl
 
 @dataclass(slots=True, kw_only=True)
 class PublishResult:
-    """What became of one message of a `publish` call. Exactly one of `durability` and `error` is set."""
+    """
+    What became of one message of a `publish` call. Exactly one of `durability` and `error` is set.
 
-    message_id: str
+    Never changed: one result may stand for many messages of a call.
+    """
+
+    message_id: str = ""
+    """Which message; empty in a result that stands for many: results are aligned with what was published."""
     durability: Durability | None = None
     """How safe the message is now: what a 202 may promise."""
     error: PublishError | None = None

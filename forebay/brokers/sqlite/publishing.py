@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import orjson
 
 from forebay.brokers.api import PublishResult
 from forebay.brokers.naming import dead_letter_queue
 from forebay.brokers.sqlite.files import SideFiles
 from forebay.brokers.sqlite.schema import one_row
 from forebay.brokers.sqlite.settings import SQLiteSettings
+from forebay.brokers.sqlite.storing import MOST_ROWS, is_text, store
 from forebay.brokers.sqlite.writer import Transaction
-from forebay.brokers.wire import to_micros
 from forebay.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -24,17 +22,12 @@ from forebay.errors import (
     PublishUnconfirmed,
     QueueFull,
 )
-from forebay.message import Message
+from forebay.message import Message, bodies_of
 
-_INSERT_MESSAGE = (
-    "insert into message (id, key, content_type, headers, accepted_at, not_before, expires_at, body)"
-    " values (?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_INSERT_SLOTS = (
-    "insert into slot (queue, due, seq, attempt, deferrals)"
-    " select ?, 0, seq, 1, 0 from message where seq between ? and ?"
-)
-_INSERT_SLOT = "insert into slot (queue, due, seq, attempt, deferrals) values (?, ?, ?, 1, 0)"
+_COUNT = "update queue set messages = messages + ?, bytes = bytes + ? where id = ?"
+
+STORED = PublishResult(durability="synced")
+"""What is said of every message that was stored; never changed, as no result is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +88,35 @@ class FutureJob:
 class Publish(FutureJob):
     """Store messages in one queue. The result is the list of PublishResults."""
 
-    __slots__ = ("limits", "messages", "queue_id")
+    __slots__ = ("bodies", "limits", "messages", "queue_id")
 
     def __init__(self, limits: Limits, queue_id: int, messages: Sequence[Message]) -> None:
         super().__init__()
         self.limits = limits
         self.queue_id = queue_id
         self.messages = messages
-        self.weight = sum([len(m.body) for m in messages])
+        self.bodies = bodies_of(messages)
+        self.weight = sum(map(len, self.bodies))
 
     def apply(self, tx: Transaction) -> list[PublishResult]:
         room = self.limits.room(tx)
+        count = len(self.messages)
+        largest = max(map(len, self.bodies), default=0)
+        if 0 < count <= MOST_ROWS and self.weight <= room and largest <= self.limits.settings.max_body_bytes:
+            try:
+                # Nearly always all of them are taken, and nothing is to be said of any.
+                self._store(tx, self.messages, self.weight)
+            except UnicodeEncodeError:
+                pass  # raised before anything was written
+            else:
+                return [STORED] * count
+        return self._one_by_one(tx, room)
+
+    def _one_by_one(self, tx: Transaction, room: int) -> list[PublishResult]:
+        """Store what can be stored, and say what is wrong with the others."""
         max_body = self.limits.settings.max_body_bytes
         results: list[PublishResult] = []
-        rows: list[tuple[object, ...]] = []
-        delayed: list[tuple[int, int]] = []
+        taken: list[Message] = []
         stored_bytes = 0
         for m in self.messages:
             size = len(m.body)
@@ -118,47 +125,26 @@ class Publish(FutureJob):
                 error = MessageTooLarge(size, max_body)
             elif stored_bytes >= room:
                 error = QueueFull(tx.no_room)
-            elif (row := _row(m)) is None:
+            elif not is_text(m):
                 error = PublishRejected(
                     "id, key, content type or a header holds text that is not valid Unicode"
                 )
             else:
-                if (
-                    m.not_before is not None
-                    and (due := to_micros(m.not_before)) > tx.now
-                    and not self.limits.at_once
-                ):
-                    delayed.append((len(rows), due))
-                rows.append(row)
+                taken.append(m)
                 stored_bytes += size
-                results.append(PublishResult(message_id=m.id, durability="synced"))
+                results.append(STORED)
                 continue
             results.append(PublishResult(message_id=m.id, error=error))
-        if rows:
-            self._insert(tx, rows, delayed)
-            tx.db.execute(
-                "update queue set messages = messages + ?, bytes = bytes + ? where id = ?",
-                (len(rows), stored_bytes, self.queue_id),
-            )
-            tx.room = room - stored_bytes
-            tx.ring.add(self.queue_id)
+        if taken:
+            self._store(tx, taken, stored_bytes)
         return results
 
-    def _insert(
-        self, tx: Transaction, rows: list[tuple[object, ...]], delayed: list[tuple[int, int]]
-    ) -> None:
-        db = tx.db
-        db.executemany(_INSERT_MESSAGE, rows)
-        # Nobody else writes now, and an autoincrement key only grows by one: the rows are consecutive.
-        first = db.last_insert_rowid() - len(rows) + 1
-        start = 0
-        for i, due in delayed:
-            if i > start:
-                db.execute(_INSERT_SLOTS, (self.queue_id, first + start, first + i - 1))
-            db.execute(_INSERT_SLOT, (self.queue_id, due, first + i))
-            start = i + 1
-        if start < len(rows):
-            db.execute(_INSERT_SLOTS, (self.queue_id, first + start, first + len(rows) - 1))
+    def _store(self, tx: Transaction, messages: Sequence[Message], size: int) -> None:
+        store(tx.db, self.queue_id, messages, None if self.limits.at_once else tx.now)
+        tx.db.execute(_COUNT, (len(messages), size, self.queue_id))
+        assert tx.room is not None, "it was asked for"
+        tx.room -= size
+        tx.ring.add(self.queue_id)
 
     def unknown(self, error: BrokerError) -> list[PublishResult]:
         return failed(self.messages, PublishUnconfirmed(str(error)))
@@ -169,37 +155,6 @@ class Publish(FutureJob):
 
 def failed(messages: Sequence[Message], error: PublishError) -> list[PublishResult]:
     return [PublishResult(message_id=m.id, error=error) for m in messages]
-
-
-def _row(m: Message) -> tuple[object, ...] | None:
-    """The message's columns, or None if its texts cannot be stored: half a surrogate pair is no text."""
-    if not (m.id.isascii() and m.content_type.isascii() and (m.key is None or m.key.isascii())):
-        try:
-            f"{m.id}{m.content_type}{m.key}".encode()
-        except UnicodeEncodeError:
-            return None
-    headers = None
-    if m.headers:
-        headers = headers_to_text(m.headers)
-        if headers is None:
-            return None
-    return (
-        m.id,
-        m.key,
-        m.content_type,
-        headers,
-        to_micros(m.accepted_at),
-        None if m.not_before is None else to_micros(m.not_before),
-        None if m.expires_at is None else to_micros(m.expires_at),
-        m.body,
-    )
-
-
-def headers_to_text(headers: Mapping[str, str]) -> str | None:
-    try:
-        return orjson.dumps(dict(headers)).decode()
-    except TypeError:
-        return None
 
 
 class Declare(FutureJob):

@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from forebay.brokers.api import Ack, Attempt, Broker, Capabilities, Delivery, Depth, Failure, Subscription
+from forebay.brokers.api import (
+    Ack,
+    Attempt,
+    Broker,
+    Capabilities,
+    Delivery,
+    Depth,
+    Failure,
+    PublishResult,
+    Subscription,
+)
 from forebay.ids import new_id
 from forebay.message import Message
 
@@ -158,3 +168,8 @@ async def until_depth(broker: Broker, queue: str, within: float, right: Callable
 
 def ids(of: Sequence[Delivery] | Sequence[Message]) -> list[str]:
     return [x.message.id if isinstance(x, Delivery) else x.id for x in of]
+
+
+def aligned(results: Sequence[PublishResult], sent: Sequence[Message]) -> bool:
+    """Whether there is one result per message; one that names its message names the right one."""
+    return all(r.message_id in ("", m.id) for r, m in zip(results, sent, strict=True))

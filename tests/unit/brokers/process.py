@@ -32,8 +32,9 @@ async def publish(broker: Broker) -> None:
     """Publish for ever; the ids of what was confirmed."""
     say("ready")
     while True:
-        results = await broker.publish("orders", messages(5), timeout=10)
-        say(*[r.message_id for r in results if r.ok])
+        batch = messages(5)
+        results = await broker.publish("orders", batch, timeout=10)
+        say(*[m.id for m, r in zip(batch, results, strict=True) if r.ok])
 
 
 async def hold(broker: Broker) -> None:

@@ -37,7 +37,7 @@ async def test_a_full_disk_is_a_definite_refusal_and_consumers_go_on(small_disk:
         while True:
             batch = [message(b"x" * 10_000) for _ in range(10)]
             results = await broker.publish("orders", batch, timeout=10)
-            stored += [r.message_id for r in results if r.ok]
+            stored += [m.id for m, r in zip(batch, results, strict=True) if r.ok]
             if not results[-1].ok:
                 break
         assert all(isinstance(r.error, QueueFull) for r in results), "none of this transaction is stored"
