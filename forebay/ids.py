@@ -34,10 +34,22 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
+def new_ids(count: int) -> list[str]:
+    """So many of them."""
+    uuid7 = uuid_utils.uuid7
+    return [str(uuid7()) for _ in range(count)]
+
+
 def id_from_key(tenant: str, queue: str, key: str) -> str:
     """The id of whatever `tenant` sends to `queue` under this idempotency key, at every replica."""
     # Once for every message with a key; this takes a third of what `_uuid5` does.
     return str(uuid_utils.uuid5(_IDEMPOTENCY, f"{tenant}\x00{queue}\x00{key}"))
+
+
+def ids_from_keys(tenant: str, queue: str, key: str, numbers: range) -> list[str]:
+    """The ids of the items of a batch that has this idempotency key: item n has the key `<key>/n`."""
+    uuid5, start = uuid_utils.uuid5, f"{tenant}\x00{queue}\x00{key}/"
+    return [str(uuid5(_IDEMPOTENCY, f"{start}{n}")) for n in numbers]
 
 
 def conflict_id(message_id: str, body: bytes) -> str:

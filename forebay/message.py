@@ -88,5 +88,9 @@ class Alike(Sequence[Message]):
         return self._made
 
 
+def ids_of(messages: Sequence[Message]) -> Sequence[str]:
+    return messages.ids if isinstance(messages, Alike) else [m.id for m in messages]
+
+
 def bodies_of(messages: Sequence[Message]) -> Sequence[bytes]:
     return messages.bodies if isinstance(messages, Alike) else [m.body for m in messages]

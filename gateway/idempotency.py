@@ -9,6 +9,7 @@ key with another body is refused here rather than found at the database.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -71,6 +72,13 @@ class IdempotencyMemory(Generic[W]):
             self.join(message_id, waiter)
         return Verdict.TWIN
 
+    def claim_all(self, ids: Sequence[str], fingerprints: Sequence[int]) -> bool:
+        """Claim all of these different ids, if every one is NEW; else none of them."""
+        if not (self._known.keys().isdisjoint(ids) and self._claims.keys().isdisjoint(ids)):
+            return False
+        self._claims.update(zip(ids, fingerprints, strict=True))
+        return True
+
     def join(self, message_id: str, waiter: W) -> None:
         """For one who was told TWIN and gave no waiter, before anything else has happened."""
         assert message_id in self._claims
@@ -84,6 +92,18 @@ class IdempotencyMemory(Generic[W]):
             if len(self._known) > self._capacity:
                 self._forget()
         return self._twins.pop(message_id, []) if self._twins else []
+
+    def confirm_all(self, ids: Sequence[str], durability: Durability) -> bool:
+        """The same for many claims, if none of them has twins; else for none."""
+        if not self._twins.keys().isdisjoint(ids):
+            return False
+        pop, scale, rank = self._claims.pop, len(DURABILITIES), _RANK[durability]
+        remembered = [pop(message_id) * scale + rank for message_id in ids]
+        if self._capacity:
+            self._known.update(zip(ids, remembered, strict=True))
+            while len(self._known) > self._capacity:
+                self._forget()
+        return True
 
     def release(self, message_id: str) -> list[W]:
         """The publish failed, or nobody knows. Returns the twins that wait for the outcome."""

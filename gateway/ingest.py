@@ -28,7 +28,7 @@ from forebay.errors import (
     QueueNotFound,
 )
 from forebay.ids import id_from_key, new_id
-from forebay.message import Message
+from forebay.message import Alike, Message, bodies_of
 from gateway import permits
 from gateway.admission import Admission
 from gateway.answer import AcceptedAnswers, Answer, RawHeaders
@@ -397,6 +397,12 @@ class Ingest:
         """
         return self._memory.claim(message.id, fingerprint(message.body, message.content_type, message.key))
 
+    def claim_all(self, messages: Alike) -> bool:
+        """Claim all of these, if every one is NEW; else none."""
+        content_type, key = messages.common.content_type, messages.common.key
+        fingerprints = [fingerprint(body, content_type, key) for body in messages.bodies]
+        return self._memory.claim_all(messages.ids, fingerprints)
+
     def join(self, twin: Ticket) -> None:
         """The ticket's message is being published for another; its outcome is answered to this one, too."""
         self._memory.join(twin.message.id, twin)
@@ -486,6 +492,12 @@ class Ingest:
             if not twin.answered:
                 self._answer_duplicate(twin, durability)
 
+    def confirm_all(self, ids: Sequence[str], durability: Durability) -> None:
+        """The same for many."""
+        if not self._memory.confirm_all(ids, durability):
+            for message_id in ids:
+                self.confirm(message_id, durability)
+
     def release(self, message_id: str, queue: str, error: BrokerError) -> None:
         """A claimed message is not stored, or nobody knows: so are its twins."""
         for twin in self._memory.release(message_id):
@@ -494,11 +506,11 @@ class Ingest:
                 self._answer(twin, broker_problem(error, message_id=message_id, queue=queue))
 
     def published(
-        self, queue: str, accepted: list[Message], sent: int, trouble: BrokerError | None, seconds: float
+        self, queue: str, accepted: Sequence[Message], sent: int, trouble: BrokerError | None, seconds: float
     ) -> None:
         """Account for a publish of `sent` messages that took `seconds`."""
         figures = self._metrics.of_publishes(queue)
-        figures.body_bytes.inc(sum([len(m.body) for m in accepted]))
+        figures.body_bytes.inc(sum(map(len, bodies_of(accepted))))
         figures.seconds.observe(seconds)
         figures.messages.observe(sent)
         self._metrics.confirm_seconds.observe(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -49,6 +50,10 @@ class RecentIds:
 
     def add(self, message_id: str, queue: str, accepted_at: datetime, durability: Durability) -> None:
         self.room(queue, durability, 1)[message_id] = accepted_at
+
+    def add_all(self, ids: Sequence[str], queue: str, accepted_at: datetime, durability: Durability) -> None:
+        """The same for ids that have all the rest in common."""
+        self.room(queue, durability, len(ids)).update(dict.fromkeys(ids, accepted_at))
 
     def get(self, message_id: str) -> Accepted | None:
         for generation in (self._new, self._old):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from itertools import accumulate
 
 from gateway.batches.items import NO_ROOM, Maker
 from gateway.batches.publishing import BEHIND, Course, Lane
@@ -69,7 +69,7 @@ class Intake:
         self._caller = course.ticket.caller
         self._paid = 1
         """Messages that the caller's quota was charged for and that are not sent yet: one for the request."""
-        self._waiting: deque[Item] = deque()
+        self._waiting: list[Item] = []
         self._waiting_size = 0
         self._spare = SPARE
         self._taken = 0
@@ -121,9 +121,9 @@ class Intake:
         if not room:
             self._give_way()
             items = [OVERLOADED] * len(items)
-        kept = sum([len(item) + 2 for item in items if isinstance(item, bytes)])
-        self._spare -= max(0, before - self._splitter.held - kept)
-        await self._add(items)
+        size, count = _measure(items)
+        self._spare -= max(0, before - self._splitter.held - size - 2 * count)
+        await self._add(items, size + ITEM_COST * count)
         if more and self._waiting and not self._course.running:
             self._send()
         if broken is not None:
@@ -139,7 +139,8 @@ class Intake:
             As `take`.
         """
         self._ingest.bodies_on_their_way.remove(self)
-        await self._add(self._splitter.finish())
+        items = self._splitter.finish()
+        await self._add(items, _cost(items))
 
     async def settle(self) -> None:
         """There is no more to come: publish what waits, and wait until every item has its result."""
@@ -159,12 +160,12 @@ class Intake:
         self._ingest.give_back(self.reserved, self._caller)
         self.reserved = 0
 
-    async def _add(self, items: list[Item]) -> None:
+    async def _add(self, items: list[Item], size: int) -> None:
         fits = self._max_items - self._taken
         too_many = len(items) > fits
         if too_many:
             items = items[:fits]
-        size = _size(items)
+            size = _cost(items)
         self._ingest.give_back(self.reserved - self._splitter.held - size, self._caller)
         self.reserved = self._splitter.held
         self._waiting += items
@@ -193,7 +194,7 @@ class Intake:
         course = self._course
         if course.stopped is None:
             sent = self._allowed(items)
-            size_sent = size if sent == len(items) else _size(items[:sent])
+            size_sent = size if sent == len(items) else _cost(items[:sent])
             if sent:
                 self._start(first, items[:sent], size_sent)
             if sent == len(items):
@@ -228,23 +229,30 @@ class Intake:
 
     def _next(self) -> tuple[list[Item], int]:
         """The items of the next chunk, taken off those that wait."""
-        waiting = self._waiting
-        if len(waiting) <= CHUNK_ITEMS and self._waiting_size <= CHUNK_BYTES:
-            items, size = list(waiting), self._waiting_size
-            waiting.clear()
-        else:
-            items, size = [], 0
-            while waiting and len(items) < CHUNK_ITEMS and size < CHUNK_BYTES:
-                item = waiting.popleft()
-                items.append(item)
-                size += _size([item])
+        items, size = self._waiting, self._waiting_size
+        if len(items) > CHUNK_ITEMS:
+            items = items[:CHUNK_ITEMS]
+            size = _cost(items)
+        if size > CHUNK_BYTES:
+            costs = accumulate([_cost([item]) for item in items])
+            fewer = next(n for n, cost in enumerate(costs, 1) if cost >= CHUNK_BYTES)
+            items = items[:fewer]
+            size = _cost(items)
+        self._waiting = self._waiting[len(items) :]
         self._waiting_size -= size
         return items, size
 
 
-def _size(items: list[Item]) -> int:
-    """Bytes counted for items."""
+def _measure(items: list[Item]) -> tuple[int, int]:
+    """Of those that were kept the bytes, and how many they are."""
     try:
-        return sum(map(len, items)) + ITEM_COST * len(items)  # type: ignore[arg-type]  # mostly all are bytes
+        return sum(map(len, items)), len(items)  # type: ignore[arg-type]  # mostly all are bytes
     except TypeError:
-        return sum([len(item) + ITEM_COST for item in items if isinstance(item, bytes)])
+        kept = [len(item) for item in items if isinstance(item, bytes)]
+        return sum(kept), len(kept)
+
+
+def _cost(items: list[Item]) -> int:
+    """Bytes counted for items."""
+    size, count = _measure(items)
+    return size + ITEM_COST * count

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from forebay.ids import id_from_key, new_id
-from forebay.message import Message
+from forebay.ids import id_from_key, ids_from_keys, new_id, new_ids
+from forebay.message import Alike, Message
 from gateway.batches.publishing import Chunk, unknown_code
 from gateway.batches.results import NO_ID, Results, Span
 from gateway.batches.splitting import Elements, Item, Lines, Splitter
@@ -187,7 +187,8 @@ class Maker:
             places.append(place)
             if has_key:
                 keyed.add(place)
-        return Chunk(Span(first, "".join(ids), codes), messages, places, keyed, size)
+        span = Span(first, "".join(ids), codes)
+        return Chunk(span, messages, places, keyed, size, accepted_at=now)
 
     def _message(self, number: int, item: Item, now: datetime) -> tuple[Message, bool]:
         """
@@ -225,26 +226,24 @@ class Maker:
         count = len(items)
         key = meta.idempotency_key
         if key is None:
-            ids = [new_id() for _ in items]
+            ids = new_ids(count)
         else:
-            ids = [id_from_key(self._tenant, self._queue, f"{key}/{n}") for n in range(first, first + count)]
-        ordering_key, headers, content_type = meta.ordering_key, meta.kept, meta.content_type
-        messages = [
-            Message(
-                id=message_id,
-                body=body,
-                accepted_at=now,
-                key=ordering_key,
-                headers=headers,
-                content_type=content_type,
-                not_before=not_before,
-                expires_at=expires_at,
-            )
-            for message_id, body in zip(ids, items, strict=True)
-        ]
+            ids = ids_from_keys(self._tenant, self._queue, key, range(first, first + count))
+        common = Message(
+            id="",
+            body=b"",
+            accepted_at=now,
+            key=meta.ordering_key,
+            headers=meta.kept,
+            content_type=meta.content_type,
+            not_before=not_before,
+            expires_at=expires_at,
+        )
         span = Span(first, "".join(ids), bytearray((self._unknown,)) * count)
         places = range(count)
-        return Chunk(span, messages, places, set(places) if key is not None else set(), size)
+        return Chunk(
+            span, Alike(common, ids, items), places, places if key is not None else (), size, accepted_at=now
+        )
 
     def _too_large(self) -> Refused:
         return Refused(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
+from datetime import datetime
 from functools import partial
+from operator import attrgetter
 
 import orjson
 import structlog
 
 from forebay.brokers.api import Durability, PublishResult
 from forebay.errors import BrokerError, MessageTooLarge, PublishUnconfirmed
-from forebay.message import Message
+from forebay.message import Alike, Message, bodies_of, ids_of
 from gateway.answer import Answer
 from gateway.batches.results import Results, Span
 from gateway.group_commit import GRACE, REPORT
@@ -43,10 +45,17 @@ MOST_KEYS = 1_000
 class Chunk:
     """Some items of one batch, in a row, and the messages among them that go to the broker together."""
 
-    __slots__ = ("claimed", "keyed", "messages", "places", "size", "span")
+    __slots__ = ("accepted_at", "claimed", "keyed", "messages", "places", "size", "span")
 
     def __init__(
-        self, span: Span, messages: list[Message], places: Sequence[int], keyed: set[int], size: int
+        self,
+        span: Span,
+        messages: Sequence[Message],
+        places: Sequence[int],
+        keyed: Collection[int],
+        size: int,
+        *,
+        accepted_at: datetime,
     ) -> None:
         self.span = span
         self.messages = messages
@@ -54,10 +63,11 @@ class Chunk:
         """Where in the span each message is."""
         self.keyed = keyed
         """Places of messages with an idempotency key."""
-        self.claimed: set[int] = set()
+        self.claimed: Collection[int] = ()
         """Those of them that nobody else has published or is publishing."""
         self.size = size
         """Bytes counted for it until it is settled."""
+        self.accepted_at = accepted_at
 
     def withhold(self, keys: Container[str | None], code: int) -> None:
         """Take out the messages of these ordering keys, with this code."""
@@ -132,10 +142,15 @@ class Lane:
 
     def _claim(self, course: Course, chunk: Chunk) -> None:
         """Leave in the chunk what no other request has published or is publishing."""
+        messages = chunk.messages
+        if isinstance(messages, Alike) and self._ingest.claim_all(messages):
+            chunk.claimed = chunk.places
+            return
+        claimed: set[int] = set()
         fresh: list[Message] = []
         places: list[int] = []
         codes = chunk.span.codes
-        for place, message in zip(chunk.places, chunk.messages, strict=True):
+        for place, message in zip(chunk.places, messages, strict=True):
             if place in chunk.keyed:
                 verdict = self._ingest.claim(message)
                 if verdict is Verdict.TWIN:
@@ -147,10 +162,10 @@ class Lane:
                 if isinstance(verdict, Known):
                     codes[place] = course.stored(self._ingest, verdict.durability, duplicate=True)
                     continue
-                chunk.claimed.add(place)
+                claimed.add(place)
             fresh.append(message)
             places.append(place)
-        chunk.messages, chunk.places = fresh, places
+        chunk.messages, chunk.places, chunk.claimed = fresh, places, claimed
 
     def _join(self, course: Course, span: Span, place: int, message: Message) -> None:
         """Rare: the same message is just being published; what comes of it is what comes of this one."""
@@ -203,8 +218,47 @@ class Lane:
     def _settle(
         self, course: Course, chunk: Chunk, outcomes: Sequence[PublishResult | BrokerError], started: float
     ) -> None:
-        queue, codes = course.ticket.queue, chunk.span.codes
+        queue = course.ticket.queue
         seconds = self._loop.time() - started
+        durability = _one_durability(outcomes)
+        accepted: Sequence[Message]
+        trouble: BrokerError | None = None
+        if durability is None:
+            accepted, trouble = self._settle_each(course, chunk, outcomes)
+        else:
+            accepted = chunk.messages
+            self._settle_all(course, chunk, durability)
+        self._ingest.published(queue, accepted, len(outcomes), trouble, seconds)
+        self._ingest.give_back(chunk.size, course.ticket.caller)
+        chunk.messages = ()
+        if not accepted and trouble is not None and seconds > self._timeout / 2:
+            course.stopped = NOT_SENT, NO_TIME
+        elif len(course.failed_keys) > MOST_KEYS:
+            course.stopped = NOT_SENT, BEHIND
+        course.ended()
+
+    def _settle_all(self, course: Course, chunk: Chunk, durability: Durability) -> None:
+        """The usual outcome: every message is stored, so durably."""
+        ingest, caller, queue = self._ingest, course.ticket.caller, course.ticket.queue
+        ids, codes = ids_of(chunk.messages), chunk.span.codes
+        if durability == "journaled":
+            ingest.journaled(caller, sum(map(len, bodies_of(chunk.messages))))
+        ingest.recent.add_all(ids, queue, chunk.accepted_at, durability)
+        code = course.stored(ingest, durability)
+        for place in chunk.places:
+            codes[place] = code
+        if len(chunk.claimed) == len(ids):
+            ingest.confirm_all(ids, durability)
+        elif chunk.claimed:
+            for place, message_id in zip(chunk.places, ids, strict=True):
+                if place in chunk.claimed:
+                    ingest.confirm(message_id, durability)
+
+    def _settle_each(
+        self, course: Course, chunk: Chunk, outcomes: Sequence[PublishResult | BrokerError]
+    ) -> tuple[list[Message], BrokerError | None]:
+        """Returns what was accepted, and an error that says why something was not, if one does."""
+        queue, codes = course.ticket.queue, chunk.span.codes
         accepted: list[Message] = []
         trouble: BrokerError | None = None
         known: dict[Durability, int] = {}
@@ -232,14 +286,19 @@ class Lane:
                     self._ingest.release(message.id, queue, error)
                 if message.key is not None:
                     course.failed_keys.add(message.key)
-        self._ingest.published(queue, accepted, len(outcomes), trouble, seconds)
-        self._ingest.give_back(chunk.size, course.ticket.caller)
-        chunk.messages = []
-        if not accepted and trouble is not None and seconds > self._timeout / 2:
-            course.stopped = NOT_SENT, NO_TIME
-        elif len(course.failed_keys) > MOST_KEYS:
-            course.stopped = NOT_SENT, BEHIND
-        course.ended()
+        return accepted, trouble
+
+
+def _one_durability(outcomes: Sequence[PublishResult | BrokerError]) -> Durability | None:
+    """How durably all messages are stored, if all of them are, and are so alike."""
+    try:
+        found: set[Durability | None] = set(map(_durability, outcomes))
+    except AttributeError:
+        return None
+    return found.pop() if len(found) == 1 else None
+
+
+_durability = attrgetter("durability")
 
 
 def unknown_code(results: Results) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Protocol
 
@@ -67,35 +68,38 @@ class Lines:
         return len(self._carry)
 
     def most(self, data: bytes) -> int:
-        return data.count(b"\n")
+        return max(0, len(_lines(data)) - (not data.endswith(b"\n")))
 
     def feed(self, data: bytes) -> list[Item]:
         # Only what is new is searched, or a long line in many pieces would cost its square.
-        end = data.find(b"\n")
-        if end < 0:
+        if data.find(b"\n") < 0:
             if self._dropped is None:
-                self._carry += data
-                if len(self._carry) > self._limit + 1:  # a CR may be the last
-                    self.drop(BODY_TOO_LARGE)
+                self._hold(data)
             return []
-        lines: list[bytes] = data.split(b"\n")
+        lines = _lines(data)
+        rest = b"" if data.endswith(b"\n") else lines.pop()
         first: list[Item] = []
         if self._dropped is not None:
-            lines[0] = b""
             first.append(self._dropped)
+            del lines[0]
         elif self._carry:
             lines[0] = bytes(self._carry) + lines[0]
-        rest = lines.pop()
         self._dropped = None
-        self._carry = bytearray(rest)
-        if len(rest) > self._limit + 1:
+        self._carry = bytearray()
+        self._hold(rest)
+        longest = max(map(len, lines), default=0)
+        if b"\r" in data or (lines and lines[0].endswith(b"\r\n")):
+            lines = [line[: -2 if line.endswith(b"\r\n") else -1] for line in lines]
+        else:
+            lines = [line[:-1] for line in lines]
+        if longest <= self._limit:
+            return first + [line for line in lines if line]
+        return first + [line if len(line) <= self._limit else BODY_TOO_LARGE for line in lines if line]
+
+    def _hold(self, data: bytes) -> None:
+        self._carry += data
+        if len(self._carry) > self._limit + 1:  # a CR may be the last
             self.drop(BODY_TOO_LARGE)
-        if b"\r" in data or lines[0].endswith(b"\r"):
-            lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
-        items: list[Item] = [line for line in lines if line]
-        if items and max(map(len, lines)) > self._limit:
-            items = [line if len(line) <= self._limit else BODY_TOO_LARGE for line in lines if line]
-        return first + items if first else items
 
     def drop(self, why: Kind) -> None:
         if self._carry:
@@ -104,6 +108,12 @@ class Lines:
 
     def finish(self) -> list[Item]:
         return self.feed(b"\n")
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """With their LF; the last may have none."""
+    # `bytes.split` and `bytes.count` look at byte after byte; this searches.
+    return io.BytesIO(data).readlines()
 
 
 _STRING = rb'(?:[^"\\]++|\\.)*+'

@@ -52,6 +52,24 @@ class MemoryMachine(RuleBasedStateMachine):
         assert self.memory.confirm(message_id, "synced") == twins
         self.known = [*self.known, (message_id, digest)][-CAPACITY:]
 
+    @rule(claims=st.dictionaries(IDS, DIGESTS, min_size=1))
+    def claim_all(self, claims: dict[str, int]) -> None:
+        known = {message_id for message_id, _ in self.known}
+        all_new = claims.keys().isdisjoint(self.claims) and claims.keys().isdisjoint(known)
+        assert self.memory.claim_all(list(claims), list(claims.values())) is all_new
+        if all_new:
+            self.claims |= {message_id: (digest, []) for message_id, digest in claims.items()}
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def confirm_all(self, data: st.DataObject) -> None:
+        ids = data.draw(st.lists(st.sampled_from(sorted(self.claims)), unique=True, min_size=1))
+        none_has_twins = not any(self.claims[message_id][1] for message_id in ids)
+        assert self.memory.confirm_all(ids, "synced") is none_has_twins
+        if none_has_twins:
+            self.known += [(message_id, self.claims.pop(message_id)[0]) for message_id in ids]
+            self.known = self.known[-CAPACITY:]
+
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
