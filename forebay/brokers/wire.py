@@ -56,12 +56,12 @@ HISTORY_VERSION = 1
 """Of the JSON in the two headers of histories: a reader ignores one that it does not know."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def to_micros(when: datetime) -> int:
     """Microseconds since the epoch, exactly: a float would be off by one now and then."""
-    return (when - _EPOCH) // _MICROSECOND
+    since = when - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def from_micros(micros: int) -> datetime:

@@ -58,7 +58,7 @@ class SQLiteBroker:
         self._files = files
         self._settings = settings
         self._clock = clock
-        self._limits = Limits(files, settings, at_once)
+        self._limits = Limits(files, settings, at_once=at_once)
         self._publisher = Writer(
             "forebay-publish",
             files,

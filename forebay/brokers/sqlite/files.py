@@ -138,6 +138,10 @@ class Ballast:
             os.close(fd)
 
 
+SETTLED = 100_000_000
+"""Nanoseconds after which a further change of a directory certainly has another time."""
+
+
 class Doorbells:
     """
     One Unix datagram socket per waiting subscription; a byte says "look again".
@@ -149,6 +153,8 @@ class Doorbells:
 
     def __init__(self, directory: Path) -> None:
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._known: tuple[int, list[str]] = 0, []
+        """When the directory was changed last, and what is in it, if it cannot have changed unseen."""
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sender.setblocking(False)
 
@@ -164,7 +170,7 @@ class Doorbells:
 
     def ring(self, queue_ids: Iterable[int]) -> None:
         wanted = {str(i) for i in queue_ids}
-        for name in os.listdir(self._directory):
+        for name in self._names():
             if name.partition(".")[0] not in wanted:
                 continue
             try:
@@ -175,6 +181,17 @@ class Doorbells:
             except OSError:
                 # Full: it has been rung and has not looked yet. Gone: it needs no ringing.
                 pass
+
+    def _names(self) -> list[str]:
+        changed = os.stat(self._directory).st_mtime_ns
+        when, names = self._known
+        if changed == when:
+            return names
+        names = os.listdir(self._directory)
+        # Within a tick of the kernel's clock, two changes have the same time.
+        if time.time_ns() - changed > SETTLED:
+            self._known = changed, names
+        return names
 
     def _unlink(self, name: str) -> None:
         try:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from forebay.brokers.api import PublishResult
 from forebay.brokers.naming import dead_letter_queue
 from forebay.brokers.sqlite.files import SideFiles
 from forebay.brokers.sqlite.schema import one_row
 from forebay.brokers.sqlite.settings import SQLiteSettings
-from forebay.brokers.sqlite.storing import MOST_ROWS, is_text, store
+from forebay.brokers.sqlite.storing import MOST_ROWS, Rows, is_text
 from forebay.brokers.sqlite.writer import Transaction
 from forebay.errors import (
     BrokerError,
@@ -30,35 +31,58 @@ STORED = PublishResult(durability="synced")
 """What is said of every message that was stored; never changed, as no result is."""
 
 
-@dataclass(frozen=True, slots=True)
+LOOK_EVERY = 20_000
+"""Microseconds for which plenty of room is believed to be there, without another look."""
+PLENTY = 256 * 2**20
+"""Bytes that nobody fills in that time."""
+
+
+class Room(NamedTuple):
+    """How many more bytes of bodies may be stored, and why not more."""
+
+    bytes: int
+    why: str
+
+
 class Limits:
     """Whether there is room for more."""
 
-    files: SideFiles
-    settings: SQLiteSettings
-    at_once: bool = False
-    """Delayed messages are lent before their time: whoever takes them keeps it."""
+    def __init__(self, files: SideFiles, settings: SQLiteSettings, *, at_once: bool = False) -> None:
+        self.files = files
+        self.max_body_bytes = settings.max_body_bytes
+        self.at_once = at_once
+        """Delayed messages are lent before their time: whoever takes them keeps it."""
+        self._max_bytes = settings.max_bytes
+        self._plenty_at: int | None = None
+        """When there was plenty of room, at the last look."""
 
-    def room(self, tx: Transaction) -> int:
-        """How many more bytes of bodies may be stored; asked once per transaction."""
-        if tx.room is not None:
-            return tx.room
+    def allow(self, size: int, tx: Transaction) -> bool:
+        """Whether so many bytes more may be stored; mostly without a look."""
+        since = None if self._plenty_at is None else tx.now - self._plenty_at
+        if since is not None and 0 <= since < LOOK_EVERY and size < PLENTY // 4:
+            return True
+        return size <= self.room(tx).bytes
+
+    def room(self, tx: Transaction) -> Room:
+        """Look how much room there is, besides what the transaction has stored already."""
+        self._plenty_at = None
         free, low_water = self.files.free_and_low_water()
         if free < low_water:
-            tx.room = 0
-            tx.no_room = (
+            return Room(
+                0,
                 f"the disk under {self.files.database} has {free} bytes free;"
-                f" publishes are refused below {low_water} (broker.sqlite.min_free_bytes)"
+                f" publishes are refused below {low_water} (broker.sqlite.min_free_bytes)",
             )
-            return 0
         self.files.ballast.restore(free, low_water)
         (stored,) = one_row(tx.db, "select coalesce(sum(bytes), 0) from queue")
-        limit = self.settings.max_bytes
-        tx.room = limit - stored
-        tx.no_room = (
-            f"the queue file holds {stored} bytes of messages; its limit is {limit} (broker.sqlite.max_bytes)"
+        limit = self._max_bytes
+        if min(free - low_water, limit - stored) > PLENTY:
+            self._plenty_at = tx.now
+        return Room(
+            limit - stored,
+            f"the queue file holds {stored} bytes of messages;"
+            f" its limit is {limit} (broker.sqlite.max_bytes)",
         )
-        return tx.room
 
 
 class FutureJob:
@@ -88,33 +112,34 @@ class FutureJob:
 class Publish(FutureJob):
     """Store messages in one queue. The result is the list of PublishResults."""
 
-    __slots__ = ("bodies", "limits", "messages", "queue_id")
+    __slots__ = ("_rows", "limits", "messages", "queue_id")
 
     def __init__(self, limits: Limits, queue_id: int, messages: Sequence[Message]) -> None:
         super().__init__()
         self.limits = limits
         self.queue_id = queue_id
         self.messages = messages
-        self.bodies = bodies_of(messages)
-        self.weight = sum(map(len, self.bodies))
+        sizes = [*map(len, bodies_of(messages))]
+        self.weight = sum(sizes)
+        self._rows: Rows | None = None
+        """All of them as rows, where nothing is to be said of any: nearly always."""
+        if 0 < len(sizes) <= MOST_ROWS and max(sizes) <= limits.max_body_bytes:
+            with contextlib.suppress(ValueError):
+                self._rows = Rows(messages)
 
     def apply(self, tx: Transaction) -> list[PublishResult]:
-        room = self.limits.room(tx)
-        count = len(self.messages)
-        largest = max(map(len, self.bodies), default=0)
-        if 0 < count <= MOST_ROWS and self.weight <= room and largest <= self.limits.settings.max_body_bytes:
+        if self._rows is not None and self.limits.allow(self.weight, tx):
             try:
-                # Nearly always all of them are taken, and nothing is to be said of any.
-                self._store(tx, self.messages, self.weight)
-            except UnicodeEncodeError:
+                self._store(tx, self._rows, len(self.messages), self.weight)
+            except ValueError:
                 pass  # raised before anything was written
             else:
-                return [STORED] * count
-        return self._one_by_one(tx, room)
+                return [STORED] * len(self.messages)
+        return self._one_by_one(tx)
 
-    def _one_by_one(self, tx: Transaction, room: int) -> list[PublishResult]:
+    def _one_by_one(self, tx: Transaction) -> list[PublishResult]:
         """Store what can be stored, and say what is wrong with the others."""
-        max_body = self.limits.settings.max_body_bytes
+        room, max_body = self.limits.room(tx), self.limits.max_body_bytes
         results: list[PublishResult] = []
         taken: list[Message] = []
         stored_bytes = 0
@@ -123,8 +148,8 @@ class Publish(FutureJob):
             error: PublishError
             if size > max_body:
                 error = MessageTooLarge(size, max_body)
-            elif stored_bytes >= room:
-                error = QueueFull(tx.no_room)
+            elif stored_bytes >= room.bytes:
+                error = QueueFull(room.why)
             elif not is_text(m):
                 error = PublishRejected(
                     "id, key, content type or a header holds text that is not valid Unicode"
@@ -136,14 +161,12 @@ class Publish(FutureJob):
                 continue
             results.append(PublishResult(message_id=m.id, error=error))
         if taken:
-            self._store(tx, taken, stored_bytes)
+            self._store(tx, Rows(taken), len(taken), stored_bytes)
         return results
 
-    def _store(self, tx: Transaction, messages: Sequence[Message], size: int) -> None:
-        store(tx.db, self.queue_id, messages, None if self.limits.at_once else tx.now)
-        tx.db.execute(_COUNT, (len(messages), size, self.queue_id))
-        assert tx.room is not None, "it was asked for"
-        tx.room -= size
+    def _store(self, tx: Transaction, rows: Rows, count: int, size: int) -> None:
+        rows.insert(tx.db, self.queue_id, None if self.limits.at_once else tx.now)
+        tx.db.execute(_COUNT, (count, size, self.queue_id))
         tx.ring.add(self.queue_id)
 
     def unknown(self, error: BrokerError) -> list[PublishResult]:
@@ -181,4 +204,5 @@ class Ping(FutureJob):
         self.limits = limits
 
     def apply(self, tx: Transaction) -> object:
-        return None if self.limits.room(tx) > 0 else BrokerUnavailable(tx.no_room)
+        room = self.limits.room(tx)
+        return None if room.bytes > 0 else BrokerUnavailable(room.why)

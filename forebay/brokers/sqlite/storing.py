@@ -41,20 +41,33 @@ _INSERT_SLOTS = (
 )
 
 
-def store(db: apsw.Connection, queue_id: int, messages: Sequence[Message], now: int | None) -> None:
+class Rows:
     """
-    Insert messages, to be lent at once or when they are due; without `now` all of them at once.
+    Messages made ready for their insertion: all that can be done before the turn to write.
 
     Raises:
-        UnicodeEncodeError: a text is none. Nothing was written if there are no more than MOST_ROWS.
+        ValueError: a text is none. What this does not find, `insert` may; it has written nothing
+            then, if there are no more than MOST_ROWS.
     """
-    if not (isinstance(messages, Alike) and _store_columns(db, messages)):
-        for start in range(0, len(messages), MOST_ROWS):
-            _store_rows(db, messages[start : start + MOST_ROWS])
-    # Nobody else writes now, and an autoincrement key only grows by one: the rows are consecutive.
-    first = db.last_insert_rowid() - len(messages) + 1
-    for due, start, stop in _runs(messages, now):
-        db.execute(_INSERT_SLOTS, (queue_id, due, first + start, first + stop - 1))
+
+    __slots__ = ("_messages", "_statements")
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+        if isinstance(messages, Alike) and _have_usual_ids(messages):
+            self._statements = [_as_columns(messages)]
+        else:
+            parts = range(0, len(messages), MOST_ROWS)
+            self._statements = [_as_rows(messages[at : at + MOST_ROWS]) for at in parts]
+
+    def insert(self, db: apsw.Connection, queue_id: int, now: int | None) -> None:
+        """To be lent at once or when they are due; without `now` all of them at once."""
+        for statement, bindings in self._statements:
+            db.execute(statement, bindings)
+        # Nobody else writes now, and an autoincrement key only grows by one: the rows are consecutive.
+        first = db.last_insert_rowid() - len(self._messages) + 1
+        for due, start, stop in _runs(self._messages, now):
+            db.execute(_INSERT_SLOTS, (queue_id, due, first + start, first + stop - 1))
 
 
 def is_text(m: Message) -> bool:
@@ -62,33 +75,31 @@ def is_text(m: Message) -> bool:
     try:
         f"{m.id}{m.content_type}{m.key}".encode()
         _headers(m.headers)
-    except UnicodeEncodeError:
+    except ValueError:
         return False
     return True
 
 
-def _store_columns(db: apsw.Connection, messages: Alike) -> bool:
-    """The quickest way, for messages that differ in id and body only. False: it cannot be taken."""
-    if not _HAS_ARRAYS or set(map(len, messages.ids)) != {_ID} or not "".join(messages.ids).isascii():
-        return False
+def _have_usual_ids(messages: Alike) -> bool:
+    return _HAS_ARRAYS and set(map(len, messages.ids)) == {_ID} and "".join(messages.ids).isascii()
+
+
+def _as_columns(messages: Alike) -> tuple[str, Sequence[object]]:
+    """The quickest way, for messages that differ in id and body only."""
     each = [id.encode() + body for id, body in zip(messages.ids, messages.bodies, strict=True)]
     m = messages.common
-    db.execute(
-        _INSERT_ALIKE,
-        (
-            m.key,
-            m.content_type,
-            _headers(m.headers),
-            to_micros(m.accepted_at),
-            None if m.not_before is None else to_micros(m.not_before),
-            None if m.expires_at is None else to_micros(m.expires_at),
-            apsw.carray(tuple(each)),
-        ),
+    return _INSERT_ALIKE, (
+        m.key,
+        m.content_type,
+        _headers(m.headers),
+        to_micros(m.accepted_at),
+        None if m.not_before is None else to_micros(m.not_before),
+        None if m.expires_at is None else to_micros(m.expires_at),
+        apsw.carray(tuple(each)),
     )
-    return True
 
 
-def _store_rows(db: apsw.Connection, messages: Sequence[Message]) -> None:
+def _as_rows(messages: Sequence[Message]) -> tuple[str, Sequence[object]]:
     columns: list[object] = []
     headers: Mapping[str, str] | None = None
     accepted_at: datetime | None = None
@@ -115,7 +126,7 @@ def _store_rows(db: apsw.Connection, messages: Sequence[Message]) -> None:
     # One statement for each power of two, so that all of them stay prepared; the rows too many are empty.
     rows = max(_LEAST_ROWS, 1 << (len(messages) - 1).bit_length())
     columns += [None] * (rows * len(COLUMNS) - len(columns))
-    db.execute(_insert_rows(rows), columns)
+    return _insert_rows(rows), columns
 
 
 @cache
@@ -127,16 +138,14 @@ def _insert_rows(rows: int) -> str:
 def _headers(headers: Mapping[str, str]) -> str | None:
     """
     Raises:
-        UnicodeEncodeError
+        ValueError
     """
     if not headers:
         return None
     try:
-        return orjson.dumps(dict(headers)).decode()
-    except TypeError:
-        # What orjson says of half a surrogate pair.
-        "".join((*headers, *headers.values())).encode()
-        raise
+        return orjson.dumps(headers if type(headers) is dict else dict(headers)).decode()
+    except TypeError as error:
+        raise ValueError("a header holds text that is not valid Unicode") from error
 
 
 def _runs(messages: Sequence[Message], now: int | None) -> Iterator[tuple[int, int, int]]:

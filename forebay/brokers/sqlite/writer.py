@@ -67,10 +67,6 @@ class Transaction:
     """Microseconds since the epoch."""
     ring: set[int] = field(default_factory=set)
     """Ids of queues that have something to take after the commit."""
-    room: int | None = None
-    """How many more bytes of bodies may be stored; None until somebody asked."""
-    no_room: str = ""
-    """Why not more than that."""
 
 
 class Writer:
