@@ -18,6 +18,7 @@ PARTS = (
     "ingest_brokers",
     "keys",
     "batch",
+    "embedded_publish",
     "publish",
     "sink_write",
     "table_write",

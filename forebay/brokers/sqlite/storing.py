@@ -150,7 +150,7 @@ def _headers(headers: Mapping[str, str]) -> str | None:
 
 def _runs(messages: Sequence[Message], now: int | None) -> Iterator[tuple[int, int, int]]:
     """When messages in a row are due (0: at once), from which one on, and up to which."""
-    if now is None or (isinstance(messages, Alike) and not _due(messages.common, now)):
+    if now is None or not _any_delayed(messages):
         yield 0, 0, len(messages)
         return
     start = 0
@@ -158,6 +158,12 @@ def _runs(messages: Sequence[Message], now: int | None) -> Iterator[tuple[int, i
         stop = start + sum(1 for _ in run)
         yield due, start, stop
         start = stop
+
+
+def _any_delayed(messages: Sequence[Message]) -> bool:
+    if isinstance(messages, Alike):
+        return messages.common.not_before is not None
+    return any(m.not_before is not None for m in messages)
 
 
 def _due(m: Message, now: int) -> int:
