@@ -97,10 +97,11 @@ def confirms_off(_: str) -> None:
     sent = Confirms.sent
 
     def sent_is_stored(
-        self: Confirms, batch: Batch, index: int, size: int, exchange: str, routing_key: str
+        self: Confirms, batch: Batch, start: int, sizes: list[int], exchange: str, routing_key: str
     ) -> None:
-        sent(self, batch, index, size, exchange, routing_key)
-        batch.settle(index, None)
+        sent(self, batch, start, sizes, exchange, routing_key)
+        for index in range(start, start + len(sizes)):
+            batch.settle(index, None)
 
     Confirms.sent = sent_is_stored  # type: ignore[method-assign]
 

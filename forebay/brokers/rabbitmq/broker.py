@@ -165,9 +165,7 @@ class RabbitMQBroker:
         outgoing = [self._outgoing(name, m, now) for m in messages]
         durability = self._standing.of((name, *self._rungs) if delayed else (name,))
         batch = await self._publisher.publish(outgoing, max(0.0, deadline - time.monotonic()), durability)
-        return [
-            r if r is not None else _unknown(id_) for id_, r in zip(batch.ids, batch.results, strict=True)
-        ]
+        return [r or _unknown(id_) for id_, r in zip(batch.ids, batch.results, strict=True)]
 
     async def _prepare(self, queue: str, name: str, delayed: bool) -> None:
         if name not in self._known:
@@ -187,7 +185,8 @@ class RabbitMQBroker:
             due = to_micros(m.not_before)
             exchange = self._ladder.exchange(left)
         try:
-            properties = wire.check(wire.properties(m, due=due), self._publisher.frame_max)
+            encoded = wire.first(m) if due is None else wire.properties(m, due=due)
+            properties = wire.check(encoded, self._publisher.frame_max)
         except ValueError as error:
             return Outgoing(m.id, "", name, b"", b"", PublishRejected(str(error)))
         return Outgoing(m.id, exchange, name, properties, m.body)

@@ -7,6 +7,10 @@ same for all messages to a queue, and what is left is a few lengths.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable
+from typing import Protocol
+
 METHOD, HEADER, BODY = b"\x01", b"\x02", b"\x03"
 END = b"\xce"
 OVERHEAD = 8
@@ -16,6 +20,26 @@ PUBLISH = BASIC + b"\x00\x28" + b"\x00\x00"
 MANDATORY = b"\x01"
 REMEMBERED = 1_000
 """Queues whose first frame is kept."""
+_header = struct.Struct(">I4sQ").pack
+"""Size of the frame, class and weight, size of the body."""
+_WEIGHT = BASIC + b"\x00\x00"
+_body = struct.Struct(">4sI").pack
+"""The end of the frame before, kind and channel; size of the frame."""
+_SHORT = [bytes((length,)) for length in range(256)]
+
+
+class Sendable(Protocol):
+    @property
+    def exchange(self) -> str: ...
+    @property
+    def routing_key(self) -> str: ...
+    @property
+    def properties(self) -> bytes:
+        """Flags and values as in the header frame."""
+        ...
+
+    @property
+    def body(self) -> bytes: ...
 
 
 class Frames:
@@ -27,22 +51,30 @@ class Frames:
         self._most = frame_max - OVERHEAD
         self._firsts: dict[tuple[str, str], bytes] = {}
 
-    def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> list[bytes]:
-        """All frames of one message, in pieces; `properties` are flags and values as in the header frame."""
-        size = len(body)
-        first = self._firsts.get((exchange, routing_key)) or self._first(exchange, routing_key)
-        pieces = [
-            # Up to the body's size the header frame begins like any other.
-            first + (len(properties) + 12).to_bytes(4, "big") + BASIC + b"\x00\x00" + size.to_bytes(8, "big"),
-            properties,
-        ]
-        if size <= self._most:
-            if size:
-                pieces += (END + self._body + size.to_bytes(4, "big"), body)
-            pieces.append(END)
-            return pieces
-        pieces.append(END)
-        for start in range(0, size, self._most):
+    def publish(self, messages: Iterable[Sendable]) -> list[bytes]:
+        """All frames of these messages, in pieces."""
+        pieces: list[bytes] = []
+        firsts, most, body_start = self._firsts, self._most, END + self._body
+        for m in messages:
+            body, properties = m.body, m.properties
+            size = len(body)
+            way = (m.exchange, m.routing_key)
+            pieces += (
+                firsts.get(way) or self._first(*way),
+                # Up to the body's size the header frame begins like any other.
+                _header(len(properties) + 12, _WEIGHT, size),
+                properties,
+            )
+            if 0 < size <= most:
+                pieces += (_body(body_start, size), body, END)
+            else:
+                pieces += self._parts(body)
+        return pieces
+
+    def _parts(self, body: bytes) -> list[bytes]:
+        """The end of the header frame, and the body in as many frames as it takes; of an empty one none."""
+        pieces = [END]
+        for start in range(0, len(body), self._most):
             part = body[start : start + self._most]
             pieces += (self._body + len(part).to_bytes(4, "big"), part, END)
         return pieces
@@ -65,4 +97,7 @@ def short(text: str) -> bytes:
         ValueError: it is longer than 255 bytes.
     """
     encoded = text.encode()
-    return bytes((len(encoded),)) + encoded
+    length = len(encoded)
+    if length > 255:
+        raise ValueError(f"it has {length} bytes, and a short string at most 255")
+    return _SHORT[length] + encoded

@@ -49,6 +49,15 @@ class Outgoing:
     """Why it cannot be sent at all."""
 
 
+def _alike(messages: Sequence[Outgoing]) -> bool:
+    """Whether all can be sent, and go the same way."""
+    exchange, routing_key = messages[0].exchange, messages[0].routing_key
+    for m in messages:
+        if m.refused is not None or m.exchange != exchange or m.routing_key != routing_key:
+            return False
+    return True
+
+
 class PublishLink:
     """
     Publishes, within bounds on what is unconfirmed.
@@ -147,6 +156,7 @@ class PublishLink:
         # The first publish must come after the answer, or the two sides count differently.
         await channel.call("confirm_delivery", on_answer, timeout=patience)
         channel.raw.add_on_return_callback(on_return)
+        channel.hear(confirms.taken)
         if self._channel is not None:
             self._retired[self._channel] = self._confirms
         self._channel, self._confirms = channel, confirms
@@ -181,7 +191,7 @@ class PublishLink:
         assert self._channel is not None
         batch = Batch([CANARY], "synced")
         self._channel.raw.basic_publish("", CANARY, b"", BasicProperties(message_id=CANARY), mandatory=False)
-        self._confirms.sent(batch, 0, 0, "", CANARY)
+        self._confirms.sent(batch, 0, [0], "", CANARY)
         return batch
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
@@ -221,11 +231,15 @@ class PublishLink:
         if self.blocked is not None:
             raise BrokerUnavailable(f"RabbitMQ takes no messages: blocked by {self.blocked}")
 
-    def _full(self, size: int) -> bool:
-        all_ = (self._confirms, *self._retired.values())
-        count = sum(c.count for c in all_)
-        return count >= self._settings.max_unconfirmed or (
-            count > 0 and sum(c.bytes for c in all_) + size > self._settings.max_unconfirmed_bytes
+    def _full(self, count: int, size: int) -> bool:
+        """Whether there is no room for so many more messages of so many bytes together."""
+        confirms = self._confirms
+        open_, bytes_ = confirms.count, confirms.bytes
+        for retired in self._retired.values():
+            open_ += retired.count
+            bytes_ += retired.bytes
+        return open_ + count > self._settings.max_unconfirmed or (
+            open_ > 0 and bytes_ + size > self._settings.max_unconfirmed_bytes
         )
 
     async def publish(
@@ -242,18 +256,57 @@ class PublishLink:
         deadline = time.monotonic() + timeout
         self.check_up()
         batch = Batch([m.id for m in messages], durability)
+        sizes = [len(m.body) for m in messages]
+        if _alike(messages) and not self._full(len(messages), sum(sizes)):
+            try:
+                self._send(batch, messages, 0, sizes)
+            except AMQPError as error:
+                raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
+        else:
+            await self._send_each(batch, messages, sizes, deadline)
+        if batch.open:
+            left = max(0.0, deadline - time.monotonic())
+            timer = asyncio.get_running_loop().call_later(
+                left, batch.expire, f"no confirmation from RabbitMQ within {timeout:g} s"
+            )
+            try:
+                await batch.done
+            finally:
+                timer.cancel()
+        return batch
+
+    def _send(self, batch: Batch, messages: Sequence[Outgoing], start: int, sizes: list[int]) -> None:
+        """
+        Messages that go the same way, the first one at index `start` of the batch.
+
+        Raises:
+            AMQPError: nothing was sent.
+        """
+        assert self._channel is not None
+        self._channel.publish(messages)
+        self._confirms.sent(batch, start, sizes, messages[0].exchange, messages[0].routing_key)
+
+    async def _send_each(
+        self, batch: Batch, messages: Sequence[Outgoing], sizes: Sequence[int], deadline: float
+    ) -> None:
+        """
+        One by one, as there is room; what cannot be sent is settled as such.
+
+        Raises:
+            BrokerUnavailable: nothing was sent.
+        """
         # One channel for all of them, or they could overtake each other.
         channel, confirms = self._channel, self._confirms
         assert channel is not None
         sent = 0
-        for index, m in enumerate(messages):
+        for index, (m, size) in enumerate(zip(messages, sizes, strict=True)):
             if m.refused is not None:
                 batch.settle(index, m.refused)
                 continue
-            if self._full(len(m.body)) and not await self._wait_for_room(len(m.body), deadline):
+            if self._full(1, size) and not await self._wait_for_room(size, deadline):
                 if not sent:
                     raise BrokerUnavailable(
-                        f"no room to send within {timeout:g} s: {self._confirms.count} unconfirmed"
+                        f"no room to send in time: {self._confirms.count} messages are unconfirmed"
                     )
                 batch.settle(index, NotSent("too many messages wait for their confirmation"))
                 continue
@@ -266,30 +319,20 @@ class PublishLink:
                 )
                 continue
             try:
-                channel.publish(m.exchange, m.routing_key, m.properties, m.body)
+                channel.publish((m,))
             except AMQPError as error:
                 if not sent:
                     raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
                 batch.settle(index, NotSent(f"no connection to RabbitMQ: {error!r}"))
                 continue
-            confirms.sent(batch, index, len(m.body), m.exchange, m.routing_key)
+            confirms.sent(batch, index, [size], m.exchange, m.routing_key)
             sent += 1
-        if batch.open:
-            left = max(0.0, deadline - time.monotonic())
-            timer = asyncio.get_running_loop().call_later(
-                left, batch.expire, f"no confirmation from RabbitMQ within {timeout:g} s"
-            )
-            try:
-                await batch.done
-            finally:
-                timer.cancel()
-        return batch
 
     async def _wait_for_room(self, size: int, deadline: float) -> bool:
         """In turn: a large message is not overtaken for ever by small ones."""
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._queue:
-                while self._full(size) and self._channel is not None:
+                while self._full(1, size) and self._channel is not None:
                     self._room.clear()
                     await self._room.wait()
         except TimeoutError:

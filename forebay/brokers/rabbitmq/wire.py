@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -32,6 +33,8 @@ RESERVE = 31_000
 """Bytes that are left for what retries and the dead letter add; of smaller frames a quarter."""
 MAX_HEADERS = 100_000
 """Bytes of a message's own, and more is not taken."""
+_length = struct.Struct(">I").pack
+_seconds = struct.Struct(">Q").pack
 DUE = "forebay-due"
 DELIVERY_COUNT = "x-delivery-count"
 
@@ -61,22 +64,49 @@ def properties(
     if due is not None:
         headers[DUE] = str(due)
     headers |= cloudevents.attributes(message.headers, cloudevents.AMQP)
-    pieces: list[bytes] = []
+    table = b"".join([_header(name, value) for name, value in headers.items()])
+    return _joined(opening, table, message.id, wire.to_micros(message.accepted_at))
+
+
+def first(message: Message) -> bytes:
+    """
+    The same of a message that is published for the first time, and for now: most are nothing but that.
+
+    Raises:
+        ValueError: the protocol cannot carry the name of a header.
+    """
+    headers = message.headers
+    if message.not_before is not None or message.expires_at is not None or "ce-specversion" in headers:
+        return properties(message)
+    opening = _opening(message.content_type)
+    if len(opening) == 2:
+        return properties(message)
+    micros = wire.to_micros(message.accepted_at)
+    stamp = b"%d" % micros
+    table = _STAMPED + _length(len(stamp)) + stamp
+    if message.key is not None:
+        table += _header(wire.KEY, message.key)
     for name, value in headers.items():
-        text = value.encode()
-        pieces += (_name(name), len(text).to_bytes(4, "big"), text)
-    table = b"".join(pieces)
-    seconds = max(0, int(message.accepted_at.timestamp()))
+        table += _header(wire.META + name, value)
+    return _joined(opening, table, message.id, micros)
+
+
+def _joined(opening: bytes, table: bytes, id_: str, micros: int) -> bytes:
     return b"".join(
         (
             opening,
-            len(table).to_bytes(4, "big"),
+            _length(len(table)),
             table,
             _PERSISTENT,
-            short(message.id),
-            seconds.to_bytes(8, "big"),
+            short(id_),
+            _seconds(max(0, micros // 1_000_000)),
         )
     )
+
+
+def _header(name: str, value: str) -> bytes:
+    text = value.encode()
+    return _name(name) + _length(len(text)) + text
 
 
 @lru_cache(maxsize=256)
@@ -98,9 +128,20 @@ def _name(name: str) -> bytes:
         raise ValueError(f"the name of a header has {length} bytes; RabbitMQ takes at most {SHORT}") from None
 
 
+_STAMPED = _header(wire.V, wire.VERSION) + _name(wire.ACCEPTED_AT)
+"""What the headers of every message begin with."""
+
+
 def room(frame_max: int) -> int:
     """Bytes of properties that fit into a header frame."""
     return frame_max - _AROUND
+
+
+@lru_cache(maxsize=16)
+def most(frame_max: int) -> int:
+    """Bytes of properties that fit into a frame with what is added on the message's way."""
+    all_ = room(frame_max)
+    return min(MAX_HEADERS, all_ - min(RESERVE, all_ // 4))
 
 
 def check(properties: bytes, frame_max: int = FRAME_MAX) -> bytes:
@@ -110,10 +151,10 @@ def check(properties: bytes, frame_max: int = FRAME_MAX) -> bytes:
     Raises:
         ValueError
     """
-    size, most = len(properties), room(frame_max)
-    limit = min(MAX_HEADERS, most - min(RESERVE, most // 4))
-    if size > limit:
-        raise ValueError(f"the headers have {size} bytes; RabbitMQ takes at most {limit} here")
+    if len(properties) > most(frame_max):
+        raise ValueError(
+            f"the headers have {len(properties)} bytes; RabbitMQ takes at most {most(frame_max)} here"
+        )
     return properties
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from forebay.brokers.rabbitmq.confirms import Batch, Confirms
@@ -16,7 +18,7 @@ class Sent:
         self.confirms = confirms or Confirms(self._room)
         self.batch = Batch(list(ids), "synced")
         for index in range(len(ids)):
-            self.confirms.sent(self.batch, index, 10, "", "orders")
+            self.confirms.sent(self.batch, index, [10], "", "orders")
 
     def _room(self) -> None:
         self.rooms += 1
@@ -106,6 +108,63 @@ async def test_what_was_given_up_stays_so_and_its_room_is_free_only_after_the_an
     sent.confirms.answered(1, multiple=False, taken=True)
     assert isinstance(sent.errors[0], PublishUnconfirmed)
     assert sent.confirms.count == 0
+
+
+class Plain:
+    """The same by counting single tags, as slowly as can be."""
+
+    def __init__(self) -> None:
+        self.open: dict[int, tuple[Batch, int, int]] = {}
+        self.outcomes: dict[tuple[int, int], str] = {}
+
+    def sent(self, batch: Batch, start: int, sizes: list[int], tag: int) -> None:
+        self.open |= {tag + i: (batch, start + i, size) for i, size in enumerate(sizes)}
+
+    def answered(self, tag: int, multiple: bool, taken: bool) -> None:
+        for t in [t for t in self.open if t == tag or (multiple and (tag == 0 or t < tag))]:
+            batch, index, _ = self.open.pop(t)
+            self.outcomes.setdefault((id(batch), index), "stored" if taken else "refused")
+
+
+def _word(batch: Batch, index: int) -> str | None:
+    result = batch.results[index]
+    if result is None:
+        return None
+    if result.ok:
+        assert result.message_id == batch.ids[index]
+        return "stored"
+    return "unconfirmed" if isinstance(result.error, PublishUnconfirmed) else "refused"
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_answers_in_any_order_settle_what_they_are_for(seed: int) -> None:
+    rng = random.Random(seed)
+    confirms, plain = Confirms(lambda: None), Plain()
+    batches: list[Batch] = []
+    tag = 0
+    for _ in range(120):
+        if rng.random() < 0.4:
+            size = rng.choice([1, 2, 5, 20])
+            batch = Batch([f"{len(batches)}-{i}" for i in range(size)], "synced")
+            batches.append(batch)
+            start = 0
+            while start < size:
+                sizes = [rng.randrange(100) for _ in range(rng.randint(1, size - start))]
+                confirms.sent(batch, start, sizes, "", "orders")
+                plain.sent(batch, start, sizes, tag + 1)
+                start, tag = start + len(sizes), tag + len(sizes)
+        elif tag:
+            answer = rng.choice([0, tag + 3, rng.randint(1, tag), rng.randint(max(1, tag - 9), tag)])
+            multiple, taken = rng.random() < 0.4 and (answer > 0 or rng.random() < 0.2), rng.random() < 0.8
+            confirms.answered(answer, multiple=multiple, taken=taken)
+            plain.answered(answer, multiple, taken)
+        assert confirms.count == len(plain.open)
+        assert confirms.bytes == sum(size for _, _, size in plain.open.values())
+    for batch in batches:
+        words = [_word(batch, i) for i in range(len(batch.ids))]
+        assert words == [plain.outcomes.get((id(batch), i)) for i in range(len(batch.ids))]
+        assert batch.open == words.count(None)
+        assert batch.done.done() == (batch.open == 0)
 
 
 @pytest.mark.parametrize("taken", [True, False])

@@ -9,6 +9,7 @@ from pika import BasicProperties
 from pika.frame import Body, Header, Method, decode_frame
 
 from forebay.brokers.rabbitmq.frames import Frames
+from forebay.brokers.rabbitmq.publishing import Outgoing
 
 FRAME_MAX = 4096
 PROPERTIES = BasicProperties(message_id="an id", headers={"a": "b"}, delivery_mode=2)
@@ -20,7 +21,15 @@ def frames(body: bytes, *, exchange: str = "", queue: str = "orders") -> list[An
 
 
 def read(encoder: Frames, body: bytes, exchange: str, queue: str) -> list[Any]:
-    data = b"".join(encoder.publish(exchange, queue, b"".join(PROPERTIES.encode()), body))
+    return frames_of(encoder, [outgoing(body, exchange, queue)])
+
+
+def outgoing(body: bytes, exchange: str, queue: str) -> Outgoing:
+    return Outgoing("an id", exchange, queue, b"".join(PROPERTIES.encode()), body)
+
+
+def frames_of(encoder: Frames, messages: list[Outgoing]) -> list[Any]:
+    data = b"".join(encoder.publish(messages))
     found = []
     while data:
         used, frame = decode_frame(data)
@@ -49,6 +58,13 @@ def test_messages_to_several_queues_in_turn_go_where_they_should() -> None:
     ways = [("", "a"), ("x", "a"), ("", "a"), ("", "b"), ("x", "a")]
     seen = [read(encoder, b"1", *way)[0].method for way in ways]
     assert [(publish.exchange, publish.routing_key) for publish in seen] == ways
+
+
+def test_messages_of_one_batch_follow_each_other() -> None:
+    sizes = [0, 1, 500, FRAME_MAX, 0, 7]
+    found = frames_of(Frames(1, FRAME_MAX), [outgoing(bytes(size), "", "orders") for size in sizes])
+    assert [frame.body_size for frame in found if type(frame) is Header] == sizes
+    assert sum(len(frame.fragment) for frame in found if type(frame) is Body) == sum(sizes)
 
 
 def test_a_name_longer_than_the_protocol_allows_is_refused() -> None:

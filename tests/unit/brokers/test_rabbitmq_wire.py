@@ -31,6 +31,22 @@ def test_id_and_content_type_are_properties_that_other_clients_read() -> None:
     assert wire.decode(p, MESSAGE.body).message == MESSAGE
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        MESSAGE,
+        replace(MESSAGE, key=None),
+        replace(MESSAGE, headers={"source": "shop", "größe": "ü"}, content_type="application/json"),
+        replace(MESSAGE, accepted_at=datetime(1969, 12, 31, 23, 59, 59, 5, tzinfo=UTC)),
+        replace(MESSAGE, content_type="x/" + "y" * 300),
+        replace(MESSAGE, not_before=NOW, expires_at=NOW),
+        replace(MESSAGE, headers={"ce-specversion": "1.0", "ce-id": "1"}),
+    ],
+)
+def test_a_message_that_is_published_first_is_written_as_any_other(message: Message) -> None:
+    assert wire.first(message) == wire.properties(message)
+
+
 def test_a_content_type_too_long_for_the_property_arrives_all_the_same() -> None:
     long = Message(id="i", body=b"", accepted_at=NOW, content_type="x/" + "y" * 300)
     p = properties(long)
