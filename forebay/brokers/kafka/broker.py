@@ -16,10 +16,10 @@ from forebay.brokers.kafka import copies
 from forebay.brokers.kafka.connection import findings, read_url
 from forebay.brokers.kafka.examination import BROKER_SETTINGS, Seen, cure, judge
 from forebay.brokers.kafka.publishing import Writer
-from forebay.brokers.kafka.records import RESERVE, Outgoing, outgoing
+from forebay.brokers.kafka.records import RESERVE, Outgoing, first
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.subscription import KafkaSubscription
-from forebay.brokers.kafka.topics import Admin, group_of, topics_to_read
+from forebay.brokers.kafka.topics import Admin, Topic, group_of, topics_to_read
 from forebay.brokers.naming import check_queue_name, dead_letter_queue
 from forebay.errors import (
     BrokerClosed,
@@ -86,32 +86,42 @@ class KafkaBroker:
         deadline = loop.time() + timeout
         topic = await self._admin.topic(queue, timeout)
         now = int(datetime.now(UTC).timestamp() * 1e6)
-        limit = self.settings.max_body_bytes
-        records: list[Outgoing] = []
-        errors: list[PublishError | None] = []
-        for m in messages:
-            if len(m.body) > limit:
-                errors.append(MessageTooLarge(len(m.body), limit))
-                continue
-            due = 0 if m.not_before is None else wire.to_micros(m.not_before)
-            if due > now:
-                record = copies.delayed(queue, m, now, due, self.settings.retry_delays)
-            else:
-                record = outgoing(queue, m, wire.encode(m))
-            if (above := record.size + RESERVE - topic.max_message_bytes) > 0:
-                # It would have no way on: neither a retry nor the dead letter would fit.
-                errors.append(MessageTooLarge(len(m.body), max(0, len(m.body) - above)))
-                continue
-            errors.append(None)
-            records.append(record)
-        outcomes = iter(await self.write(records, deadline - loop.time()) if records else [])
+        made = [self._made(queue, m, now, topic.max_message_bytes) for m in messages]
+        records = [r for r in made if isinstance(r, Outgoing)]
+        outcomes = iter(await self._publish(queue, topic, records, deadline - loop.time()))
+        durability = topic.durability
         results = []
-        for m, refused in zip(messages, errors, strict=True):
-            error = refused or next(outcomes)
-            results.append(
-                PublishResult(message_id=m.id, durability=None if error else topic.durability, error=error)
-            )
+        for m, record in zip(messages, made, strict=True):
+            error = next(outcomes) if isinstance(record, Outgoing) else record
+            if error is None:
+                results.append(PublishResult(message_id=m.id, durability=durability))
+            else:
+                results.append(PublishResult(message_id=m.id, error=error))
         return results
+
+    def _made(self, queue: str, m: Message, now: int, room: int) -> Outgoing | PublishError:
+        """The record of a message in a topic whose batches have so much room, or why there is none."""
+        limit = self.settings.max_body_bytes
+        if len(m.body) > limit:
+            return MessageTooLarge(len(m.body), limit)
+        if m.not_before is not None and (due := wire.to_micros(m.not_before)) > now:
+            record = copies.delayed(queue, m, now, due, self.settings.retry_delays)
+        else:
+            record = first(queue, m)
+        if (above := record.size + RESERVE - room) > 0:
+            # It would have no way on: neither a retry nor the dead letter would fit.
+            return MessageTooLarge(len(m.body), max(0, len(m.body) - above))
+        return record
+
+    async def _publish(
+        self, queue: str, topic: Topic, records: Sequence[Outgoing], timeout: float
+    ) -> list[PublishError | None]:
+        if not records:
+            return []
+        for r in records:
+            if r.topic != queue:
+                return await self.write(records, timeout)
+        return await self._writer.write(records, {queue: topic}, timeout)
 
     async def write(self, records: Sequence[Outgoing], timeout: float) -> list[PublishError | None]:
         """

@@ -19,8 +19,10 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
 )
+from aiokafka.structs import TopicPartition
 
 from forebay.brokers.kafka.records import Outgoing, partition_of
+from forebay.brokers.kafka.sending import Pump
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.topics import Topic
 from forebay.errors import (
@@ -36,6 +38,58 @@ log = structlog.get_logger()
 BATCH_BYTES = 262_144
 SPREAD = 100
 """So many messages without a key go to one partition before the next one's turn."""
+
+
+Lot = tuple[list[int], Any]
+"""Which records are in a batch, and the batch."""
+
+
+class _Outcomes:
+    """What became of the records of one `write`; unknown, until it is told."""
+
+    def __init__(self, records: int, lanes: int) -> None:
+        self.of: list[PublishError | None] = [
+            PublishUnconfirmed("Kafka did not confirm in time; the message may be stored")
+        ] * records
+        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lanes = lanes
+
+    def set(self, which: Sequence[int], outcome: PublishError | None) -> None:
+        if len(which) == len(self.of):
+            self.of = [outcome] * len(which)
+            return
+        for i in which:
+            self.of[i] = outcome
+
+    def lane_done(self) -> None:
+        self._lanes -= 1
+        if not self._lanes:
+            self.expire()
+
+    def expire(self) -> None:
+        if not self.complete.done():
+            self.complete.set_result(None)
+
+
+def _filled(
+    producer: AIOKafkaProducer, room: int, records: Sequence[Outgoing], which: Sequence[int]
+) -> list[Lot]:
+    """The records of one partition in batches, in order; a topic limits batches, not records."""
+    lots: list[Lot] = []
+    builder, inside, left = producer.create_batch(), list[int](), room
+    for i in which:
+        r = records[i]
+        while (inside and r.size > left) or (
+            builder.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is None
+        ):
+            builder.close()
+            lots.append((inside, builder))
+            builder, inside, left = producer.create_batch(), [], room
+        inside.append(i)
+        left -= r.size
+    builder.close()
+    lots.append((inside, builder))
+    return lots
 
 
 class Writer:
@@ -62,27 +116,39 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        producer = await self._started(timeout)
+        producer = self._producer or await self._started(timeout)
+        lanes = self._lanes(records, topics)
+        outcomes = _Outcomes(len(records), len(lanes))
+        queueing = []
+        for (topic, partition), which in lanes.items():
+            room = topics[topic].max_message_bytes
+            lots = _filled(producer, room, records, which)
+            tp = TopicPartition(topic, partition)
+            if len(lots) == 1 and self._is_free(producer, tp):
+                self._put(producer, tp, lots[0], records, outcomes)
+            else:
+                queueing.append(loop.create_task(self._send(producer, tp, lots, records, outcomes)))
+        timer = loop.call_at(deadline, outcomes.expire)
+        try:
+            await outcomes.complete
+        finally:
+            # What is in a batch already goes on; only the waiting for a place, or for an answer, ends.
+            timer.cancel()
+            for task in queueing:
+                task.cancel()
+        return list(outcomes.of)
+
+    def _lanes(
+        self, records: Sequence[Outgoing], topics: Mapping[str, Topic]
+    ) -> dict[tuple[str, int], list[int]]:
+        """Which records go to which partition."""
         lanes: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
         turn = next(self._turn)
         for i, record in enumerate(records):
             count = topics[record.topic].partitions
             chosen = (turn + i // SPREAD) % count if record.key is None else partition_of(record.key, count)
             lanes[record.topic, chosen].append(i)
-        outcomes: list[PublishError | None] = [
-            PublishUnconfirmed("Kafka did not confirm in time; the message may be stored")
-        ] * len(records)
-        sending = [
-            loop.create_task(self._send(producer, topics[topic], topic, partition, records, which, outcomes))
-            for (topic, partition), which in lanes.items()
-        ]
-        try:
-            await asyncio.wait(sending, timeout=max(0.0, deadline - loop.time()))
-        finally:
-            # What is in a batch already goes on; only the waiting for a place, or for an answer, ends.
-            for task in sending:
-                task.cancel()
-        return list(outcomes)
+        return lanes
 
     async def close(self) -> None:
         """Within a few seconds, whatever the broker does."""
@@ -92,45 +158,70 @@ class Writer:
         if self._background:
             await asyncio.wait(self._background, timeout=2)
 
+    def _is_free(self, producer: AIOKafkaProducer, tp: TopicPartition) -> bool:
+        """Whether a batch can be put into its place without waiting."""
+        accumulator, client = producer._message_accumulator, producer.client
+        line = self._lines.get((tp.topic, tp.partition))
+        return (
+            (line is None or not line.locked())
+            and tp not in accumulator._batches
+            and not accumulator._closed
+            and accumulator._exception is None
+            and tp.topic in client._topics
+            and client.cluster.leader_for_partition(tp) is not None
+        )
+
+    def _put(
+        self,
+        producer: AIOKafkaProducer,
+        tp: TopicPartition,
+        lot: Lot,
+        records: Sequence[Outgoing],
+        outcomes: _Outcomes,
+    ) -> None:
+        """What `send_batch` does in the end, without asking for what `_is_free` knows."""
+        inside, builder = lot
+
+        def done(future: asyncio.Future[Any]) -> None:
+            error = None if future.cancelled() else future.exception()
+            outcome = None
+            if isinstance(error, KafkaError):
+                outcome = self._failed(producer, error, [records[i] for i in inside])
+            elif error is not None or future.cancelled():
+                outcome = PublishUnconfirmed(f"the message may be stored: {error!r}")
+            outcomes.set(inside, outcome)
+            outcomes.lane_done()
+
+        producer._message_accumulator._append_batch(builder, tp).future.add_done_callback(done)
+
     async def _send(
         self,
         producer: AIOKafkaProducer,
-        limits: Topic,
-        topic: str,
-        partition: int,
+        tp: TopicPartition,
+        lots: Sequence[Lot],
         records: Sequence[Outgoing],
-        which: list[int],
-        outcomes: list[PublishError | None],
+        outcomes: _Outcomes,
     ) -> None:
-        """The records of one partition, in order."""
-        batches: list[tuple[list[int], Any]] = []
+        """The records of one partition, in order, as there is a place for them."""
+        sent: list[tuple[list[int], Any]] = []
         try:
-            builder, inside = producer.create_batch(), list[int]()
-            # A topic's limit is one of batches, not of records.
-            room = limits.max_message_bytes
-            for i in which:
-                r = records[i]
-                while (inside and r.size > room) or (
-                    builder.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is None
-                ):
-                    batches.append((inside, await self._enqueue(producer, builder, topic, partition)))
-                    builder, inside, room = producer.create_batch(), [], limits.max_message_bytes
-                inside.append(i)
-                room -= r.size
-            batches.append((inside, await self._enqueue(producer, builder, topic, partition)))
-        except KafkaError as error:
-            self._doubt(producer, error)
-        for inside, future in batches:
             try:
-                # Shielded: a caller who goes away takes nothing back from the others.
-                await asyncio.shield(future)
-                outcome: PublishError | None = None
+                for inside, builder in lots:
+                    sent.append((inside, await self._enqueue(producer, builder, tp)))
             except KafkaError as error:
-                outcome = self._failed(producer, error, [records[i] for i in inside])
-            for i in inside:
-                outcomes[i] = outcome
+                self._doubt(producer, error)
+            for inside, future in sent:
+                try:
+                    # Shielded: a caller who goes away takes nothing back from the others.
+                    await asyncio.shield(future)
+                    outcome: PublishError | None = None
+                except KafkaError as error:
+                    outcome = self._failed(producer, error, [records[i] for i in inside])
+                outcomes.set(inside, outcome)
+        finally:
+            outcomes.lane_done()
 
-    async def _enqueue(self, producer: AIOKafkaProducer, builder: Any, topic: str, partition: int) -> Any:
+    async def _enqueue(self, producer: AIOKafkaProducer, builder: Any, tp: TopicPartition) -> Any:
         """
         Put a batch where the producer sends it from; one at a time for each partition.
 
@@ -138,11 +229,10 @@ class Writer:
         patience at each try by the whole time since the first: of many who wait some
         time out long before their time. In a line of our own each has its turn.
         """
-        builder.close()
-        async with self._lines.setdefault((topic, partition), asyncio.Lock()):
+        async with self._lines.setdefault((tp.topic, tp.partition), asyncio.Lock()):
             while True:
                 try:
-                    future = await producer.send_batch(builder, topic, partition=partition)
+                    future = await producer.send_batch(builder, tp.topic, partition=tp.partition)
                     break
                 except KafkaTimeoutError:
                     continue  # nothing was taken; our own deadline cancels us
@@ -184,6 +274,7 @@ class Writer:
                         max_request_size=self._settings.max_body_bytes + 256 * 1024,
                         metadata_max_age_ms=30_000,
                     )
+                    producer._sender = Pump(producer._sender)
                     try:
                         await producer.start()
                     except BaseException:

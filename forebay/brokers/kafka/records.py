@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,9 @@ from forebay.brokers.api import Death, Failure
 from forebay.errors import MessageDecodeError
 from forebay.message import Message
 
+Header = tuple[str, bytes]
+Headers = list[Header]
+
 DUE = "forebay-due"
 """When a delayed message is to be delivered, in microseconds."""
 HOP = "forebay-hop"
@@ -25,29 +28,31 @@ _EACH_HEADER = 10
 """Bytes at most around a header: two lengths of up to five."""
 _BATCH = 61 + 21 + 12 + 5
 """Bytes at most of a batch and of the one record in it, beside what they hold."""
+_VERSION = (wire.V, wire.VERSION.encode())
+_USUAL = (
+    _BATCH
+    + sum(len(name) + _EACH_HEADER for name in (wire.V, wire.ID, wire.CONTENT_TYPE, wire.ACCEPTED_AT))
+    + len(wire.VERSION)
+)
+"""The same of a message's own record, beside its body and what its headers hold."""
 RESERVE = 16_384
 """Bytes that a message leaves to what retries and the dead letter add."""
 
 _NAMESPACE = uuid.UUID("6f1bb1a5-5a0e-4f0c-9a3e-0f4f6c1a2b7d")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Outgoing:
     """One record to be written."""
 
     topic: str
     key: bytes | None
     value: bytes
-    headers: list[tuple[str, bytes]]
+    headers: Headers
+    size: int
+    """Bytes of a batch with this record alone, at most."""
     lighter: Callable[[], Iterator[Mapping[str, str]]] | None = None
     """Of a copy: its headers with less and less in them. None: it is published for the first time."""
-
-    size: int = field(init=False)
-    """Bytes of a batch with this record alone, at most."""
-
-    def __post_init__(self) -> None:
-        inside = sum([len(name) + len(value) + _EACH_HEADER for name, value in self.headers])
-        self.size = _BATCH + len(self.key or b"") + len(self.value) + inside
 
     def lighten(self, limit: int) -> bool:
         """Whether it is of at most `limit` bytes, by giving up what it can do without."""
@@ -56,8 +61,13 @@ class Outgoing:
             if (headers := next(candidates, None)) is None:
                 return False
             self.headers = _encoded(headers)
-            self.__post_init__()
+            self.size = _size(self.key, self.value, self.headers)
         return True
+
+
+def _size(key: bytes | None, value: bytes, headers: Headers) -> int:
+    inside = sum([len(name) + len(value) + _EACH_HEADER for name, value in headers])
+    return _BATCH + len(key or b"") + len(value) + inside
 
 
 def outgoing(
@@ -66,13 +76,36 @@ def outgoing(
     headers: Mapping[str, str],
     lighter: Callable[[], Iterator[Mapping[str, str]]] | None = None,
 ) -> Outgoing:
-    return Outgoing(
-        topic=topic,
-        key=None if message.key is None else message.key.encode(),
-        value=message.body,
-        headers=_encoded({**headers, **_binding(message)}),
-        lighter=lighter,
-    )
+    key = None if message.key is None else message.key.encode()
+    encoded = _encoded({**headers, **_binding(message)})
+    return Outgoing(topic, key, message.body, encoded, _size(key, message.body, encoded), lighter)
+
+
+def first(topic: str, message: Message) -> Outgoing:
+    """A message that is published for the first time, and for now: most are nothing but that."""
+    meta = message.headers
+    if message.not_before is not None or message.expires_at is not None or "ce-specversion" in meta:
+        return outgoing(topic, message, wire.encode(message))
+    id_, stamp = message.id.encode(), b"%d" % wire.to_micros(message.accepted_at)
+    content_type = _content_type(message.content_type)
+    headers = [_VERSION, (wire.ID, id_), content_type, (wire.ACCEPTED_AT, stamp)]
+    body = message.body
+    size = _USUAL + len(id_) + len(stamp) + len(content_type[1]) + len(body)
+    key = None
+    if message.key is not None:
+        key = message.key.encode()
+        headers.append((wire.KEY, key))
+        size += 2 * len(key) + len(wire.KEY) + _EACH_HEADER
+    for name, text in meta.items():
+        value = text.encode()
+        headers.append((wire.META + name, value))
+        size += len(wire.META) + len(name) + len(value) + _EACH_HEADER
+    return Outgoing(topic, key, body, headers, size)
+
+
+@lru_cache(maxsize=256)
+def _content_type(content_type: str) -> Header:
+    return wire.CONTENT_TYPE, content_type.encode()
 
 
 def _binding(message: Message) -> dict[str, str]:
@@ -80,7 +113,7 @@ def _binding(message: Message) -> dict[str, str]:
     return {**event, "content-type": message.content_type} if event else event
 
 
-def _encoded(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+def _encoded(headers: Mapping[str, str]) -> Headers:
     return [(name, value.encode()) for name, value in headers.items()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from forebay.brokers import wire
 from forebay.brokers.kafka.publishing import Writer
-from forebay.brokers.kafka.records import next_hop, outgoing, partition_of, read
+from forebay.brokers.kafka.records import first, next_hop, outgoing, partition_of, read
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.topics import durability_of, retry_topic
 from forebay.errors import BrokerUnavailable
@@ -124,6 +125,25 @@ def test_an_event_has_its_attributes_as_the_kafka_binding_names_them() -> None:
         "content-type": b"application/json",
     }
     assert read(record(written.value, written.headers)).decoded.message == event
+
+
+PLAIN = Message(id="00000000-0000-7000-8000-000000000001", body=b"{}", accepted_at=datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        PLAIN,
+        replace(PLAIN, key="schlüssel", content_type="application/json"),
+        replace(PLAIN, headers={"source": "shop", "größe": "ü"}),
+        replace(PLAIN, expires_at=datetime.now(UTC), not_before=datetime.now(UTC)),
+        replace(PLAIN, headers=EVENT),
+    ],
+)
+def test_a_message_that_is_published_first_is_written_as_any_other(message: Message) -> None:
+    one, other = first("orders", message), outgoing("orders", message, wire.encode(message))
+    assert (one.key, one.value, dict(one.headers)) == (other.key, other.value, dict(other.headers))
+    assert one.size == other.size
 
 
 def test_another_clients_event_is_adopted_with_its_attributes() -> None:
