@@ -17,6 +17,7 @@ PARTS = (
     "ingest",
     "ingest_brokers",
     "keys",
+    "workers",
     "batch",
     "embedded_publish",
     "publish",
@@ -25,6 +26,7 @@ PARTS = (
     "consume",
     "drain",
     "backlog",
+    "gateway_backlog",
     "disk",
     "proxies",
 )

@@ -1,10 +1,10 @@
 """
 What accepting one message costs on RabbitMQ and on Kafka, one message per request, confirmed.
 
-CPU time of `forebay gateway` per 202, against the FastAPI route that stores nothing
-(bench/baseline.py) and the same endpoint with FastAPI and FastStream (bench/rivals.py),
-in turns, like `ingest`. RabbitMQ: a quorum queue, persistent, mandatory, confirmed. Kafka:
-acks=all, idempotent, with the topic that Forebay made.
+CPU time of `forebay gateway` per 202, against the bare ASGI application that stores nothing, and
+beside it a FastAPI route that stores nothing (bench/baseline.py) and the same endpoint with FastAPI
+and FastStream (bench/rivals.py), in turns, like `ingest`. RabbitMQ: a quorum queue, persistent,
+mandatory, confirmed. Kafka: acks=all, idempotent, with the topic that Forebay made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.ingest import CONNECTIONS, ROUNDS, SECONDS, Server, uvicorn
+from bench.ingest import (
+    BOUND,
+    CONNECTIONS,
+    PACED,
+    ROUNDS,
+    SECONDS,
+    Server,
+    figures_of,
+    half_load,
+    uvicorn,
+)
+from bench.pace import p99
 from bench.report import Series, Target, interleave, ratio, record, versions
 from forebay.brokers.factory import open_broker
 from forebay.brokers.settings import BrokerSettings
@@ -25,10 +36,9 @@ from tests.servers.postgres import free_port
 from tests.servers.rabbitmq import RabbitMQ
 from tests.system.harness import Site
 
-BOUND_ROUTE = 1.3
 BOUND_RIVAL = 1 / 3
-QUEUES = ("bench", "rival")
-"""Ours, and the one that the rival publishes to: made alike."""
+QUEUES = ("bench", "rival", "alone")
+"""Ours, the one that the rival publishes to, and that of the client library alone: made alike."""
 
 
 async def held(url: str, queue: str) -> int:
@@ -58,9 +68,7 @@ def main() -> int:
         for name, url in urls.items():
             port = free_port()
             process = site.gateway(port=port, FOREBAY_BROKER__URL=url)
-            ours[name] = Server(
-                f"forebay gateway on {name}", process, f"http://127.0.0.1:{port}/v1/queues/bench/messages"
-            )
+            ours[name] = Server(name, process, f"http://127.0.0.1:{port}/v1/queues/bench/messages")
             rivals[name] = uvicorn(
                 f"FastAPI and FastStream on {name}",
                 "bench.rivals:app",
@@ -69,7 +77,8 @@ def main() -> int:
                 env={"BENCH_BROKER_URL": url},
             )
         route = uvicorn("FastAPI route that stores nothing", "bench.baseline:app", site)
-        servers = [route, *ours.values(), *rivals.values()]
+        noop = uvicorn("bare ASGI no-op", "bench.baseline:bare", site)
+        servers = [noop, route, *ours.values(), *rivals.values()]
         for server in servers:
             server.load(keyed=False, seconds=2, measured=False)
         interleave(ROUNDS, *(lambda server=server: server.load(keyed=False) for server in servers))  # type: ignore[misc]
@@ -80,6 +89,16 @@ def main() -> int:
                 if waiting < server.accepted:
                     raise SystemExit(f"{server.name}: {server.accepted} answered 202, {waiting} in the queue")
 
+        latencies = [
+            half_load(
+                ours[name],
+                noop,
+                lambda rate, url=url: p99(url, "alone", rate, SECONDS),
+                PACED,  # type: ignore[misc]
+            )
+            for name, url in urls.items()
+        ]
+
     def cpu(server: Server) -> Series:
         return server.cpu[False]
 
@@ -88,18 +107,15 @@ def main() -> int:
         "messages_in_the_queues": stored,
     }
     for server in servers:
-        figures[server.name] = {
-            "cpu_us_per_message": round(cpu(server).median, 2),
-            "spread": cpu(server).spread,
-            "per_second": round(server.rate[False].median),
-            "p99_ms": round(server.p99_ms[False].median, 2),
-        }
+        figures[server.name] = figures_of(server)
     targets = []
     for name in urls:
-        against = ratio(cpu(ours[name]), cpu(route))
-        targets.append(Target(f"{name}: CPU / FastAPI route that stores nothing", against, BOUND_ROUTE, True))
+        against = ratio(cpu(ours[name]), cpu(noop))
+        targets.append(Target(f"{name}: CPU / bare ASGI no-op", against, BOUND, True))
         against = ratio(cpu(ours[name]), cpu(rivals[name]))
         targets.append(Target(f"{name}: CPU / FastAPI and FastStream", against, BOUND_RIVAL, True))
+        figures[f"{name}: CPU / FastAPI route"] = round(ratio(cpu(ours[name]), cpu(route)), 3)
+    targets += latencies
     packages = versions("fastapi", "uvicorn", "uvloop", "pika", "aiokafka", "faststream", "aio-pika")
     return record("ingest_brokers", figures, targets, packages)
 

@@ -1,5 +1,6 @@
 -- wrk: one-message POSTs of a 500-byte JSON body; with KEYS=1 each with an idempotency key of its own.
 -- With MADE=1 each request is made anew, as with keys, so that wrk works as much for those without.
+-- With PAUSE=n each connection waits so many milliseconds, on the average, before its next request.
 -- With API_KEY=k each has that one. With LINES=n each request is NDJSON of n such bodies.
 local keyed = os.getenv("KEYS") == "1"
 local run = os.getenv("RUN") or "run"
@@ -34,6 +35,13 @@ if keyed or os.getenv("MADE") == "1" then
       wrk.headers["Idempotency-Key"] = key
     end
     return wrk.format()
+  end
+end
+
+local pause = tonumber(os.getenv("PAUSE") or "0")
+if pause > 0 then
+  function delay()
+    return math.floor(2 * pause * math.random() + 0.5)
   end
 end
 

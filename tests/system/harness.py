@@ -132,7 +132,7 @@ def cpu_seconds(pid: int) -> float:
     Children that ended and were waited for are in their parent's figure.
     """
     total = 0.0
-    for process in [pid, *_descendants(pid)]:
+    for process in [pid, *descendants(pid)]:
         try:
             stat = Path(f"/proc/{process}/stat").read_text()
         except FileNotFoundError:
@@ -143,11 +143,12 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """The processes that it has started, and those that these have."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
-            found += [int(child), *_descendants(int(child))]
+            found += [int(child), *descendants(int(child))]
     return found
 
 
