@@ -8,7 +8,7 @@ BIN := .venv/bin
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract soak bench compose-test clean
+.PHONY: help run test check contract soak bench bench-table profile compose-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,13 @@ bench: .venv/.installed-dev ## the benchmarks behind the README's figures (ONLY=
 	@scripts/install-servers wrk
 	@$(BIN)/python -c 'import celery, faststream' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@exec $(BIN)/python -m bench $(ONLY)
+
+bench-table: .venv/.installed-dev ## the README's table and the plots, from the newest rows in bench/results
+	@exec $(BIN)/python -m bench.table
+
+profile: .venv/.installed-dev ## flame graphs of the hot paths, into bench/profiles (ONLY=accept-rabbitmq ...)
+	@scripts/install-servers wrk
+	@exec $(BIN)/python -m bench.profile $(ONLY)
 
 compose-test: .venv/.installed-dev ## docker-compose.yml on a real engine (ONLY=rabbitmq, kafka, cluster, kafka-cluster, rolling)
 	@exec $(BIN)/python -m tests.compose $(ONLY)

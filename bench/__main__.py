@@ -1,5 +1,6 @@
 """
 `make bench`: every part in turn, or those named; an interrupted run goes on where it stopped.
+After all of them, the README's table and the plots are written anew.
 
 Which parts of the current run are done is kept in .cache/bench; the figures are in bench/results.
 """
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from bench.report import BELOW_TARGET
+from bench.table import main as write_table
 
 PARTS = (
     "start",
@@ -53,6 +55,8 @@ def main(only: list[str]) -> int:
     if not only and all((DONE / part).exists() for part in PARTS):
         for part in PARTS:
             (DONE / part).unlink()
+    if not only:
+        write_table([])
     if failed:
         print(f"below target, or failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

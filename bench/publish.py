@@ -4,6 +4,9 @@ What publishing costs: CPU time per message through our drivers, and with the cl
 In batches of 100 with ten in flight, against a loop with as much in flight (bench/lean.py);
 same server, same queue, same keys and headers, uvloop on both sides. Every run is a
 process of its own, in turns, and counts its own CPU time after a warm-up.
+
+Beside it stands what smaller batches cost, one in flight or a few: what a gateway publishes that takes
+one message per request. A process that waits for each of them pays for being woken, too.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ MESSAGES = int(os.environ.get("MESSAGES", "20000"))
 WARM_UP = 2_000
 AT_ONCE = 100
 SIZES = (500, 1_024)
+SMALL = ((8, 1), (16, 1), (32, 1), (64, 1), (64, 4))
+"""Messages in a batch, and batches in flight."""
 KEYS = 48
 """Ordering keys, one for each batch in turn."""
 BROKERS = {"RabbitMQ": 1.3, "Kafka": 1.8}
@@ -44,12 +49,12 @@ def load(size: int) -> list[Message]:
     return [replace(m, key=f"customer-{i // AT_ONCE % KEYS}") for i, m in enumerate(made)]
 
 
-def batches(of: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    for start in range(0, len(of), AT_ONCE):
-        yield of[start : start + AT_ONCE]
+def batches(of: Sequence[Message], at_once: int) -> Iterator[Sequence[Message]]:
+    for start in range(0, len(of), at_once):
+        yield of[start : start + at_once]
 
 
-async def ours(url: str, queue: str, load: list[Message]) -> Cost:
+async def ours(url: str, queue: str, load: list[Message], at_once: int, in_flight: int) -> Cost:
     cost = Cost()
     async with open_broker(BrokerSettings(url=SecretStr(url))) as broker:
 
@@ -59,10 +64,10 @@ async def ours(url: str, queue: str, load: list[Message]) -> Cost:
                     raise result.error
 
         running: set[asyncio.Task[None]] = set()
-        for number, batch in enumerate(batches(load)):
-            if number * AT_ONCE >= WARM_UP and not cost.begun:
+        for number, batch in enumerate(batches(load, at_once)):
+            if number * at_once >= WARM_UP and not cost.begun:
                 cost.begin()
-            while len(running) >= lean.WINDOW // AT_ONCE:
+            while len(running) >= in_flight:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
@@ -75,7 +80,10 @@ async def ours(url: str, queue: str, load: list[Message]) -> Cost:
 async def one_run(variant: str, url: str, queue: str, size: int) -> Cost:
     made = load(size)
     if variant == "ours":
-        return await ours(url, queue, made)
+        return await ours(url, queue, made, AT_ONCE, lean.WINDOW // AT_ONCE)
+    if variant != "lean":
+        at_once, in_flight = variant.split("x")
+        return await ours(url, queue, made, int(at_once), int(in_flight))
     if url.startswith("kafka"):
         return await lean.kafka(url, queue, made, WARM_UP, at_once=AT_ONCE)
     return await lean.rabbitmq(url, queue, made, WARM_UP)
@@ -106,6 +114,10 @@ def main() -> int:
         for broker in BROKERS
         for variant in ("ours", "lean")
         for size in SIZES
+    } | {
+        (broker, f"{at_once}x{in_flight}", SIZES[0]): (Series(), Series())
+        for broker in BROKERS
+        for at_once, in_flight in SMALL
     }
     with ExitStack() as stack:
         urls = {
@@ -130,6 +142,9 @@ def main() -> int:
         "method": f"{MESSAGES} messages in batches of {AT_ONCE}, {lean.WINDOW} in flight, {ROUNDS} rounds"
     }
     for (broker, variant, size), (cpu, rate) in series.items():
+        if "x" in variant:
+            at_once, in_flight = variant.split("x")
+            variant = f"ours by {at_once}, {in_flight} in flight"
         figures[f"{broker}, {variant}, {size} bytes"] = {
             "cpu_us_per_message": round(cpu.median, 2),
             "spread": cpu.spread,
