@@ -64,6 +64,58 @@ class _Request:
             return answer.read()
 
 
+class Answers(asyncio.Protocol):
+    """
+    Hands whole answers to a connection of aiokafka's as they arrive, past its reader and the task of that.
+
+    The end of the connection goes the way that it always goes.
+    """
+
+    def __init__(self, conn: Any) -> None:
+        self._conn = conn
+        self._before = conn._protocol
+        self._rest = b""
+
+    @classmethod
+    def read(cls, conn: Any) -> None:
+        """From now on, unless something is on its way already: then the next time."""
+        if isinstance(conn._protocol, cls) or conn._requests or conn._reader._buffer:
+            return
+        answers = cls(conn)
+        conn._writer.transport.set_protocol(answers)
+        conn._protocol = answers
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        at, end = 0, len(data)
+        try:
+            while end - at >= 4 and self._conn._reader is not None:
+                (size,) = _read_int(data, at)
+                if end - at - 4 < size:
+                    break
+                self._conn._handle_frame(data[at + 4 : at + 4 + size])
+                at += 4 + size
+        except Exception as error:
+            # What we cannot read leaves nothing to go on with.
+            log.exception("cannot read what Kafka answered")
+            self._conn.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
+        self._rest = data[at:]
+
+    def eof_received(self) -> bool | None:
+        ended: bool | None = self._before.eof_received()
+        return ended
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._before.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._before.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._before.resume_writing()
+
+
 def request(correlation_id: int, common: bytes, batches: Batches) -> bytes:
     """A request that produces these; `common` is what stands between its number and the batches."""
     topics: dict[str, list[bytes]] = {}
@@ -176,6 +228,7 @@ class Pump(Sender):  # type: ignore[misc]  # aiokafka has no types
         oldest, newest = conn._versions.get(PRODUCE, (0, 0))
         if not oldest <= VERSION <= newest:
             return False
+        Answers.read(conn)
         number = conn._next_correlation_id()
         answer: asyncio.Future[bytes] = self._loop.create_future()
         conn._requests.append((number, _Request, answer))
