@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from bench.ingest import CONNECTIONS, Server
+from bench.ingest import CONNECTIONS, Server, warm_up
 from bench.load import fill
 from bench.report import Target, interleave, ratio, record, versions
 from forebay.brokers.factory import open_broker
@@ -86,8 +86,7 @@ def main() -> int:
                     process,
                     f"http://127.0.0.1:{port}/v1/queues/{queue}/messages",
                 )
-            for server in servers.values():
-                server.load(keyed=False, seconds=2, measured=False)
+            warm_up(servers.values())
 
             def run(keyed: bool, servers: dict[str, Server] = servers) -> None:
                 for server in servers.values():

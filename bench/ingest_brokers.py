@@ -26,6 +26,7 @@ from bench.ingest import (
     figures_of,
     half_load,
     uvicorn,
+    warm_up,
 )
 from bench.pace import p99
 from bench.report import Series, Target, interleave, ratio, record, versions
@@ -79,8 +80,7 @@ def main() -> int:
         route = uvicorn("FastAPI route that stores nothing", "bench.baseline:app", site)
         noop = uvicorn("bare ASGI no-op", "bench.baseline:bare", site)
         servers = [noop, route, *ours.values(), *rivals.values()]
-        for server in servers:
-            server.load(keyed=False, seconds=2, measured=False)
+        warm_up(servers)
         interleave(ROUNDS, *(lambda server=server: server.load(keyed=False) for server in servers))  # type: ignore[misc]
         stored = {}
         for name, url in urls.items():

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.ingest import Server
+from bench.ingest import Server, warm_up
 from bench.load import broker_settings, fill
 from forebay.brokers.factory import open_broker
 from tests.servers.kafka import Kafka
@@ -47,7 +47,7 @@ def accept(stack: ExitStack, folder: Path, name: str, url: str) -> None:
     site = Site(folder, database_url="sqlite:///unused.db", queues="bench")
     stack.callback(site.close)
     server = Server(name, site.gateway(FOREBAY_BROKER__URL=url), f"{site.url}/v1/queues/bench/messages")
-    server.load(keyed=False, seconds=2, measured=False)
+    warm_up([server])
     spy = recording(server.process.pid, name)
     server.load(keyed=False, seconds=SECONDS + 1, measured=False)
     spy.wait()

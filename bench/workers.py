@@ -14,7 +14,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.ingest import CONNECTIONS, Server
+from bench.ingest import CONNECTIONS, Server, warm_up
 from bench.quota import NoQuota, held
 from bench.report import Series, Target, interleave, ratio, record, versions
 from tests.servers.kafka import Kafka
@@ -78,14 +78,10 @@ def main() -> int:
                 until(lambda s=server, n=count: workers_of(s, n), what="the workers to be there")  # type: ignore[misc]
                 servers[broker, count] = server
 
-        def load(broker: str, count: int, *, measured: bool = True) -> None:
-            seconds = SECONDS if measured else 2
-            servers[broker, count].load(
-                keyed=False, seconds=seconds, measured=measured, connections=count * CONNECTIONS
-            )
+        def load(broker: str, count: int) -> None:
+            servers[broker, count].load(keyed=False, seconds=SECONDS, connections=count * CONNECTIONS)
 
-        for key in servers:
-            load(*key, measured=False)
+        warm_up(servers.values())
         interleave(ROUNDS, *(lambda key=key: load(*key) for key in servers))  # type: ignore[misc]
         for key, server in servers.items():
             cpu[key], rate[key] = server.cpu[False], server.rate[False]

@@ -177,19 +177,20 @@ class RabbitMQBroker:
 
     def _outgoing(self, name: str, m: Message, now: float) -> Outgoing:
         limit = self._settings.max_body_bytes
-        if len(m.body) > limit:
-            return Outgoing(m.id, "", name, b"", b"", MessageTooLarge(len(m.body), limit))
-        due: int | None = None
+        body = m.body
+        if len(body) > limit:
+            return Outgoing(m.id, "", name, b"", b"", MessageTooLarge(len(body), limit))
         exchange = ""
-        if m.not_before is not None and (left := m.not_before.timestamp() - now) > 0:
-            due = to_micros(m.not_before)
-            exchange = self._ladder.exchange(left)
         try:
-            encoded = wire.first(m) if due is None else wire.properties(m, due=due)
-            properties = wire.check(encoded, self._publisher.frame_max)
+            if m.not_before is not None and (left := m.not_before.timestamp() - now) > 0:
+                exchange = self._ladder.exchange(left)
+                properties = wire.properties(m, due=to_micros(m.not_before))
+            else:
+                properties = wire.first(m)
+            wire.check(properties, self._publisher.frame_max)
         except ValueError as error:
             return Outgoing(m.id, "", name, b"", b"", PublishRejected(str(error)))
-        return Outgoing(m.id, exchange, name, properties, m.body)
+        return Outgoing(m.id, exchange, name, properties, body)
 
     async def declare(self, queue: str) -> Durability:
         self._check_open()

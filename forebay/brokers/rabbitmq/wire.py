@@ -83,12 +83,18 @@ def first(message: Message) -> bytes:
         return properties(message)
     micros = wire.to_micros(message.accepted_at)
     stamp = b"%d" % micros
-    table = _STAMPED + _length(len(stamp)) + stamp
+    table = [_STAMPED, _length(len(stamp)), stamp]
+    size = _STAMPED_BYTES + len(stamp)
     if message.key is not None:
-        table += _header(wire.KEY, message.key)
+        header = _header(wire.KEY, message.key)
+        table.append(header)
+        size += len(header)
     for name, value in headers.items():
-        table += _header(wire.META + name, value)
-    return _joined(opening, table, message.id, micros)
+        header = _header(wire.META + name, value)
+        table.append(header)
+        size += len(header)
+    seconds = micros // 1_000_000 if micros > 0 else 0
+    return b"".join((opening, _length(size), *table, _PERSISTENT, short(message.id), _seconds(seconds)))
 
 
 def _joined(opening: bytes, table: bytes, id_: str, micros: int) -> bytes:
@@ -130,6 +136,7 @@ def _name(name: str) -> bytes:
 
 _STAMPED = _header(wire.V, wire.VERSION) + _name(wire.ACCEPTED_AT)
 """What the headers of every message begin with."""
+_STAMPED_BYTES = len(_STAMPED) + 4
 
 
 def room(frame_max: int) -> int:
