@@ -88,8 +88,11 @@ class KafkaBroker:
         now = int(datetime.now(UTC).timestamp() * 1e6)
         made = [self._made(queue, m, now, topic.max_message_bytes) for m in messages]
         records = [r for r in made if isinstance(r, Outgoing)]
-        outcomes = iter(await self._publish(queue, topic, records, deadline - loop.time()))
+        written = await self._publish(queue, topic, records, deadline - loop.time())
         durability = topic.durability
+        if len(records) == len(made) and not any(written):
+            return [PublishResult(message_id=m.id, durability=durability) for m in messages]
+        outcomes = iter(written)
         results = []
         for m, record in zip(messages, made, strict=True):
             error = next(outcomes) if isinstance(record, Outgoing) else record

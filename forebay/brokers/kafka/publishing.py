@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,20 +77,26 @@ def _filled(
 ) -> list[Lot]:
     """The records of one partition in batches, in order; a topic limits batches, not records."""
     lots: list[Lot] = []
+    now = int(time.time() * 1000)
     builder, inside, left = producer.create_batch(), list[int](), room
+    # Past a wrapper that asks the clock, and for serializers, for each record.
+    append = builder._builder.append
     for i in which:
         r = records[i]
-        while (inside and r.size > left) or (
-            builder.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is None
-        ):
-            builder.close()
-            lots.append((inside, builder))
+        while (inside and r.size > left) or append(len(inside), now, r.key, r.value, r.headers) is None:
+            lots.append(_closed(inside, builder))
             builder, inside, left = producer.create_batch(), [], room
+            append = builder._builder.append
         inside.append(i)
         left -= r.size
-    builder.close()
-    lots.append((inside, builder))
+    lots.append(_closed(inside, builder))
     return lots
+
+
+def _closed(inside: list[int], builder: Any) -> Lot:
+    builder._relative_offset = len(inside)
+    builder.close()
+    return inside, builder
 
 
 class Writer:
