@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pika.adapters.asyncio_connection import _AsyncioIOServicesAdapter
+from pika.adapters.utils.nbio_interface import AbstractIOReference
 
 
 class _Stream(asyncio.BaseProtocol):
@@ -22,15 +23,35 @@ class _Stream(asyncio.BaseProtocol):
     def __init__(self, inner: Any, on_done: Callable[[Any], None]) -> None:
         self._inner = inner
         self._on_done = on_done
+        self.told = False
+        self.cancelled = False
         self.data_received: Callable[[bytes], None] = inner.data_received
         self.eof_received: Callable[[], bool] = inner.eof_received
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.cancelled:
+            return
+        self.told = True
         self._inner.connection_made(transport)
         self._on_done((transport, self._inner))
 
     def connection_lost(self, error: BaseException | None) -> None:
-        self._inner.connection_lost(error)
+        if self.told:
+            self._inner.connection_lost(error)
+
+
+class _Opening(AbstractIOReference):  # type: ignore[misc]  # pika has no types
+    """Can be cancelled until pika was told."""
+
+    def __init__(self, stream: _Stream, task: asyncio.Task[None]) -> None:
+        self._stream = stream
+        self._task = task
+
+    def cancel(self) -> bool:
+        if self._stream.told:
+            return False
+        self._stream.cancelled = True
+        return self._task.cancel()
 
 
 class Services(_AsyncioIOServicesAdapter):  # type: ignore[misc]  # pika has no types
@@ -52,12 +73,14 @@ class Services(_AsyncioIOServicesAdapter):  # type: ignore[misc]  # pika has no 
                 protocol_factory, sock, on_done, ssl_context, server_hostname
             )
 
-        def on_failure(result: Any) -> None:
-            if isinstance(result, BaseException):
-                on_done(result)
+        def on_end(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                on_done(error)
 
         stream = _Stream(protocol_factory(), on_done)
-        return self._schedule_and_wrap_in_io_ref(self._connect(stream, sock), on_failure)
+        task = self._loop.create_task(self._connect(stream, sock))
+        task.add_done_callback(on_end)
+        return _Opening(stream, task)
 
     async def _connect(self, stream: _Stream, sock: socket.socket) -> None:
         try:
