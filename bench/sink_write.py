@@ -80,7 +80,7 @@ def on_postgresql() -> Iterator[Place]:
         with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
 
             def bare(work: Batches) -> Loop:
-                arrays = [postgresql.columns(batch, payload=True) for batch in work]
+                arrays = [with_copies(batch) for batch in work]
                 cursor = connection.cursor(binary=True)
                 cursor.adapters.register_dumper(pgarrays.BinaryArray, pgarrays.BinaryArrayDumper)
 
@@ -95,7 +95,14 @@ def on_postgresql() -> Iterator[Place]:
                 connection.execute("TRUNCATE messages")
                 connection.execute("CHECKPOINT")
 
-            yield Place(url=url, server=server.version, target=0.7, bare=bare, clear=clear)
+            yield Place(url=url, server=server.version, target=0.9, bare=bare, clear=clear)
+
+
+def with_copies(batch: list[Delivery]) -> list[pgarrays.BinaryArray]:
+    """The columns of the table; of the JSON copies, which our own insert leaves to the server, too."""
+    arrays = postgresql.columns(batch, payload=True)
+    arrays[6] = pgarrays.jsonbs([d.message.body for d in batch])
+    return arrays
 
 
 @contextmanager

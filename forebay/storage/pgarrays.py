@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
@@ -34,8 +35,11 @@ _FIXED = {
 """Type, code of `struct` and size by the server's name."""
 
 
-class BinaryArray(bytes):
+@dataclass(frozen=True, slots=True)
+class BinaryArray:
     """A parameter that is already in the server's format; write a cast beside its placeholder."""
+
+    data: bytes
 
 
 class BinaryArrayDumper(adapt.Dumper):
@@ -43,16 +47,21 @@ class BinaryArrayDumper(adapt.Dumper):
     oid = 0
     format = pq.Format.BINARY
 
-    def dump(self, obj: BinaryArray) -> BinaryArray:
-        return obj
+    def dump(self, obj: BinaryArray) -> bytes:
+        return obj.data
 
 
-def _array(oid: int, count: int, elements: bytes, nulls: bool = False) -> BinaryArray:
-    return BinaryArray(_HEADER.pack(1, nulls, oid, count, 1) + elements)
+def _array(oid: int, count: int, *elements: bytes, nulls: bool = False) -> BinaryArray:
+    return BinaryArray(b"".join((_HEADER.pack(1, nulls, oid, count, 1), *elements)))
 
 
-def _length(n: int) -> bytes:
-    return _LENGTHS[n] if n < 4096 else _LENGTH.pack(n)
+def _lengths(values: Sequence[bytes]) -> list[bytes]:
+    """The length of each, as it stands before the element."""
+    lengths = list(map(len, values))
+    try:
+        return [_LENGTHS[n] for n in lengths]
+    except IndexError:
+        return [_LENGTH.pack(n) for n in lengths]
 
 
 def uuids(ids: Sequence[str]) -> BinaryArray:
@@ -71,23 +80,22 @@ def uuids(ids: Sequence[str]) -> BinaryArray:
     return _array(_UUID, len(ids), elements)
 
 
-def _variable(oid: int, values: Sequence[bytes | None]) -> BinaryArray:
+def _variable(oid: int, values: Sequence[bytes | None], version: bytes = b"") -> BinaryArray:
+    """Each value with its length before it, and between the two the `version` of the type's format."""
+    count = len(values)
     first = values[0]
-    if values.count(first) == len(values):  # one queue, one content type, no keys: the usual case
-        one = _NULL if first is None else _length(len(first)) + first
-        return _array(oid, len(values), one * len(values), first is None)
-    parts: list[bytes] = []
-    add = parts.append
-    nulls = False
-    for value in values:
-        if value is None:
-            nulls = True
-            add(_NULL)
-        else:
-            n = len(value)
-            add(_LENGTHS[n] if n < 4096 else _LENGTH.pack(n))
-            add(value)
-    return _array(oid, len(values), b"".join(parts), nulls)
+    if values.count(first) == count:  # one queue, one content type, no keys: the usual case
+        one = _NULL if first is None else _LENGTH.pack(len(version) + len(first)) + version + first
+        return _array(oid, count, one * count, nulls=first is None)
+    if version:
+        values = [None if v is None else version + v for v in values]
+    if None in values:
+        parts = [_NULL if v is None else _LENGTH.pack(len(v)) + v for v in values]
+        return _array(oid, count, *parts, nulls=True)
+    parts = [b""] * (2 * count)
+    parts[::2] = _lengths(values)  # type: ignore[arg-type]  # None was looked for
+    parts[1::2] = values  # type: ignore[assignment]  # the same
+    return _array(oid, count, *parts)
 
 
 def texts(values: Sequence[bytes | None]) -> BinaryArray:
@@ -101,8 +109,7 @@ def byteas(values: Sequence[bytes]) -> BinaryArray:
 
 def jsonbs(values: Sequence[bytes | None]) -> BinaryArray:
     """JSON texts."""
-    # jsonb's binary format is a version byte and the text.
-    return _variable(_JSONB, [None if v is None else b"\x01" + v for v in values])
+    return _variable(_JSONB, values, b"\x01")
 
 
 def timestamps(values: Sequence[datetime]) -> BinaryArray:
@@ -113,10 +120,6 @@ def timestamps(values: Sequence[datetime]) -> BinaryArray:
         numbers.append(8)
         numbers.append((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
     return _array(_TIMESTAMPTZ, len(values), struct.pack(">" + "iq" * len(values), *numbers))
-
-
-def integers(values: Sequence[int]) -> BinaryArray:
-    return _variable(_INT4, [_LENGTH.pack(v) for v in values])
 
 
 def numbers(type_name: str, values: Sequence[Any]) -> BinaryArray:
@@ -133,7 +136,7 @@ def _fixed(oid: int, code: str, size: int, values: Sequence[Any]) -> BinaryArray
         return _array(oid, len(values), struct.pack(">" + ("i" + code) * len(values), *flat))
     pack = struct.Struct(">i" + code).pack
     elements = b"".join([_NULL if v is None else pack(size, v) for v in values])
-    return _array(oid, len(values), elements, True)
+    return _array(oid, len(values), elements, nulls=True)
 
 
 def strings(values: Sequence[str | None]) -> BinaryArray:

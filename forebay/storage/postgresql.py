@@ -12,29 +12,33 @@ from forebay.brokers.api import Delivery
 from forebay.errors import MessageRejected
 from forebay.storage import pgarrays
 from forebay.storage.classify import classify
-from forebay.storage.rows import headers_json, holds_json, name_bytes, says_json, text_bytes
+from forebay.storage.rows import headers_jsons, holds_json, name_bytes, says_json, text_bytes
 
-# The update costs nothing as long as no dead letter is open: the server asks
-# EXISTS once and skips the rest.
+# One row comes back, and the ids of what was new only if something was not. The copy of a body need
+# not travel: the server makes it.
 _INSERT = """
-WITH given AS MATERIALIZED (SELECT %b::uuid[] AS ids, %b::bytea[] AS bodies),
-new AS (
+WITH new AS (
   INSERT INTO messages
     (id, body, queue, key, content_type, headers, payload, accepted_at, attempts, stored_at)
-  SELECT u.*, now() FROM unnest(
-    (SELECT ids FROM given), (SELECT bodies FROM given), %b::text[], %b::text[], %b::text[], %b::jsonb[],
-    %b::jsonb[], %b::timestamptz[], %b::int4[]
-  ) AS u
+  SELECT u.id, u.body, u.queue, u.key, u.content_type, u.headers,
+    CASE WHEN u.copied THEN convert_from(u.body, 'UTF8')::jsonb END, u.accepted_at, u.attempts, now()
+  FROM unnest(
+    %b::uuid[], %b::bytea[], %b::text[], %b::text[], %b::text[], %b::jsonb[], %b::bool[], %b::timestamptz[],
+    %b::int4[]
+  ) AS u (id, body, queue, key, content_type, headers, copied, accepted_at, attempts)
   ON CONFLICT (id) DO NOTHING
   RETURNING id
-),
-resolved AS (
-  UPDATE dead_letters AS d SET status = 'resolved', changed_at = now()
-  FROM (SELECT unnest(ids) AS id, unnest(bodies) AS body FROM given) AS g
-  WHERE d.id = g.id AND d.body = g.body AND d.status IN ('dead', 'redriving')
-    AND EXISTS (SELECT FROM dead_letters WHERE status IN ('dead', 'redriving'))
 )
-SELECT id::text FROM new
+SELECT
+  CASE WHEN count(*) < %s THEN coalesce(array_agg(id::text), '{}') END,
+  EXISTS (SELECT FROM dead_letters WHERE status IN ('dead', 'redriving'))
+FROM new
+"""
+
+_RESOLVE = """
+UPDATE dead_letters AS d SET status = 'resolved', changed_at = now()
+FROM unnest(%b::uuid[], %b::bytea[]) AS g (id, body)
+WHERE d.id = g.id AND d.body = g.body AND d.status IN ('dead', 'redriving')
 """
 
 _DIGESTS = "SELECT id::text, sha256(body) FROM messages WHERE id = ANY (%b::uuid[])"
@@ -69,15 +73,12 @@ def columns(batch: Sequence[Delivery], *, payload: bool) -> list[pgarrays.Binary
         pgarrays.texts([name_bytes(d.queue) for d in batch]),
         pgarrays.texts([None if m.key is None else text_bytes(m.key) for m in messages]),
         pgarrays.texts([name_bytes(m.content_type) for m in messages]),
-        pgarrays.jsonbs([headers_json(m.headers) if m.headers else b"{}" for m in messages]),
-        pgarrays.jsonbs(
-            [
-                m.body if payload and says_json(m.content_type) and holds_json(m.body) else None
-                for m in messages
-            ]
+        pgarrays.jsonbs(headers_jsons([m.headers for m in messages])),
+        pgarrays.numbers(
+            "bool", [payload and says_json(m.content_type) and holds_json(m.body) for m in messages]
         ),
         pgarrays.timestamps([m.accepted_at for m in messages]),
-        pgarrays.integers([d.attempt for d in batch]),
+        pgarrays.numbers("int4", [d.attempt for d in batch]),
     ]
 
 
@@ -87,9 +88,15 @@ def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: boo
 
     Returns the ids that were new; None means all of them.
     """
+    arrays = columns(batch, payload=payload)
     with cursor(connection) as cur:
-        cur.execute(_INSERT, columns(batch, payload=payload))
-        return None if cur.rowcount == len(batch) else {row[0] for row in cur.fetchall()}
+        cur.execute(_INSERT, [*arrays, len(batch)])
+        ((new, any_open),) = cur.fetchall()
+        if any_open:
+            # Where the insert is committed already and this is not reached, the batch is not acknowledged
+            # either: it comes again, as duplicates, and they are resolved then.
+            cur.execute(_RESOLVE, arrays[:2])
+    return None if new is None else set(new)
 
 
 def refuses_payload(connection: sa.Connection, delivery: Delivery) -> bool:
@@ -99,7 +106,7 @@ def refuses_payload(connection: sa.Connection, delivery: Delivery) -> bool:
         return False
     try:
         with cursor(connection) as cur:
-            cur.execute("SELECT %b::jsonb[]", [pgarrays.jsonbs([message.body])])
+            cur.execute("SELECT convert_from(%b, 'UTF8')::jsonb", [message.body])
     except Error as error:
         if isinstance(classify(error, "postgresql"), MessageRejected):
             return True

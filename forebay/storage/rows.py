@@ -11,7 +11,7 @@ ever changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import orjson
@@ -54,6 +54,24 @@ def headers_json(headers: Mapping[str, str]) -> bytes:
         return orjson.dumps(clean_headers(headers))
     # A backslash before the u makes this a false alarm, which cleaning does not mind.
     return orjson.dumps(clean_headers(headers)) if b"\\u0000" in encoded else encoded
+
+
+def headers_jsons(headers: Sequence[Mapping[str, str]]) -> list[bytes]:
+    """
+    `headers_json` of each, in one call.
+
+    A call for each would cost twenty times as much: orjson begins with a kilobyte for every text, and
+    giving back the rest of those that are kept is what is slow.
+    """
+    try:
+        encoded = orjson.dumps([h if type(h) is dict else dict(h) for h in headers])
+    except TypeError:
+        return [headers_json(h) for h in headers]
+    # They hold no objects, so that only in a value there could be more of these: then it is not as many.
+    texts = encoded[2:-2].split(b"},{")
+    if len(texts) != len(headers) or b"\\u0000" in encoded:
+        return [headers_json(h) for h in headers]
+    return [b"{%b}" % text for text in texts]
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from forebay import ids
 from forebay.sinks import WriteResult
 from forebay.storage.database import Database
 from forebay.storage.messages import MessageStore
-from forebay.storage.rows import clean, holds_json, says_json
+from forebay.storage.rows import clean, headers_json, headers_jsons, holds_json, says_json
 from tests.unit.storage.deliveries import delivery, stored, stored_body
 
 any_text = st.text(st.characters(codec=None), max_size=20)  # lone surrogates and NUL too
@@ -92,6 +92,11 @@ def test_whatever_is_written_comes_back(database: Database, data: st.DataObject)
         assert row["key"] == (None if d.message.key is None else clean(d.message.key))
         assert row["content_type"] == clean(d.message.content_type)
         assert row["headers"] == {clean(k): clean(v) for k, v in d.message.headers.items()}
+
+
+@given(st.lists(st.dictionaries(any_text, any_text | st.just('"},{"'), max_size=3), min_size=1, max_size=5))
+def test_headers_of_a_batch_are_encoded_as_each_by_itself(headers: list[dict[str, str]]) -> None:
+    assert headers_jsons(headers) == [headers_json(h) for h in headers]
 
 
 @pytest.mark.parametrize(
