@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from consumers.settings import BudgetSettings
-from forebay.brokers.api import Ack, DeadLetter, Release, Settlement
+from forebay.brokers.api import Ack, DeadLetter, Release, Settlement, all_done
 
 UNSUSPICIOUS = frozenset({"expired", "idempotency-conflict", "crashed"})
 """Error classes that say something about the sender or about time, and nothing about our own code."""
@@ -67,7 +67,8 @@ class DeadLetterBudget:
         """The settlements of one batch, with dead letters beyond the budget handed back instead."""
         if not self._settings.enabled:
             return list(settlements)
-        succeeded = sum(isinstance(s, Ack) for s in settlements)
+        nothing_else = all_done(settlements)
+        succeeded = len(settlements) if nothing_else else sum(isinstance(s, Ack) for s in settlements)
         if succeeded:
             # First what speaks for us: a bad message beside 499 good ones is no run.
             self._run = 0
@@ -75,7 +76,7 @@ class DeadLetterBudget:
                 float(self._settings.allowance), self._tokens + succeeded * self._settings.earned
             )
         self._note(succeeded, 0)
-        return [self._decide(s) for s in settlements]
+        return list(settlements) if nothing_else else [self._decide(s) for s in settlements]
 
     def _decide(self, settlement: Settlement) -> Settlement:
         if not isinstance(settlement, DeadLetter) or settlement.failure.error_class in UNSUSPICIOUS:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumers.breaker import BreakerState, CircuitBreaker
 from consumers.emptiness import Returns
-from forebay.brokers.api import Ack, DeadLetter, Release, Retry, Settlement
+from forebay.brokers.api import Ack, DeadLetter, Release, Retry, Settlement, all_done
 
 MAX_ERROR_CLASSES = 50
 """Error classes that get a time series of their own; a handler could raise any number of them."""
@@ -146,6 +146,8 @@ class Tally:
         """
         self.metrics.settle_seconds.labels(self.queue).observe(seconds)
         outcomes: dict[str, int] = {}
+        if all_done(settlements):
+            outcomes["stored"], settlements = len(settlements), ()
         for settlement in settlements:
             match settlement:
                 case Ack():

@@ -95,6 +95,8 @@ class Processor:
                 f"sink {self.destination!r} answered {len(results)} results for {len(batch)} messages,"
                 " or in another order; it must return one per delivery, aligned"
             )
+        if not failures(results):
+            return list(map(Ack, batch))
         return [
             Ack(d) if r.error is None else self._failed(d, r.error, now, seconds)
             for d, r in zip(batch, results, strict=True)
@@ -112,9 +114,8 @@ class Processor:
     @staticmethod
     def outage(results: Sequence[WriteResult]) -> Exception | None:
         """What the breaker must hear of a call that did a part of its batch before the destination failed."""
-        return next(
-            (r.error for r in results if isinstance(r.error, (SinkUnavailable, SinkMisconfigured))), None
-        )
+        errors = failures(results)
+        return next((e for e in errors if isinstance(e, (SinkUnavailable, SinkMisconfigured))), None)
 
     def _failed(self, delivery: Delivery, error: Exception, now: datetime, seconds: float) -> Settlement:
         if isinstance(error, (NotTried, SinkUnavailable, SinkMisconfigured)):
@@ -141,6 +142,10 @@ class Processor:
         if isinstance(error, RetryLater):
             delay = max(0.0, error.delay)
         return Retry(delivery, delay, failure, history)
+
+
+def failures(results: Sequence[WriteResult]) -> list[Exception]:
+    return [r.error for r in results if r.error is not None]
 
 
 def shortened(history: tuple[Attempt, ...]) -> tuple[Attempt, ...]:

@@ -26,6 +26,7 @@ from forebay.brokers.api import (
     Settlement,
     Share,
     Subscription,
+    all_done,
 )
 from forebay.brokers.naming import origin_queue
 from forebay.errors import BrokerUnavailable, QueueNotFound
@@ -337,6 +338,8 @@ class Worker:
 
     def _tell(self, settlements: Sequence[Settlement]) -> None:
         """One line per kind of failure in a batch, not one per message."""
+        if all_done(settlements):
+            return
         groups: dict[tuple[type[Settlement], str, str], list[str]] = defaultdict(list)
         for settlement in settlements:
             if isinstance(settlement, (Retry, DeadLetter)):

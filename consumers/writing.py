@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 
 import structlog
 
@@ -17,6 +18,8 @@ from forebay.brokers.api import DeadLetter, Delivery, Release, Settlement
 from forebay.errors import SinkMisconfigured, SinkUnavailable
 
 log = structlog.get_logger()
+
+_accepted_at = attrgetter("message.accepted_at")
 
 
 def utc_now() -> datetime:
@@ -135,7 +138,7 @@ class Writer:
                 results = await self._line.sink.write(batch)
             seconds = self._clock() - started_at
             settlements = self._line.processor.settle(batch, results, self._now(), seconds)
-            decided.duplicates += sum(r.duplicate and r.error is None for r in results)
+            decided.duplicates += len([r for r in results if r.duplicate and r.error is None])
             if (outage := self._line.processor.outage(results)) is None:
                 self._line.breaker.succeeded(ticket, self._line.batch_size)
             else:
@@ -147,7 +150,7 @@ class Writer:
             seconds = self._clock() - started_at
             settlements = self._line.processor.settle_failed_call(batch, error, self._now(), seconds)
         decided.settlements += self._line.flow.spend(settlements)
-        oldest = min(d.message.accepted_at for d in batch)
+        oldest = min(map(_accepted_at, batch))
         self._line.tally.wrote(
             size=len(batch),
             seconds=seconds,

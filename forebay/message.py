@@ -94,3 +94,29 @@ def ids_of(messages: Sequence[Message]) -> Sequence[str]:
 
 def bodies_of(messages: Sequence[Message]) -> Sequence[bytes]:
     return messages.bodies if isinstance(messages, Alike) else [m.body for m in messages]
+
+_new = object.__new__
+
+
+def usual_message(
+    id: str,
+    body: bytes,
+    accepted_at: datetime,
+    key: str | None,
+    headers: Mapping[str, str],
+    content_type: str,
+) -> Message:
+    """
+    A message without times of its own, as drivers read them by the thousand.
+
+    Keyword arguments for a class are gathered in a dictionary first: this takes half the time.
+    """
+    made: Message = _new(Message)
+    made.id = id
+    made.body = body
+    made.accepted_at = accepted_at
+    made.key = key
+    made.headers = headers
+    made.content_type = content_type
+    made.not_before = made.expires_at = None
+    return made

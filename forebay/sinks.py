@@ -19,6 +19,22 @@ class WriteResult:
     """Already stored by an earlier attempt. Counts as success."""
 
 
+_new = object.__new__
+
+
+def all_stored(batch: Sequence[Delivery]) -> list[WriteResult]:
+    """The results of a batch that went as it should, made without the cost of keyword arguments."""
+    return [_stored(d.message.id) for d in batch]
+
+
+def _stored(message_id: str) -> WriteResult:
+    made: WriteResult = _new(WriteResult)
+    made.message_id = message_id
+    made.error = None
+    made.duplicate = False
+    return made
+
+
 class Sink(Protocol):
     @property
     def destination(self) -> str:

@@ -105,9 +105,25 @@ class Delivery:
     """What failed before, in this queue: what the last `Retry` gave it. Empty after a redrive."""
 
 
-@dataclass(frozen=True, slots=True)
+_new = object.__new__
+
+
+def first_delivery(message: Message, queue: str, receipt: object) -> Delivery:
+    """The loan of a message to which nothing has happened yet; made as `usual_message` makes messages."""
+    made: Delivery = _new(Delivery)
+    made.message = message
+    made.queue = queue
+    made.attempt = 1
+    made.receipt = receipt
+    made.deferrals = 0
+    made.death = None
+    made.history = ()
+    return made
+
+
+@dataclass(slots=True)
 class Ack:
-    """Done: forget the message."""
+    """Done: forget the message. The one that is made for every message, so it is not frozen."""
 
     delivery: Delivery
 
@@ -146,6 +162,11 @@ class Release:
 
 
 Settlement = Ack | Retry | DeadLetter | Release
+
+
+def all_done(settlements: Sequence[Settlement]) -> bool:
+    """Whether each of them is an Ack: the usual batch, of which nothing else need be asked one by one."""
+    return set(map(type, settlements)) <= {Ack}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,6 +83,7 @@ def consume(
     6 the broker, 7 the database or another destination cannot be reached or refuses; 1 the
     queues still hold messages, or are paused. 130 stopped by a signal before that.
     """
+    from consumers import collector
     from forebay.cli._process import run_until_stopped, starting, until_reachable
     from forebay.cli._until_empty import Deadline, conclude
     from forebay.cli.gateway import require_queues, where_messages_wait
@@ -159,6 +160,7 @@ def consume(
                 fleets.append(fleet)
                 start.done()
                 note(f"consuming {', '.join(names)}; {where_messages_wait(settings)}")
+                collector.spare()
                 await fleet.run(stop, until_empty=until_empty)
                 if until_empty:
                     conclude(fleet, deadline)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from forebay import ids
 from forebay.brokers.api import Delivery
 from forebay.errors import IdempotencyConflict, MessageRejected
-from forebay.sinks import WriteResult
+from forebay.sinks import WriteResult, all_stored
 from forebay.storage.batches import BatchWriter
 from forebay.storage.classify import TransientError
 from forebay.storage.database import Database
@@ -102,7 +102,7 @@ class _Messages:
         except ValueError as error:
             raise MessageRejected("an id in the batch is not a UUID") from error
         if new is None:
-            return [WriteResult(message_id=d.message.id) for d in items]
+            return all_stored(items)
         known = sorted(d.message.id for d in items if d.message.id not in new)
         with self._database.read() as connection:
             digests = self._sql.stored_digests(connection, known)

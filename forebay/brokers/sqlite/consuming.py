@@ -18,7 +18,18 @@ from typing import Any
 import apsw
 import orjson
 
-from forebay.brokers.api import Ack, Attempt, DeadLetter, Death, Delivery, Release, Retry, Settlement
+from forebay.brokers.api import (
+    Ack,
+    Attempt,
+    DeadLetter,
+    Death,
+    Delivery,
+    Release,
+    Retry,
+    Settlement,
+    all_done,
+    first_delivery,
+)
 from forebay.brokers.sqlite import parking
 from forebay.brokers.sqlite.publishing import FutureJob
 from forebay.brokers.sqlite.writer import Transaction
@@ -31,7 +42,7 @@ from forebay.brokers.wire import (
     from_micros,
 )
 from forebay.errors import BrokerError
-from forebay.message import Message
+from forebay.message import usual_message
 
 _SELECT = (
     "select s.due, s.seq, s.attempt, s.deferrals, s.death,"
@@ -40,6 +51,7 @@ _SELECT = (
 )
 KEY = 6
 """The column of a message's ordering key in these."""
+_HEADERS = 8
 TAKE_FRESH = _SELECT + "where s.queue = ? and s.due = 0 and s.seq > ? order by s.seq limit ?"
 TAKE_SCHEDULED = _SELECT + "where s.queue = ? and s.due > 0 and s.due <= ? order by s.due, s.seq limit ?"
 ANY_READY = "select 1 from slot where queue = ? and due between 0 and ? limit 1"
@@ -201,8 +213,7 @@ class Lease:
             span = (self.queue_id, fresh[0][1], fresh[-1][1])
             db.execute(_LEND_FRESH, (self.owner, *span))
             db.execute(_CLEAR_FRESH, span)
-        deliveries = [self._delivery(row) for row in scheduled]
-        deliveries += [self._delivery(row) for row in fresh]
+        deliveries = self._deliveries([*scheduled, *fresh])
         next_due = None
         if len(deliveries) < self.want:
             next_due = db.execute(NEXT_DUE, (self.queue_id, tx.now)).get
@@ -243,41 +254,40 @@ class Lease:
         db.executemany(_LEND_ONE, [(self.owner, *p) for p in places])
         db.executemany(_CLEAR_ONE, places)
 
-    def _delivery(self, row: tuple[Any, ...]) -> Delivery:
-        (
-            _,
-            seq,
-            attempt,
-            deferrals,
-            death,
-            id_,
-            key,
-            content_type,
-            headers,
-            accepted,
-            not_before,
-            expires,
-            body,
-        ) = row
-        notes = {} if death is None else orjson.loads(death)
-        return Delivery(
-            message=Message(
-                id=id_,
-                body=body,
-                accepted_at=from_micros(accepted),
-                key=key,
-                headers={} if headers is None else orjson.loads(headers),
-                content_type=content_type,
-                not_before=None if not_before is None else from_micros(not_before),
-                expires_at=None if expires is None else from_micros(expires),
-            ),
-            queue=self.queue,
-            attempt=attempt,
-            receipt=seq,
-            deferrals=deferrals,
-            death=decode_death(notes),
-            history=decode_history(notes.get(HISTORY)),
-        )
+    def _deliveries(self, rows: list[tuple[Any, ...]]) -> list[Delivery]:
+        out: list[Delivery] = []
+        # One call for all: half the time of one for each.
+        headers = orjson.loads(f"[{','.join([row[_HEADERS] or '{}' for row in rows])}]")
+        for row, given in zip(rows, headers, strict=True):
+            (
+                _,
+                seq,
+                attempt,
+                deferrals,
+                death,
+                id_,
+                key,
+                content_type,
+                _,
+                accepted,
+                not_before,
+                expires,
+                body,
+            ) = row
+            message = usual_message(id_, body, from_micros(accepted), key, given, content_type)
+            if not_before is not None:
+                message.not_before = from_micros(not_before)
+            if expires is not None:
+                message.expires_at = from_micros(expires)
+            delivery = first_delivery(message, self.queue, seq)
+            delivery.attempt = attempt
+            delivery.deferrals = deferrals
+            if death is not None:
+                notes = orjson.loads(death)
+                delivery.death = decode_death(notes)
+                delivery.history = decode_history(notes.get(HISTORY))
+            out.append(delivery)
+        return out
 
 
 class Settle(FutureJob):
@@ -325,7 +335,11 @@ class Settle(FutureJob):
         failed: list[tuple[str, int]] = []
         heads: list[tuple[str, int]] = []
         buried = buried_bytes = 0
-        for s in self.settlements:
+        rest = self.settlements
+        if all_done(rest):
+            gone, rest = [s.delivery for s in rest], ()
+            heads = [(d.message.key, d.receipt) for d in gone if d.attempt > 1 and d.message.key is not None]  # type: ignore[misc]  # ours are numbers
+        for s in rest:
             d = s.delivery
             seq = d.receipt
             assert isinstance(seq, int)
@@ -380,12 +394,20 @@ class Settle(FutureJob):
         return True
 
     def _forget(self, tx: Transaction, gone: list[Delivery]) -> None:
-        seqs = orjson.dumps([d.receipt for d in gone]).decode()
-        tx.db.execute(
-            "delete from lease where owner = ? and seq in (select value from json_each(?))",
-            (self.owner, seqs),
-        )
-        tx.db.execute("delete from message where seq in (select value from json_each(?))", (seqs,))
+        seqs: set[int] = {d.receipt for d in gone}  # type: ignore[misc]  # ours are numbers
+        first, last = min(seqs), max(seqs)
+        if last - first + 1 == len(seqs):  # nobody else's between: the usual case, at half the price
+            tx.db.execute(
+                "delete from lease where owner = ? and seq between ? and ?", (self.owner, first, last)
+            )
+            tx.db.execute("delete from message where seq between ? and ?", (first, last))
+        else:
+            listed = orjson.dumps(list(seqs)).decode()
+            tx.db.execute(
+                "delete from lease where owner = ? and seq in (select value from json_each(?))",
+                (self.owner, listed),
+            )
+            tx.db.execute("delete from message where seq in (select value from json_each(?))", (listed,))
         _count(tx, self.queue_id, -len(gone), -sum([len(d.message.body) for d in gone]))
 
 

@@ -126,8 +126,8 @@ class SQLiteSubscription:
 
     def _hand_out(self, target: int) -> list[Delivery]:
         out = [self._ready.popleft() for _ in range(min(target, len(self._ready)))]
-        for d in out:
-            self._held[d.receipt] = d  # type: ignore[index]  # our receipts are the messages' numbers
+        # Our receipts are the messages' numbers.
+        self._held.update([(d.receipt, d) for d in out])  # type: ignore[misc]
         return out
 
     def _look(self, want: int) -> None:
