@@ -78,15 +78,29 @@ def from_micros(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Decoded:
-    """A message with what its headers say about its way so far."""
+    """A message with what its headers say about its way so far. Never changed in place."""
 
     message: Message
     attempt: int
     deferrals: int
     death: Death | None
     history: tuple[Attempt, ...] = ()
+
+
+_new = object.__new__
+
+
+def untried(message: Message) -> Decoded:
+    """A message to which nothing has happened yet; made as `usual_message` makes messages."""
+    made: Decoded = _new(Decoded)
+    made.message = message
+    made.attempt = 1
+    made.deferrals = 0
+    made.death = None
+    made.history = ()
+    return made
 
 
 def encode(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from forebay.brokers import wire
-from forebay.brokers.api import Attempt, DeadLetter, Death, Delivery, Retry
+from forebay.brokers.api import Attempt, DeadLetter, Death, Delivery, Retry, first_delivery
 from forebay.brokers.kafka.partition import Receipt
 from forebay.brokers.kafka.records import DUE, HOP, Incoming, Outgoing, next_hop, outgoing
 from forebay.brokers.kafka.topics import retry_topic
@@ -17,15 +17,12 @@ from forebay.message import Message
 
 def delivery_of(incoming: Incoming, queue: str, receipt: Receipt) -> Delivery:
     d = incoming.decoded
-    return Delivery(
-        message=d.message,
-        queue=queue,
-        attempt=d.attempt,
-        deferrals=d.deferrals,
-        death=d.death,
-        history=d.history,
-        receipt=receipt,
-    )
+    made = first_delivery(d.message, queue, receipt)
+    made.attempt = d.attempt
+    made.deferrals = d.deferrals
+    made.death = d.death
+    made.history = d.history
+    return made
 
 
 def copy_of(s: Retry | DeadLetter, queue: str, incoming: Incoming, delays: Sequence[float]) -> Outgoing:

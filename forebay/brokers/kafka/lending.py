@@ -47,8 +47,7 @@ def lend(epochs: Iterable[Epoch], count: int, queue: str, now: int) -> list[Deli
             delivery = copies.delivery_of(incoming, queue, Receipt(epoch, offset))
             epoch.lend(offset, incoming, delivery)
             out.append(delivery)
-        if entries:
-            epoch.drop_lent()
+        epoch.drop(entries)
     return out
 
 

@@ -64,7 +64,7 @@ class Epoch:
 
     def received(self, offset: int, incoming: Incoming) -> None:
         if self.tracker.receive(offset):
-            ready = self.parking.received(offset, incoming)
+            ready = self.parking.received(offset, incoming) if self.parking.failed else incoming
             if ready is not None:
                 self.ready.append((offset, ready))
 
@@ -74,7 +74,10 @@ class Epoch:
 
         What has to wait behind a failed one is set aside on the way.
         """
-        self._draining.intersection_update([i.decoded.message.key for _, i in self.lent.values()])
+        if self._draining:
+            self._draining.intersection_update([i.decoded.message.key for _, i in self.lent.values()])
+        elif not self.parking.heads:
+            return self._first(count, now)
         due = [(h.offset, h.incoming) for h in self.parking.due(now)]
         found = [entry for entry in due if not self._drains(entry[1])][:count]
         if self.parking.full:
@@ -95,6 +98,14 @@ class Epoch:
             self.ready[:looked_at] = passed
         return found
 
+    def _first(self, count: int, now: int) -> list[Entry]:
+        """As `lendable`, where nothing waits for a key."""
+        found = self.ready[:count]
+        for at, (_, incoming) in enumerate(found):
+            if incoming.due > now or incoming.foreign:
+                return found[:at]
+        return found
+
     def _drains(self, incoming: Incoming) -> bool:
         return bool(self._draining) and incoming.decoded.message.key in self._draining
 
@@ -105,11 +116,16 @@ class Epoch:
 
     def lend(self, offset: int, incoming: Incoming, delivery: Delivery) -> None:
         self.lent[offset] = (delivery, incoming)
-        self.parking.lent(offset, incoming)
+        if self.parking.heads:
+            self.parking.lent(offset, incoming)
 
-    def drop_lent(self) -> None:
-        """Forget among the ready ones what was lent since."""
-        self.ready = [entry for entry in self.ready if entry[0] not in self.lent]
+    def drop(self, lent: list[Entry]) -> None:
+        """Forget among the ready ones these, which were lent."""
+        count = len(lent)
+        if self.ready[:count] == lent:
+            del self.ready[:count]
+        else:
+            self.ready = [entry for entry in self.ready if entry[0] not in self.lent]
 
     def put(self, offset: int, incoming: Incoming) -> None:
         """It is in nobody's hand again."""
@@ -123,8 +139,7 @@ class Epoch:
     def finish(self, offset: int, incoming: Incoming) -> None:
         """Settled for good."""
         self.tracker.finish(offset)
-        free = self.parking.end(offset, incoming)
-        if free:
+        if self.parking.failed and (free := self.parking.end(offset, incoming)):
             self.ready = sorted([*self.ready, *free], key=lambda entry: entry[0])
 
     def free_stuck(self, now: float) -> None:
@@ -140,7 +155,7 @@ class Epoch:
             self.put(offset, incoming)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Receipt:
     epoch: Epoch
     offset: int

@@ -142,11 +142,12 @@ class KafkaSubscription:
                 stale.append(s.delivery)
                 continue
             del epoch.lent[offset]
+            if type(s) is Ack:
+                epoch.finish(offset, lent[1])
+                continue
             if self._ordered and isinstance(s, (Retry, Release)):
                 epoch.send_back(lent[1])
             match s:
-                case Ack():
-                    epoch.finish(offset, lent[1])
                 case Release():
                     epoch.put(offset, lent[1])
                     self._released_at = time.monotonic()

@@ -46,7 +46,7 @@ class Borrowed:
         for offset, incoming in entries:
             self.epoch.lend(offset, incoming, None)  # type: ignore[arg-type]  # the delivery is not looked at
             self.held[offset] = incoming
-        self.epoch.drop_lent()
+        self.epoch.drop(entries)
         return [offset for offset, _ in entries]
 
     def attempt(self, offset: int) -> int:
