@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -153,46 +152,38 @@ class Incoming:
     """Why it is not one of our messages; the message in `decoded` was made up around its bytes."""
 
 
-@lru_cache(maxsize=1024)
-def _usual_shape(names: tuple[str, ...]) -> tuple[int, int, int, int, tuple[tuple[int, str], ...]] | None:
-    """
-    Where headers of these names have the id, the content type, the time and the key (-1: nowhere), and
-    where those that the producer gave are; None: something has happened to such a message.
-    """
-    own = {name: at for at, name in enumerate(names) if not name.startswith(wire.META)}
-    given = {name: at for at, name in enumerate(names) if name.startswith(wire.META)}
-    if len(own) + len(given) < len(names) or not {wire.ID, wire.ACCEPTED_AT, wire.CONTENT_TYPE} <= own.keys():
-        return None
-    if not own.keys() <= {wire.V, wire.ID, wire.ACCEPTED_AT, wire.CONTENT_TYPE, wire.KEY}:
-        return None
-    metas = tuple((at, name[len(wire.META) :]) for name, at in given.items())
-    return own[wire.ID], own[wire.CONTENT_TYPE], own[wire.ACCEPTED_AT], own.get(wire.KEY, -1), metas
-
-
 @lru_cache(maxsize=256)
 def _content_type(value: bytes) -> str:
     return value.decode()
 
 
 _new = object.__new__
-_name_of = itemgetter(0)
+_AS_WRITTEN = (wire.V, wire.ID, wire.CONTENT_TYPE, wire.ACCEPTED_AT)
+_META = len(wire.META)
 
 
 def _usual(record: Any) -> Incoming | None:
     """The same as `read`, of a message of ours to which nothing has happened yet; None: it is not one."""
-    headers = record.headers
-    shape = _usual_shape(tuple(map(_name_of, headers)))
-    if shape is None:
-        return None
-    id_at, content_type_at, accepted_at, key_at, metas = shape
     try:
+        (v, _), (i, id), (c, content_type), (a, accepted_at), *others = record.headers
+        if (v, i, c, a) != _AS_WRITTEN:
+            return None
+        key: str | None = None
+        given: dict[str, str] = {}
+        for name, value in others:
+            if name[:_META] == wire.META:
+                given[name[_META:]] = value.decode()
+            elif name == wire.KEY:
+                key = value.decode()
+            else:
+                return None
         message = usual_message(
-            headers[id_at][1].decode(),
+            id.decode(),
             record.value or b"",
-            wire.from_micros(int(headers[accepted_at][1])),
-            None if key_at < 0 else headers[key_at][1].decode(),
-            {name: headers[at][1].decode() for at, name in metas},
-            _content_type(headers[content_type_at][1]),
+            wire.from_micros(int(accepted_at)),
+            key,
+            given,
+            _content_type(content_type),
         )
     except (AttributeError, TypeError, ValueError, OverflowError):
         return None  # the other way finds the words for it

@@ -242,7 +242,9 @@ class KafkaSubscription:
             heartbeat_interval_ms=int(s.heartbeat * 1000),
             rebalance_timeout_ms=int(max(s.session_timeout, 2 * COMMIT_TIMEOUT) * 1000),
             max_poll_interval_ms=int(s.max_poll_interval * 1000),
-            max_partition_fetch_bytes=2 * 2**20,
+            # Some thousand messages at a time: more would only lie in memory, and out of the caches.
+            fetch_max_bytes=4 * 2**20,
+            max_partition_fetch_bytes=2**19,
             fetch_max_wait_ms=500,
             metadata_max_age_ms=30_000,
         )
