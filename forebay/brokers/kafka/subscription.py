@@ -38,6 +38,8 @@ log = structlog.get_logger()
 
 POLL = 0.2
 """Seconds that one look for new records waits."""
+AT_ONCE = 1_000
+"""Records read in one look, at most: objects that live until thousands are there cost twice as much."""
 COPY_TIMEOUT = 10.0
 COUNT_EVERY = 2.0
 """Seconds between two questions how far our partitions reach."""
@@ -308,7 +310,7 @@ class KafkaSubscription:
     async def _look(self, consumer: AIOKafkaConsumer) -> None:
         self._adjust(consumer)
         moved = asyncio.create_task(self._move())
-        room = max(1, self._limit - sum(len(e.ready) for e in self._epochs))
+        room = max(1, min(AT_ONCE, self._limit - sum(len(e.ready) for e in self._epochs)))
         try:
             records = await consumer.getmany(timeout_ms=int(POLL * 1000), max_records=room)
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as error:
