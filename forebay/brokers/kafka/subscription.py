@@ -40,6 +40,8 @@ POLL = 0.2
 """Seconds that one look for new records waits."""
 AT_ONCE = 1_000
 """Records read in one look, at most: objects that live until thousands are there cost twice as much."""
+FULL_FOR = 1.0
+"""Seconds without room for more after which partitions are paused."""
 COPY_TIMEOUT = 10.0
 COUNT_EVERY = 2.0
 """Seconds between two questions how far our partitions reach."""
@@ -76,6 +78,8 @@ class KafkaSubscription:
         self._released_at: float | None = None
         self._patience = random.uniform(1.0, 2.0)
         self._receiving = 0
+        self._full_since: float | None = None
+        """Since when there has been no room for more; None while there is."""
         self._moved_at = 0.0
         """When the consumer was last seen to read, or to have nothing to read."""
         self._task: asyncio.Task[None] | None = None
@@ -310,9 +314,8 @@ class KafkaSubscription:
     async def _look(self, consumer: AIOKafkaConsumer) -> None:
         self._adjust(consumer)
         moved = asyncio.create_task(self._move())
-        room = max(1, min(AT_ONCE, self._limit - sum(len(e.ready) for e in self._epochs)))
         try:
-            records = await consumer.getmany(timeout_ms=int(POLL * 1000), max_records=room)
+            records = await self._read(consumer)
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as error:
             records = {}
             await self._own.find_start(consumer, error)
@@ -336,6 +339,32 @@ class KafkaSubscription:
         await self._own.commit(consumer)
         self._own.hand_over(consumer)
 
+    async def _read(self, consumer: AIOKafkaConsumer) -> dict[TopicPartition, list[Any]]:
+        """More records, as far as there is room for them."""
+        room = self._limit - sum(len(e.ready) for e in self._epochs)
+        if room > 0:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = time.monotonic()
+        if self._full_since is not None and not self._paused_as_full:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(POLL):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            return {}
+        most = max(1, min(AT_ONCE, room))
+        found: dict[TopicPartition, list[Any]] = await consumer.getmany(
+            timeout_ms=int(POLL * 1000), max_records=most
+        )
+        return found
+
+    @property
+    def _paused_as_full(self) -> bool:
+        """Not at once: of what is paused, aiokafka throws away what it has fetched already."""
+        return self._full_since is not None and time.monotonic() - self._full_since > FULL_FOR
+
     async def _count(self, consumer: AIOKafkaConsumer) -> None:
         """Ask how far our partitions reach; what cannot be asked now is asked again later."""
         mine = list(self._own.epochs)
@@ -352,13 +381,12 @@ class KafkaSubscription:
     def _adjust(self, consumer: AIOKafkaConsumer) -> None:
         """Read on where there is room; pause partitions that wait for their head, or are full."""
         now = _now()
-        full = sum(len(e.ready) for e in self._epochs) >= self._limit
         assigned = consumer.assignment()
         wait: set[TopicPartition] = set()
         for tp, e in self._own.epochs.items():
             held = bool(e.ready) and e.ready[0][1].due > now
             crowded = e.tracker.crowded or e.parking.crowded
-            if tp in assigned and (full or held or e.surplus or crowded):
+            if tp in assigned and (self._paused_as_full or held or e.surplus or crowded):
                 wait.add(tp)
         paused = consumer.paused()
         try:
