@@ -38,8 +38,12 @@ log = structlog.get_logger()
 
 POLL = 0.2
 """Seconds that one look for new records waits."""
-AT_ONCE = 1_000
-"""Records read in one look, at most: objects that live until thousands are there cost twice as much."""
+IN_ONE_LOOK = 1_000
+"""Records read in one look, at most."""
+AT_ONCE = 200
+"""Records that aiokafka makes at once: each is eight objects, which are to be gone before the next come."""
+COMMIT_EVERY = 0.1
+"""Seconds between two commits of what was settled; each is a request as dear as some hundred messages."""
 FULL_FOR = 1.0
 """Seconds without room for more after which partitions are paused."""
 COPY_TIMEOUT = 10.0
@@ -80,6 +84,7 @@ class KafkaSubscription:
         self._receiving = 0
         self._full_since: float | None = None
         """Since when there has been no room for more; None while there is."""
+        self._committed_at = 0.0
         self._moved_at = 0.0
         """When the consumer was last seen to read, or to have nothing to read."""
         self._task: asyncio.Task[None] | None = None
@@ -315,32 +320,25 @@ class KafkaSubscription:
         self._adjust(consumer)
         moved = asyncio.create_task(self._move())
         try:
-            records = await self._read(consumer)
+            await self._read(consumer)
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as error:
-            records = {}
             await self._own.find_start(consumer, error)
         finally:
             await asyncio.wait([moved])
         if moved.exception() is not None:
             log.warning("kafka copies failed", queue=self._queue, error=repr(moved.exception()))
-        if records:
-            self._moved_at = time.monotonic()
-        for tp, batch in records.items():
-            epoch = self._own.epochs.get(tp)
-            if epoch is None:
-                continue  # read before we knew from where; the seek that follows reads it again
-            for record in batch:
-                epoch.received(record.offset, read(record))
-        if records or any(e.waits for e in self._epochs):
+        if any(e.waits for e in self._epochs):
             self._changed.set()
         if self._counting is None and time.monotonic() - self._counted_at > COUNT_EVERY:
             # Beside the reading: a node that does not answer must not stop it.
             self._counting = asyncio.create_task(self._count(consumer))
-        await self._own.commit(consumer)
+        if time.monotonic() - self._committed_at >= COMMIT_EVERY:
+            await self._own.commit(consumer)
+            self._committed_at = time.monotonic()
         self._own.hand_over(consumer)
 
-    async def _read(self, consumer: AIOKafkaConsumer) -> dict[TopicPartition, list[Any]]:
-        """More records, as far as there is room for them."""
+    async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        """Wait for records, and take what has been fetched, as far as there is room for it."""
         room = self._limit - sum(len(e.ready) for e in self._epochs)
         if room > 0:
             self._full_since = None
@@ -353,12 +351,25 @@ class KafkaSubscription:
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            return {}
-        most = max(1, min(AT_ONCE, room))
-        found: dict[TopicPartition, list[Any]] = await consumer.getmany(
-            timeout_ms=int(POLL * 1000), max_records=most
-        )
-        return found
+            return
+        left, wait = max(1, min(IN_ONE_LOOK, room)), POLL
+        while left > 0:
+            records = await consumer.getmany(timeout_ms=int(wait * 1000), max_records=min(AT_ONCE, left))
+            if not records:
+                return
+            for tp, batch in records.items():
+                self._received(tp, batch)
+                left -= len(batch)
+            wait = 0
+
+    def _received(self, tp: TopicPartition, batch: list[Any]) -> None:
+        self._moved_at = time.monotonic()
+        epoch = self._own.epochs.get(tp)
+        if epoch is None:
+            return  # read before we knew from where; the seek that follows reads it again
+        for record in batch:
+            epoch.received(record.offset, read(record))
+        self._changed.set()
 
     @property
     def _paused_as_full(self) -> bool:
