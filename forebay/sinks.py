@@ -24,15 +24,14 @@ _new = object.__new__
 
 def all_stored(batch: Sequence[Delivery]) -> list[WriteResult]:
     """The results of a batch that went as it should, made without the cost of keyword arguments."""
-    return [_stored(d.message.id) for d in batch]
-
-
-def _stored(message_id: str) -> WriteResult:
-    made: WriteResult = _new(WriteResult)
-    made.message_id = message_id
-    made.error = None
-    made.duplicate = False
-    return made
+    results: list[WriteResult] = []
+    for delivery in batch:
+        made: WriteResult = _new(WriteResult)
+        made.message_id = delivery.message.id
+        made.error = None
+        made.duplicate = False
+        results.append(made)
+    return results
 
 
 class Sink(Protocol):

@@ -104,7 +104,7 @@ class BatchWriter(Generic[T]):
         raise AssertionError("stamina neither returned nor raised")
 
     def _write_once(self, batch: Sequence[T]) -> list[WriteResult]:
-        if len({self._table.id_of(item) for item in batch}) < len(batch):
+        if len(set(map(self._table.id_of, batch))) < len(batch):
             return self._write_carefully(batch)
         try:
             return self._table.write_at_once(batch)
