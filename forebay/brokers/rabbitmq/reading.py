@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from forebay.brokers import wire as headers
 from forebay.brokers.rabbitmq.wire import USUAL
-from forebay.message import Message
+from forebay.message import Message, usual_message
 
 _TEXT = ord("S")
 _length = struct.Struct(">I").unpack_from
@@ -65,13 +65,13 @@ def usual(properties: bytes, body: bytes) -> Message | None:
         id_end = id_at + properties[end + 1]
         if at != end or id_end + 8 != len(properties) or id_end == id_at:
             return None
-        return Message(
-            id=properties[id_at:id_end].decode(),
-            body=body,
-            accepted_at=_from_micros(int(own[headers.ACCEPTED_AT])),
-            key=own.get(headers.KEY),
-            headers=given,
-            content_type=content_type,
+        return usual_message(
+            properties[id_at:id_end].decode(),
+            body,
+            _from_micros(int(own[headers.ACCEPTED_AT])),
+            own.get(headers.KEY),
+            given,
+            content_type,
         )
     except (LookupError, ValueError, OverflowError, struct.error):
         return None  # the other way finds the words for it

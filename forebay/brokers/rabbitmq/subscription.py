@@ -17,7 +17,17 @@ from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import Basic
 
-from forebay.brokers.api import Ack, DeadLetter, Death, Delivery, Release, Retry, Settlement, Share
+from forebay.brokers.api import (
+    Ack,
+    DeadLetter,
+    Death,
+    Delivery,
+    Release,
+    Retry,
+    Settlement,
+    Share,
+    first_delivery,
+)
 from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
 from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.ladder import Ladder
@@ -189,7 +199,7 @@ class RabbitMQSubscription:
                 on_message(None, Basic.Deliver(delivery_tag=tag), BasicProperties().decode(raw), body)
                 return
             self._unsettled[tag] = time.monotonic()
-            self._buffer.append(Delivery(message=message, queue=self._queue, attempt=1, receipt=tag))
+            self._buffer.append(first_delivery(message, self._queue, tag))
             self._news.set()
 
         # Never used twice: servers before 3.10.9 and 3.12.5 mix up consumers of one tag.
@@ -333,8 +343,8 @@ class RabbitMQSubscription:
 
     def _hand_out(self, target: int) -> list[Delivery]:
         out = [self._buffer.popleft() for _ in range(min(target, len(self._buffer)))]
-        for d in out:
-            self._held[d.receipt] = d  # type: ignore[index]  # our receipts are delivery tags
+        # Our receipts are delivery tags.
+        self._held.update([(d.receipt, d) for d in out])  # type: ignore[misc]
         return out
 
     def share(self) -> Share:
