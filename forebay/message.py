@@ -95,6 +95,7 @@ def ids_of(messages: Sequence[Message]) -> Sequence[str]:
 def bodies_of(messages: Sequence[Message]) -> Sequence[bytes]:
     return messages.bodies if isinstance(messages, Alike) else [m.body for m in messages]
 
+
 _new = object.__new__
 
 

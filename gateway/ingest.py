@@ -28,7 +28,7 @@ from forebay.errors import (
     QueueNotFound,
 )
 from forebay.ids import id_from_key, new_id
-from forebay.message import Alike, Message, bodies_of
+from forebay.message import Alike, Message, bodies_of, usual_message
 from gateway import permits
 from gateway.admission import Admission
 from gateway.answer import AcceptedAnswers, Answer, RawHeaders
@@ -276,26 +276,23 @@ class Ingest:
             return
         meta = ticket.meta
         now = datetime.now(UTC)
-        not_before = expires_at = None
-        if meta.delay is not None or meta.deliver_at is not None or meta.ttl is not None:
-            try:
-                not_before, expires_at = due_times(meta, now)
-            except Refused as refused:
-                respond(self.refuse(ticket, refused.answer))
-                return
         if key is None:
             key = meta.idempotency_key
         ticket.key = key
-        message = ticket.message = Message(
-            id=new_id() if key is None else id_from_key(caller.tenant, ticket.queue, key),
-            body=body,
-            accepted_at=now,
-            key=meta.ordering_key,
-            headers=meta.kept,
-            content_type=meta.content_type,
-            not_before=not_before,
-            expires_at=expires_at,
+        message = ticket.message = usual_message(
+            new_id() if key is None else id_from_key(caller.tenant, ticket.queue, key),
+            body,
+            now,
+            meta.ordering_key,
+            meta.kept,
+            meta.content_type,
         )
+        if meta.delay is not None or meta.deliver_at is not None or meta.ttl is not None:
+            try:
+                message.not_before, message.expires_at = due_times(meta, now)
+            except Refused as refused:
+                respond(self.refuse(ticket, refused.answer))
+                return
         if key is None:
             self._commit.add(ticket.queue, ticket)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from types import FrameType
 import structlog
 import uvloop
 
+from forebay import collector
 from forebay.errors import ForebayError, SettingsError
 from gateway.settings import GatewaySettings
 
@@ -175,8 +175,6 @@ async def _serve(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(leash.fileno(), stop.set)
-    # What was loaded stays for good: the collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
+    collector.spare()
     await serve(app, settings, sock=sock, stop=stop)
     loop.remove_reader(leash.fileno())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forebay import collector
 from forebay.cli._common import (
     BrokerUrlOption,
     ConfigOption,
@@ -83,7 +84,6 @@ def consume(
     6 the broker, 7 the database or another destination cannot be reached or refuses; 1 the
     queues still hold messages, or are paused. 130 stopped by a signal before that.
     """
-    from consumers import collector
     from forebay.cli._process import run_until_stopped, starting, until_reachable
     from forebay.cli._until_empty import Deadline, conclude
     from forebay.cli.gateway import require_queues, where_messages_wait

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
+from forebay import collector
 from forebay.cli._common import (
     BrokerUrlOption,
     ConfigOption,
@@ -103,9 +103,7 @@ def gateway(
 
         async def main(stop: asyncio.Event) -> None:
             app = make_gateway(settings, registry=start_telemetry("forebay-gateway"))
-            # What was loaded stays for good: the collector need not look at it again and again.
-            gc.collect()
-            gc.freeze()
+            collector.spare()
             await serve(app, settings.gateway, sock=sock, stop=stop, started=started)
 
         run_until_stopped(main)

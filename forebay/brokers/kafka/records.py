@@ -87,7 +87,7 @@ def first(topic: str, message: Message) -> Outgoing:
     if message.not_before is not None or message.expires_at is not None or "ce-specversion" in meta:
         return outgoing(topic, message, wire.encode(message))
     id_, stamp = message.id.encode(), b"%d" % wire.to_micros(message.accepted_at)
-    content_type = _content_type(message.content_type)
+    content_type = _content_type_header(message.content_type)
     headers = [_VERSION, (wire.ID, id_), content_type, (wire.ACCEPTED_AT, stamp)]
     body = message.body
     size = _USUAL + len(id_) + len(stamp) + len(content_type[1]) + len(body)
@@ -104,7 +104,7 @@ def first(topic: str, message: Message) -> Outgoing:
 
 
 @lru_cache(maxsize=256)
-def _content_type(content_type: str) -> Header:
+def _content_type_header(content_type: str) -> Header:
     return wire.CONTENT_TYPE, content_type.encode()
 
 

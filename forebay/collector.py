@@ -1,4 +1,4 @@
-"""Python's cyclic garbage collector, which would spend a third of a consumer's time on nothing."""
+"""Python's cyclic garbage collector, which would spend a third of a busy consumer's time on nothing."""
 
 from __future__ import annotations
 
