@@ -176,6 +176,17 @@ class TestOnlyKafka:
         assert broker._writer._producer is not spoiled
         assert after.id in ids(await drain(broker, queue, 3, 2))
 
+    async def test_publishes_of_one_turn_keep_their_order_though_the_first_needs_several_batches(
+        self, broker: KafkaBroker, queue: str
+    ) -> None:
+        await publish(broker, queue, [message(key="k")])  # the producer is there
+        large = [message(b"x" * 200_000, key="k") for _ in range(3)]
+        small = [message(b"y", key="k") for _ in range(3)]
+
+        await asyncio.gather(publish(broker, queue, large), publish(broker, queue, small))
+
+        assert ids(await drain(broker, queue, 7, 5))[1:] == [m.id for m in (*large, *small)]
+
     async def test_copies_that_the_cluster_cannot_hold_are_refused(self, kafka: KafkaCluster) -> None:
         settings = SETTINGS.model_copy(update={"replication": 3})
         async with KafkaBroker.open(kafka.url, settings) as broker:

@@ -7,7 +7,8 @@ import itertools
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -107,7 +108,9 @@ class Writer:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
-        self._lines: dict[tuple[str, int], asyncio.Lock] = {}
+        self._lines: dict[TopicPartition, asyncio.Lock] = {}
+        self._queueing: defaultdict[TopicPartition, set[object]] = defaultdict(set)
+        """Who waits for a place in a partition: nobody overtakes them."""
         # Not all processes at the same partition first: those that send little would load only that one.
         self._turn = itertools.count(random.randrange(2**16))
         self._background: set[asyncio.Task[None]] = set()
@@ -124,6 +127,8 @@ class Writer:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         producer = self._producer or await self._started(timeout)
+        if not records:
+            return []
         lanes = self._lanes(records, topics)
         outcomes = _Outcomes(len(records), len(lanes))
         queueing = []
@@ -134,7 +139,7 @@ class Writer:
             if len(lots) == 1 and self._is_free(producer, tp):
                 self._put(producer, tp, lots[0], records, outcomes)
             else:
-                queueing.append(loop.create_task(self._send(producer, tp, lots, records, outcomes)))
+                queueing.append(self._queue(producer, tp, lots, records, outcomes))
         timer = loop.call_at(deadline, outcomes.expire)
         try:
             await outcomes.complete
@@ -168,9 +173,8 @@ class Writer:
     def _is_free(self, producer: AIOKafkaProducer, tp: TopicPartition) -> bool:
         """Whether a batch can be put into its place without waiting."""
         accumulator, client = producer._message_accumulator, producer.client
-        line = self._lines.get((tp.topic, tp.partition))
         return (
-            (line is None or not line.locked())
+            not self._queueing.get(tp)
             and tp not in accumulator._batches
             and not accumulator._closed
             and accumulator._exception is None
@@ -201,6 +205,25 @@ class Writer:
 
         producer._message_accumulator._append_batch(builder, tp).future.add_done_callback(done)
 
+    def _queue(
+        self,
+        producer: AIOKafkaProducer,
+        tp: TopicPartition,
+        lots: Sequence[Lot],
+        records: Sequence[Outgoing],
+        outcomes: _Outcomes,
+    ) -> asyncio.Task[None]:
+        line = self._queueing[tp]
+        place = object()
+        line.add(place)
+        queued = partial(line.discard, place)
+        task = asyncio.get_running_loop().create_task(
+            self._send(producer, tp, lots, records, outcomes, queued)
+        )
+        # It may be cancelled before it begins.
+        task.add_done_callback(lambda _: queued())
+        return task
+
     async def _send(
         self,
         producer: AIOKafkaProducer,
@@ -208,15 +231,18 @@ class Writer:
         lots: Sequence[Lot],
         records: Sequence[Outgoing],
         outcomes: _Outcomes,
+        queued: Callable[[], None],
     ) -> None:
         """The records of one partition, in order, as there is a place for them."""
         sent: list[tuple[list[int], Any]] = []
         try:
             try:
-                for inside, builder in lots:
-                    sent.append((inside, await self._enqueue(producer, builder, tp)))
+                async with self._lines.setdefault(tp, asyncio.Lock()):
+                    for inside, builder in lots:
+                        sent.append((inside, await self._enqueue(producer, builder, tp)))
             except KafkaError as error:
                 self._doubt(producer, error)
+            queued()
             for inside, future in sent:
                 try:
                     # Shielded: a caller who goes away takes nothing back from the others.
@@ -236,13 +262,12 @@ class Writer:
         patience at each try by the whole time since the first: of many who wait some
         time out long before their time. In a line of our own each has its turn.
         """
-        async with self._lines.setdefault((tp.topic, tp.partition), asyncio.Lock()):
-            while True:
-                try:
-                    future = await producer.send_batch(builder, tp.topic, partition=tp.partition)
-                    break
-                except KafkaTimeoutError:
-                    continue  # nothing was taken; our own deadline cancels us
+        while True:
+            try:
+                future = await producer.send_batch(builder, tp.topic, partition=tp.partition)
+                break
+            except KafkaTimeoutError:
+                continue  # nothing was taken; our own deadline cancels us
         # Nobody may be left to ask when it fails.
         future.add_done_callback(lambda f: f.cancelled() or f.exception())
         return future
