@@ -10,6 +10,7 @@ with 64 connections, a `forebay consume` that empties an embedded queue into Pos
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,13 @@ def recording(pid: int, name: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+def finish(spy: subprocess.Popen[bytes], name: str, what: str) -> None:
+    """Wait for it; what it measured stands above the graph, instead of py-spy's command line."""
+    spy.wait()
+    file = PROFILES / f"{name}.svg"
+    file.write_text(re.sub(r'(<text id="title"[^>]*>)[^<]*', rf"\1{what}", file.read_text()))
+
+
 def accept(stack: ExitStack, folder: Path, name: str, url: str) -> None:
     site = Site(folder, database_url="sqlite:///unused.db", queues="bench")
     stack.callback(site.close)
@@ -50,7 +58,7 @@ def accept(stack: ExitStack, folder: Path, name: str, url: str) -> None:
     warm_up([server])
     spy = recording(server.process.pid, name)
     server.load(keyed=False, seconds=SECONDS + 1, measured=False)
-    spy.wait()
+    finish(spy, name, f"forebay gateway, {name}: 64 connections, one message per POST")
 
 
 def accept_embedded(stack: ExitStack, folder: Path) -> None:
@@ -80,7 +88,8 @@ def drain_embedded(stack: ExitStack, folder: Path) -> None:
     asyncio.run(_prepare(folder / "queue.db"))
     consumer = site.consumer("bench")
     consumer.until(lambda: site.stored() > 0, within=60, what="the first rows")
-    recording(consumer.pid, "drain-embedded").wait()
+    spy = recording(consumer.pid, "drain-embedded")
+    finish(spy, "drain-embedded", "forebay consume: an embedded queue into PostgreSQL")
 
 
 HOT_PATHS: dict[str, Callable[[ExitStack, Path], None]] = {
