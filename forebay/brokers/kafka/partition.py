@@ -55,6 +55,10 @@ class Epoch:
         """Whether there is anything that could be lent, now or later."""
         return bool(self.ready or self.parking.heads)
 
+    def waits_for_its_head(self, now: int) -> bool:
+        """Whether the first of what is ready is due later, and all behind it waits with it."""
+        return bool(self.ready) and self.ready[0][1].due > now
+
     @property
     def oldest(self) -> datetime:
         """When the first of what waits was accepted; ask only where something does."""

@@ -68,6 +68,8 @@ class KafkaSubscription:
         self._ordered = ordered
         self._topics = topics_to_read(queue, broker.settings)
         self._limit = max(2 * prefetch, 500)
+        self._enough = max(prefetch, 500)
+        """Messages that could be lent now; more of these would only grow cold."""
         self._own = Holdings(queue, ordered=ordered, handover=broker.settings.handover, dealt=self._dealt)
         self._ends: dict[TopicPartition, int] = {}
         """The offset after the last record of each of our partitions, when it was asked last."""
@@ -339,7 +341,7 @@ class KafkaSubscription:
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         """Wait for records, and take what has been fetched, as far as there is room for it."""
-        room = self._limit - sum(len(e.ready) for e in self._epochs)
+        room = self._room()
         if room > 0:
             self._full_since = None
         elif self._full_since is None:
@@ -371,6 +373,11 @@ class KafkaSubscription:
             epoch.received(record.offset, read(record))
         self._changed.set()
 
+    def _room(self) -> int:
+        now = _now()
+        free = sum(len(e.ready) for e in lending.lendable(self._epochs) if not e.waits_for_its_head(now))
+        return min(self._limit - sum(len(e.ready) for e in self._epochs), self._enough - free)
+
     @property
     def _paused_as_full(self) -> bool:
         """Not at once: of what is paused, aiokafka throws away what it has fetched already."""
@@ -395,7 +402,7 @@ class KafkaSubscription:
         assigned = consumer.assignment()
         wait: set[TopicPartition] = set()
         for tp, e in self._own.epochs.items():
-            held = bool(e.ready) and e.ready[0][1].due > now
+            held = e.waits_for_its_head(now)
             crowded = e.tracker.crowded or e.parking.crowded
             if tp in assigned and (self._paused_as_full or held or e.surplus or crowded):
                 wait.add(tp)
