@@ -276,6 +276,13 @@ class Ingest:
             return
         meta = ticket.meta
         now = datetime.now(UTC)
+        times = None
+        if meta.delay is not None or meta.deliver_at is not None or meta.ttl is not None:
+            try:
+                times = due_times(meta, now)
+            except Refused as refused:
+                respond(self.refuse(ticket, refused.answer))
+                return
         if key is None:
             key = meta.idempotency_key
         ticket.key = key
@@ -287,12 +294,8 @@ class Ingest:
             meta.kept,
             meta.content_type,
         )
-        if meta.delay is not None or meta.deliver_at is not None or meta.ttl is not None:
-            try:
-                message.not_before, message.expires_at = due_times(meta, now)
-            except Refused as refused:
-                respond(self.refuse(ticket, refused.answer))
-                return
+        if times is not None:
+            message.not_before, message.expires_at = times
         if key is None:
             self._commit.add(ticket.queue, ticket)
         else:
