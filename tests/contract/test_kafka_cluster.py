@@ -102,7 +102,7 @@ class Load:
                 if any(r.ok for r in results):
                     now = time.monotonic()
                     self.gap, self._last = max(self.gap, now - self._last), now
-                self.confirmed |= {r.message_id for r in results if r.ok}
+                self.confirmed |= {m.id for m, r in zip(batch, results, strict=True) if r.ok}
                 self.refused += len([r for r in results if not r.ok])
             await asyncio.sleep(0.01)
 

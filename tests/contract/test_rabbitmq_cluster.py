@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -253,11 +254,11 @@ class Load:
 
     async def _publish(self, broker: RabbitMQBroker, queue: str) -> None:
         while not self._stopping:
-            try:
-                results = await broker.publish(queue, messages(5), timeout=5)
-            except BrokerUnavailable:
-                results = []
-            confirmed = {r.message_id for r in results if r.ok}
+            batch = messages(5)
+            confirmed = set()
+            with contextlib.suppress(BrokerUnavailable):
+                results = await broker.publish(queue, batch, timeout=5)
+                confirmed = {m.id for m, r in zip(batch, results, strict=True) if r.ok}
             if confirmed:
                 now = time.monotonic()
                 self.gap, self._last = max(self.gap, now - self._last), now

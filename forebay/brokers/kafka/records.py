@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ from aiokafka.partitioner import murmur2
 from forebay.brokers import cloudevents, wire
 from forebay.brokers.api import Death, Failure
 from forebay.errors import MessageDecodeError
-from forebay.message import Message, usual_message
+from forebay.message import Alike, Message, usual_message
 
 Header = tuple[str, bytes]
 Headers = list[Header]
@@ -35,6 +35,8 @@ _USUAL = (
     + len(wire.VERSION)
 )
 """The same of a message's own record, beside its body and what its headers hold."""
+_ID_AT = 1
+"""Where in its headers a record has the message's id."""
 RESERVE = 16_384
 """Bytes that a message leaves to what retries and the dead letter add."""
 
@@ -101,6 +103,22 @@ def first(topic: str, message: Message) -> Outgoing:
         headers.append((wire.META + name, value))
         size += len(wire.META) + len(name) + len(value) + _EACH_HEADER
     return Outgoing(topic, key, body, headers, size)
+
+
+def firsts(topic: str, messages: Alike) -> list[Outgoing]:
+    """What `first` makes of each of them: only id and body differ."""
+    made = first(topic, replace(messages.common, id="", body=b""))
+    before, after = made.headers[:_ID_AT], made.headers[_ID_AT + 1 :]
+    return [
+        Outgoing(
+            topic,
+            made.key,
+            body,
+            [*before, (wire.ID, id_.encode()), *after],
+            made.size + len(id_.encode()) + len(body),
+        )
+        for id_, body in zip(messages.ids, messages.bodies, strict=True)
+    ]
 
 
 @lru_cache(maxsize=256)

@@ -41,7 +41,7 @@ from forebay.errors import (
     PublishUnconfirmed,
     SettingsError,
 )
-from forebay.message import Message
+from forebay.message import Alike, Message
 
 PING_TIMEOUT = 2.0
 MOVED_BY = 200.0
@@ -154,7 +154,8 @@ class RabbitMQBroker:
         # Before anything else that waits: a server that takes nothing is told at once.
         self._publisher.check_up()
         now = time.time()
-        delayed = any(m.not_before is not None and m.not_before.timestamp() > now for m in messages)
+        kinds = [messages.common] if isinstance(messages, Alike) else messages
+        delayed = any(m.not_before is not None and m.not_before.timestamp() > now for m in kinds)
         name = self._topology.queue(queue)
         if name not in self._known or delayed:
             try:
@@ -162,7 +163,11 @@ class RabbitMQBroker:
                     await self._prepare(queue, name, delayed)
             except TimeoutError:
                 raise BrokerUnavailable(f"RabbitMQ did not answer within {timeout:g} s") from None
-        outgoing = [self._outgoing(name, m, now) for m in messages]
+        outgoing = None
+        if isinstance(messages, Alike) and not delayed:
+            outgoing = self._outgoing_alike(name, messages)
+        if outgoing is None:
+            outgoing = [self._outgoing(name, m, now) for m in messages]
         durability = self._standing.of((name, *self._rungs) if delayed else (name,))
         batch = await self._publisher.publish(outgoing, max(0.0, deadline - time.monotonic()), durability)
         return [r or _unknown(id_) for id_, r in zip(batch.ids, batch.results, strict=True)]
@@ -174,6 +179,18 @@ class RabbitMQBroker:
             self._standing.watch((name, *self._rungs))
         if delayed:
             await self._ladder.ready()
+
+    def _outgoing_alike(self, name: str, messages: Alike) -> list[Outgoing] | None:
+        """All of them, if nothing is to be said of any."""
+        if max(map(len, messages.bodies)) > self._settings.max_body_bytes:
+            return None
+        try:
+            properties = wire.firsts(messages)
+            wire.check(max(properties, key=len), self._publisher.frame_max)
+        except ValueError:
+            return None
+        each = zip(messages.ids, properties, messages.bodies, strict=True)
+        return [Outgoing(id_, "", name, made, body) for id_, made, body in each]
 
     def _outgoing(self, name: str, m: Message, now: float) -> Outgoing:
         limit = self._settings.max_body_bytes

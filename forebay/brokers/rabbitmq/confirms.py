@@ -38,10 +38,7 @@ class Batch:
         """All of these, of which nothing was said before unless everything was given up."""
         if not self.open:
             return
-        durability = self.durability
-        self.results[start:stop] = [
-            PublishResult(message_id=id_, durability=durability) for id_ in self.ids[start:stop]
-        ]
+        self.results[start:stop] = [PublishResult(durability=self.durability)] * (stop - start)
         self._settled(stop - start)
 
     def _settled(self, count: int) -> None:

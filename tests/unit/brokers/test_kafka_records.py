@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from forebay.brokers import wire
 from forebay.brokers.kafka.publishing import Writer
-from forebay.brokers.kafka.records import first, next_hop, outgoing, partition_of, read
+from forebay.brokers.kafka.records import first, firsts, next_hop, outgoing, partition_of, read
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.topics import durability_of, retry_topic
 from forebay.errors import BrokerUnavailable
-from forebay.message import Message
+from forebay.ids import new_id
+from forebay.message import Alike, Message
 
 DELAYS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 
@@ -144,6 +145,8 @@ def test_a_message_that_is_published_first_is_written_as_any_other(message: Mess
     one, other = first("orders", message), outgoing("orders", message, wire.encode(message))
     assert (one.key, one.value, dict(one.headers)) == (other.key, other.value, dict(other.headers))
     assert one.size == other.size
+    alike = Alike(message, [new_id(), message.id, "short"], [b"1", b"", b"333"])
+    assert firsts("orders", alike) == [first("orders", m) for m in alike]
 
 
 def test_another_clients_event_is_adopted_with_its_attributes() -> None:

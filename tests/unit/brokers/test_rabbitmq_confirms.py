@@ -131,7 +131,7 @@ def _word(batch: Batch, index: int) -> str | None:
     if result is None:
         return None
     if result.ok:
-        assert result.message_id == batch.ids[index]
+        assert result.message_id in ("", batch.ids[index])
         return "stored"
     return "unconfirmed" if isinstance(result.error, PublishUnconfirmed) else "refused"
 

@@ -12,7 +12,8 @@ from pika import BasicProperties
 from forebay.brokers.api import Death, Failure
 from forebay.brokers.rabbitmq import wire
 from forebay.errors import MessageDecodeError
-from forebay.message import Message
+from forebay.ids import new_id
+from forebay.message import Alike, Message
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
 MESSAGE = Message(id="00000000-0000-7000-8000-000000000001", body=b"\x00", accepted_at=NOW, key="k")
@@ -45,6 +46,8 @@ def test_id_and_content_type_are_properties_that_other_clients_read() -> None:
 )
 def test_a_message_that_is_published_first_is_written_as_any_other(message: Message) -> None:
     assert wire.first(message) == wire.properties(message)
+    alike = Alike(message, [new_id(), message.id, "short"], [b"1", b"2", b"3"])
+    assert wire.firsts(alike) == [wire.first(m) for m in alike]
 
 
 def test_a_content_type_too_long_for_the_property_arrives_all_the_same() -> None:
