@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from bench.load import fill, messages
 from bench.report import Series, Target, ratio, record, versions
-from consumers import collector
+from forebay import collector
 from forebay.brokers.api import Ack, Broker
 from forebay.brokers.factory import open_broker
 from forebay.brokers.settings import BrokerSettings

@@ -132,12 +132,6 @@ LINES = (
         tuple(f"{b}: rate / bare loop" for b in ("embedded", "kafka", "rabbitmq")),
     ),
     Line(
-        "100,000 messages drained from the embedded queue into PostgreSQL",
-        "the bare array insert, from memory",
-        "drain",
-        ("drain / bare loop",),
-    ),
-    Line(
         "CPU per message, published and taken, with 1,000,000 waiting",
         "with 10,000 waiting",
         "backlog",
