@@ -132,13 +132,7 @@ LINES = (
         tuple(f"{b}: rate / bare loop" for b in ("embedded", "kafka", "rabbitmq")),
     ),
     Line(
-        "CPU per message, published and taken, with 1,000,000 waiting",
-        "with 10,000 waiting",
-        "backlog",
-        ("CPU per message, many / few waiting",),
-    ),
-    Line(
-        "the same, with millions: embedded / Kafka / RabbitMQ",
+        "CPU per message, published and taken, 10,000,000 waiting: embedded / Kafka / RabbitMQ (3,000,000)",
         "with 10,000 waiting",
         "backlog",
         tuple(f"{b}: CPU per message, * / 10000 waiting" for b in ("embedded", "kafka", "rabbitmq")),
