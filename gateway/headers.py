@@ -106,7 +106,7 @@ class HeaderReader:
     Reads requests' headers; `keep` names the ones kept besides ours, ce-* and the trace context.
 
     Raises:
-        SettingsError: `keep` names a header that may hold a credential.
+        SettingsError: `keep` names a header that may hold a credential, or that is acted upon.
     """
 
     def __init__(self, keep: Iterable[str] = ()) -> None:
@@ -116,6 +116,10 @@ class HeaderReader:
                 raise SettingsError(
                     f"gateway.keep_headers names {name!r}, which is never kept:"
                     " credentials, cookies and signatures stay out of the queue"
+                )
+            if name.encode() in _CONTROL:
+                raise SettingsError(
+                    f"gateway.keep_headers names {name!r}, which the gateway itself acts upon; leave it out"
                 )
         self._keep = frozenset(n.encode() for n in (*names, "traceparent", "tracestate"))
         self._known = self._keep | _CONTROL.keys()

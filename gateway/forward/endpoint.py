@@ -60,7 +60,7 @@ class ForwardEndpoint:
     One request: check, admit, read, accept, wait, answer.
 
     Raises:
-        SettingsError: a target is to keep a header that may hold a credential.
+        SettingsError: a target is to keep a header that may hold a credential, or that is acted upon.
     """
 
     def __init__(

@@ -172,6 +172,14 @@ async def test_keep_headers_may_not_name_a_credential() -> None:
             raise AssertionError
 
 
+@pytest.mark.parametrize("name", ["Idempotency-Key", "Prefer", "Content-Encoding"])
+async def test_keep_headers_may_not_name_what_the_gateway_acts_upon(name: str) -> None:
+    """It was kept instead of being obeyed: with its idempotency key, a retry became a second message."""
+    with pytest.raises(SettingsError, match=name.lower()):
+        async with running(keep_headers=(name,)):
+            raise AssertionError
+
+
 # ---- durability
 
 
