@@ -131,9 +131,10 @@ class Protocol(HttpToolsProtocol):
         if self._broken or self._take_known(data):
             return
         ends = self._ends
+        until, in_body = ends.at, self._in_body
         ends.clear()
         before = self.cycle
-        alone = not self._in_head and not self._in_body and (before is None or before.response_complete)
+        alone = not self._in_head and not in_body and (before is None or before.response_complete)
         try:
             self._feed(data)
         except httptools.HttpParserError:
@@ -161,7 +162,11 @@ class Protocol(HttpToolsProtocol):
                 return
         cycle = self.cycle
         if (cycle is None or cycle.response_complete) and ends.at == math.inf:
-            ends.after(LINGER)
+            if in_body and not self._in_body:
+                ends.after(LINGER)
+            else:
+                # Empty lines, or what is still to come after an early answer: they buy no time.
+                ends.set(until)
 
     def _feed(self, data: bytes) -> None:
         """

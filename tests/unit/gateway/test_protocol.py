@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.gateway.support import request, running
+from tests.unit.gateway.support import RawConnection, request, running
 from tests.waiting import until
 
 POST = "POST /v1/queues/orders/messages HTTP/1.1\r\nHost: test\r\n"
@@ -250,12 +250,46 @@ async def test_headers_that_trickle_are_cut_off(monkeypatch: pytest.MonkeyPatch)
     async with running() as gateway:
         connection = await gateway.connect()
         await connection.send(POST.encode() + b"X-Slow: ")
-        closing = asyncio.create_task(connection.closed())
-        while not closing.done():
-            connection.writer.write(b"x")
-            await asyncio.wait({closing}, timeout=0.05)
 
-        assert closing.result()
+        assert await trickled(connection, b"x")
+
+
+@pytest.mark.parametrize("answers", [0, 2])
+async def test_empty_lines_between_requests_do_not_hold_a_connection(
+    answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser passes over them: no request begins that could be too slow."""
+    monkeypatch.setattr("gateway.protocol.HEAD_TIMEOUT", 0.3)
+    monkeypatch.setattr("gateway.server.KEEP_ALIVE", 0.3)
+    async with running() as gateway:
+        connection = await gateway.connect()
+        for _ in range(answers):
+            await connection.send(request(b"{}"))
+            assert (await connection.answer()).status == 202
+
+        assert await trickled(connection, b"\r\n")
+
+
+async def test_after_an_early_answer_trailers_that_trickle_do_not_hold_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.protocol.LINGER", 0.3)
+    async with running(max_body_bytes=1000) as gateway:
+        connection = await gateway.connect()
+        await connection.send(f"{POST}Transfer-Encoding: chunked\r\n\r\n400\r\n{'x' * 1024}\r\n".encode())
+        assert (await connection.answer()).status == 413
+        await connection.send(b"0\r\nX-Slow: ")
+
+        assert await trickled(connection, b"x")
+
+
+async def trickled(connection: RawConnection, piece: bytes) -> bool:
+    """Whether the other side ends the connection while this is sent again and again."""
+    closing = asyncio.create_task(connection.closed())
+    while not closing.done():
+        connection.writer.write(piece)
+        await asyncio.wait({closing}, timeout=0.05)
+    return closing.result()
 
 
 async def test_an_early_answer_does_not_let_a_stalled_body_hold_the_connection(
