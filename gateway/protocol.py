@@ -89,7 +89,10 @@ class Protocol(HttpToolsProtocol):
     """
 
     _head = 0
+    """Bytes received of the head that is not complete."""
     _head_since = 0.0
+    _begun = 0
+    """Requests that began in the last read."""
     _in_head = False
     _discarded = 0
     _discarding_since = 0.0
@@ -134,7 +137,9 @@ class Protocol(HttpToolsProtocol):
         until, in_body = ends.at, self._in_body
         ends.clear()
         before = self.cycle
-        alone = not self._in_head and not in_body and (before is None or before.response_complete)
+        between = not self._in_head and not in_body
+        alone = between and (before is None or before.response_complete)
+        self._begun = 0
         try:
             self._feed(data)
         except httptools.HttpParserError:
@@ -147,9 +152,12 @@ class Protocol(HttpToolsProtocol):
             return
         self._leave_or_serve(data if alone else b"")
         if self._in_head:
-            if not self._head:
+            if self._begun:
                 self._head_since = self.loop.time()
-            self._head += len(data)
+                # Behind other requests, or the end of a body, how much of the read it is is not told.
+                self._head = len(data) if between and self._begun == 1 else 0
+            else:
+                self._head += len(data)
             if self._head > MAX_HEAD:
                 self._refuse(HEADERS_TOO_LARGE, f"The headers are larger than {MAX_HEAD} bytes.")
                 return
@@ -196,6 +204,7 @@ class Protocol(HttpToolsProtocol):
         if isinstance(self.connections, Connections):
             self.connections.began(self)
         self._in_head = True
+        self._begun += 1
         self._discarded = 0
         # As uvicorn does, but for the scope, which a plain request has no use for.
         self.url = b""
@@ -223,7 +232,6 @@ class Protocol(HttpToolsProtocol):
             return
         self._in_head = False
         self._in_body = True
-        self._head = 0
         self._before = self.cycle
         if not self._begin_plain():
             self._begin_other()

@@ -164,6 +164,21 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         assert locations == [m.id for m in gateway.broker.messages]
 
 
+@pytest.mark.parametrize("body", [b"x" * 100_000, b"{}"])
+async def test_what_comes_before_a_head_in_the_same_read_is_not_counted_as_head(body: bytes) -> None:
+    """A client that pipelines sends large pieces, and each may end in the middle of a head."""
+    one = request(body)
+    before = one * (1 + 100_000 // len(one))
+    async with running() as gateway:
+        connection = await gateway.connect()
+        await connection.send(before + one[:40])
+        assert (await connection.answer()).status == 202
+        await connection.send(one[40:])
+
+        for _ in range(len(before) // len(one)):
+            assert (await connection.answer()).status == 202
+
+
 async def test_garbage_after_a_request_does_not_take_its_answer() -> None:
     """The first request's client must not read the garbage's 400 as its own."""
     async with running() as gateway:
