@@ -11,7 +11,8 @@ from starlette.types import Receive
 
 from gateway.answer import Answer
 from gateway.compression import CorruptBody, Inflater
-from gateway.ingest import Ingest, Ticket
+from gateway.entrance import Ticket
+from gateway.ingest import Ingest
 from gateway.problems import BODY_TIMEOUT, CORRUPT_BODY, NOT_READY, problem
 
 MIN_RATE = 1024.0

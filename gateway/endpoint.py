@@ -18,8 +18,9 @@ from gateway import cloudevents
 from gateway.answer import Answer
 from gateway.bodies import BodyReader
 from gateway.callers import caller_of
+from gateway.entrance import Ticket
 from gateway.headers import Refused
-from gateway.ingest import Ingest, Ticket
+from gateway.ingest import Ingest
 from gateway.queues import QueueRegistry
 from gateway.shell import QUEUES, SUFFIX, hand_in, irregular
 from gateway.waiting import Waiting, Wanted, after_waiting

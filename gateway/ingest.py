@@ -1,17 +1,16 @@
 """
 Every decision about accepting a message, apart from the server that carries it.
 
-A shell (the ASGI endpoint) takes a request through `admit`, reads the body within
-what `admit` and `grow` allow, and hands it to `accept` with a function that gets the
+A shell (the ASGI endpoint) takes a request in at the entrance, reads the body within
+what that allows, and hands it to `accept` with a function that gets the
 answer. All of it is synchronous and runs on the event loop; nothing here knows
 HTTP beyond header pairs and answers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -30,24 +29,21 @@ from forebay.errors import (
 from forebay.ids import id_from_key, new_id
 from forebay.message import Alike, Message, bodies_of, usual_message
 from gateway import permits
-from gateway.admission import Admission
-from gateway.answer import AcceptedAnswers, Answer, RawHeaders
-from gateway.arriving import Arriving, Holder
+from gateway.answer import AcceptedAnswers, Answer
 from gateway.callers import ANYONE, Caller
+from gateway.entrance import RANK, Entrance, Respond, RespondRaw, Ticket
 from gateway.group_commit import GroupCommit
-from gateway.headers import HeaderReader, Meta, Refused, due_times
+from gateway.headers import Refused, due_times
 from gateway.health import Health
 from gateway.idempotency import IdempotencyMemory, Known, Verdict, fingerprint
 from gateway.metrics import GatewayMetrics
 from gateway.outlets.publishing import Outlets
 from gateway.outlets.shares import JournalShares
 from gateway.problems import (
-    BODY_TOO_LARGE,
     DURABILITY_UNAVAILABLE,
     IDEMPOTENCY_CONFLICT,
     NOT_SENT,
     OUTCOME_UNKNOWN,
-    OVERLOADED,
     broker_problem,
     problem,
 )
@@ -57,53 +53,8 @@ from gateway.settings import GatewaySettings
 
 log = structlog.get_logger()
 
-Respond = Callable[[Answer], None]
-RespondRaw = Callable[[bytes], None]
-"""Takes a 202 as `AcceptedAnswers.raw` makes it."""
 
-_RANK: dict[Durability, int] = {level: rank for rank, level in enumerate(DURABILITIES)}
-
-
-class Ticket:
-    """One request in work, from its headers to its answer."""
-
-    __slots__ = (
-        "answered",
-        "caller",
-        "deadline",
-        "inside",
-        "key",
-        "message",
-        "meta",
-        "placed",
-        "queue",
-        "reserved",
-        "respond",
-        "respond_raw",
-    )
-
-    message: Message
-    respond: Respond
-    respond_raw: RespondRaw | None
-    deadline: float
-
-    def __init__(self, queue: str, meta: Meta, caller: Caller) -> None:
-        self.queue = queue
-        self.caller = caller
-        self.meta = meta
-        self.key: str | None = None
-        """The idempotency key, while it counts."""
-        self.reserved = 0
-        """Body bytes counted for it: those that are here."""
-        self.answered = False
-        self.respond_raw = None
-        self.inside = True
-        """It may still hold bytes and a place."""
-        self.placed = False
-        """Its body is whole, and it counts as in work."""
-
-
-class Ingest:
+class Ingest(Entrance):
     """Admission, idempotency and group commit around one broker."""
 
     def __init__(
@@ -115,24 +66,16 @@ class Ingest:
         health: Health,
         schemas: Mapping[str, Schema] | None = None,
     ) -> None:
+        super().__init__(broker, settings, metrics=metrics)
         self.schemas = schemas or {}
         """What bodies must fit, by queue."""
-        self._broker = broker
-        self.max_body_bytes = min(settings.max_body_bytes, broker.capabilities.max_body_bytes)
-        self._least = _RANK[settings.min_durability]
-        self._reader = HeaderReader(settings.keep_headers)
-        self._admission = Admission(settings.max_in_flight, settings.max_in_flight_bytes)
-        self._now = asyncio.get_running_loop().time
-        self.bodies_on_their_way = Arriving(self._now)
+        self._least = RANK[settings.min_durability]
         self._timeout = settings.request_timeout
         self._debug = log.is_enabled_for(logging.DEBUG)
         self._shares = JournalShares(settings.journal_max_bytes)
         self._memory: IdempotencyMemory[Ticket] = IdempotencyMemory(settings.idempotency_memory)
         self._answers = AcceptedAnswers()
-        self._metrics = metrics
         self._health = health
-        self._failing: dict[str, float] = {}
-        """Since when publishes to a queue fail, on the health's clock."""
         self.recent = RecentIds()
         self._commit: GroupCommit[Ticket] = GroupCommit(
             broker,
@@ -143,104 +86,6 @@ class Ingest:
         )
 
     # ---- what a shell calls
-
-    def admit(self, queue: str, headers: RawHeaders, caller: Caller = ANYONE) -> Ticket | Answer:
-        """Whether the request may send its body, before anything of it is read; or why not."""
-        try:
-            meta = self._reader.read(headers)
-        except Refused as refused:
-            return self.refused(refused.answer)
-        return self.enter(queue, meta, caller)
-
-    def enter(
-        self, queue: str, meta: Meta, caller: Caller = ANYONE, *, size: int | None = None
-    ) -> Ticket | Answer:
-        """The same for a request whose headers have been read; `size` is its length, if not meta's."""
-        if size is None:
-            size = meta.content_length or 0
-        if caller is not ANYONE:
-            refused = permits.barred(caller, queue) or permits.too_large(caller, size)
-            if refused is not None:
-                return self.refused(refused, caller)
-        if meta.encoding is not None:
-            # What it will be uncompressed only reading tells.
-            size = min(size, self.max_body_bytes)
-        if size > self.max_body_bytes:
-            return self.refused(self._too_large(f"The body is {size} bytes"))
-        asked = meta.durability
-        if asked is not None and _RANK[asked] > _RANK[best := self._broker.capabilities.durability]:
-            return self.refused(
-                problem(
-                    DURABILITY_UNAVAILABLE,
-                    f"Prefer: durability={asked} was asked for; this gateway's broker reaches"
-                    f" {best!r}. Nothing was stored.",
-                    durability=best,
-                )
-            )
-        if not self._admission.fits(size) and not self._could_make_room(size):
-            return self.refused(self._overloaded())
-        if caller is not ANYONE:
-            refused = permits.enter(caller, 1, size, trouble=bool(self._failing))
-            if refused is not None:
-                return self.refused(refused, caller)
-        return Ticket(queue, meta, caller)
-
-    def grow(self, ticket: Ticket, received: int) -> Answer | None:
-        """Account for a body of which `received` bytes are here; an answer if that is too many."""
-        if received > self.max_body_bytes:
-            self.abandon(ticket)
-            return self.refused(self._too_large("The body has too many bytes"))
-        more = received - ticket.reserved
-        if more > 0:
-            if not self._admission.grow(more) and not self._make_room(ticket, more):
-                self.abandon(ticket)
-                return self.refused(self._overloaded())
-            ticket.reserved = received
-            caller = ticket.caller
-            if caller is not ANYONE:
-                refused = permits.grow(caller, more, trouble=bool(self._failing))
-                refused = permits.too_large(caller, received) or refused
-                if refused is not None:
-                    self.abandon(ticket)
-                    return self.refused(refused, caller)
-        return None
-
-    def arriving(self, ticket: Ticket, wake: Callable[[], None]) -> None:
-        """
-        The body comes in pieces: it is given up when others need the room and it is slow.
-
-        Then the ticket is not `inside` any more, and `wake` is called; the answer is `given_up`.
-        """
-
-        def give_up() -> None:
-            self.abandon(ticket)
-            wake()
-
-        self.bodies_on_their_way.add(ticket, give_up)
-
-    def arrived(self, ticket: Ticket) -> None:
-        """No more pieces are waited for."""
-        since = self.bodies_on_their_way.remove(ticket)
-        if since is not None and ticket.inside:
-            self._metrics.stage_seconds.labels("admit").observe(self._now() - since)
-
-    def given_up(self) -> Answer:
-        """The answer for a body that was given up for the sake of others."""
-        return self.refused(self._overloaded())
-
-    def abandon(self, ticket: Ticket) -> None:
-        """The body will not come: forget the request. Does nothing to one that left already."""
-        if ticket.inside:
-            ticket.inside = False
-            self._admission.release(ticket.reserved, ticket.placed)
-            budget = ticket.caller.budget
-            if budget is not None:
-                budget.release(ticket.reserved, ticket.placed)
-
-    def refuse(self, ticket: Ticket, answer: Answer) -> Answer:
-        """Give the request's place back, with this answer."""
-        self.abandon(ticket)
-        return self.refused(answer, ticket.caller)
 
     def accept(
         self,
@@ -317,7 +162,7 @@ class Ingest:
         """What stores the caller's messages no less safely than is asked for, and than the settings want."""
         if not isinstance(self._broker, Outlets):
             return self._broker
-        wanted = self._least if asked is None else max(self._least, _RANK[asked])
+        wanted = self._least if asked is None else max(self._least, RANK[asked])
         shares, share = self._shares, caller.journal_share
         # Almost always there is nothing in the journal, and nothing to find out.
         room = share == 1.0 or not shares.total or shares.has_room(caller.tenant, share, self._held)
@@ -340,54 +185,7 @@ class Ingest:
         """Wait until everything handed in has its outcome; the requests' deadlines bound this."""
         await self._commit.close()
 
-    # ---- room
-
-    def _could_make_room(self, size: int) -> bool:
-        """Whether a message that does not fit would, in the place of slow bodies. Nothing is taken yet."""
-        admission = self._admission
-        return admission.count < admission.max_count and self.bodies_on_their_way.could_make_room(
-            admission.over(size)
-        )
-
-    def _make_room(self, asking: Holder, more: int) -> bool:
-        """Take bytes that do not fit, in the place of slow bodies."""
-        admission = self._admission
-        made = self.bodies_on_their_way.make_room(admission.over(more), asking=asking)
-        return made and admission.grow(more)
-
     # ---- for batches, which account for their bytes and publishes themselves
-
-    def begin_batch(self, queue: str, headers: RawHeaders, caller: Caller) -> Ticket | Answer:
-        """As `admit`, for a body of any length, of which `hold` counts what is in memory."""
-        try:
-            meta = self._reader.read(headers)
-            due_times(meta, datetime.now(UTC))
-        except Refused as refused:
-            return self.refused(refused.answer, caller)
-        meta.content_length = None
-        return self.enter(queue, meta, caller)
-
-    def hold(self, holder: Holder, more: int, caller: Caller, *, arrived: int = 0) -> bool:
-        """
-        Count `more` bytes of memory, if there is room for them, or slow bodies can make some.
-
-        `arrived` of them have come over the wire, which the caller's quota is charged for.
-        """
-        budget = caller.budget
-        if budget is not None and not budget.grow(more):
-            return False
-        if not self._admission.grow(more) and not self._make_room(holder, more):
-            permits.shrink(caller, more)
-            return False
-        if caller.quota is not None:
-            caller.quota.charge(arrived)
-        holder.reserved += more
-        return True
-
-    def give_back(self, size: int, caller: Caller) -> None:
-        """So many of the bytes that were held are gone."""
-        self._admission.shrink(size)
-        permits.shrink(caller, size)
 
     def claim(self, message: Message) -> Verdict | Known:
         """
@@ -577,7 +375,7 @@ class Ingest:
     def _answer_accepted(self, ticket: Ticket, durability: Durability, *, duplicate: bool) -> bool:
         """Whether it was a 202, which the caller counts."""
         asked = ticket.meta.durability
-        if asked is None and _RANK[durability] >= self._least:
+        if asked is None and RANK[durability] >= self._least:
             shortfall = None
         else:
             shortfall = self.shortfall(durability, asked)
@@ -607,8 +405,8 @@ class Ingest:
 
     def shortfall(self, durability: Durability, asked: Durability | None) -> str | None:
         """In words, if a stored message is less safe than the settings or its sender want it."""
-        wanted = self._least if asked is None else max(self._least, _RANK[asked])
-        if _RANK[durability] >= wanted:
+        wanted = self._least if asked is None else max(self._least, RANK[asked])
+        if RANK[durability] >= wanted:
             return None
         return f"The message is stored, but only {durability!r}; {DURABILITIES[wanted]!r} was asked for."
 
@@ -620,25 +418,3 @@ class Ingest:
     def count(self, queue: str, outcome: str, messages: int = 1) -> None:
         """Count messages by what became of them: accepted, duplicate, or the name of a problem."""
         self._metrics.messages.labels(queue, outcome).inc(messages)
-
-    def refused(self, answer: Answer, caller: Caller = ANYONE) -> Answer:
-        """Count a request that no message was made of; returns the answer."""
-        self._metrics.refused.labels(answer.problem).inc()
-        if caller.name:
-            self._metrics.refused_by_key.labels(caller.name, answer.problem).inc()
-        return answer
-
-    def _too_large(self, what: str) -> Answer:
-        return problem(
-            BODY_TOO_LARGE,
-            f"{what}; at most {self.max_body_bytes} are taken. Nothing was stored.",
-            limit=self.max_body_bytes,
-        )
-
-    def _overloaded(self) -> Answer:
-        admission = self._admission
-        return problem(
-            OVERLOADED,
-            f"{admission.count} messages of {admission.size} bytes are in work;"
-            f" at most {admission.max_count} of {admission.max_size} bytes are held. Nothing was stored.",
-        )

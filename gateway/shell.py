@@ -12,7 +12,8 @@ from forebay.brokers.naming import QUEUE_NAME, QUEUE_NAME_RULE
 from forebay.errors import BrokerError
 from gateway.answer import Answer
 from gateway.callers import Caller
-from gateway.ingest import Ingest, Ticket
+from gateway.entrance import Ticket
+from gateway.ingest import Ingest
 from gateway.permits import barred
 from gateway.problems import (
     INVALID_QUEUE_NAME,

@@ -23,7 +23,8 @@ from gateway.batches.splitting import BrokenBatch
 from gateway.bodies import MIN_RATE
 from gateway.callers import Caller, caller_of
 from gateway.compression import ZSTD_WINDOW_LOG, CorruptBody, Inflater
-from gateway.ingest import Ingest, Ticket
+from gateway.entrance import Ticket
+from gateway.ingest import Ingest
 from gateway.problems import (
     BATCH_REJECTED,
     BATCH_TOO_LARGE,

@@ -14,8 +14,8 @@ from gateway.batches.publishing import Chunk, unknown_code
 from gateway.batches.results import NO_ID, Results, Span
 from gateway.batches.splitting import Elements, Item, Lines, Splitter
 from gateway.cloudevents import BATCH, event_of
+from gateway.entrance import Ticket
 from gateway.headers import Meta, Refused, due_times, override
-from gateway.ingest import Ticket
 from gateway.json_text import from_base64, raw_member
 from gateway.problems import BODY_TOO_LARGE, INVALID_ITEM, KINDS, problem
 from gateway.schemas import Schema

@@ -16,9 +16,10 @@ from forebay.errors import BrokerError, MessageTooLarge, PublishUnconfirmed
 from forebay.message import Alike, Message, bodies_of, ids_of
 from gateway.answer import Answer
 from gateway.batches.results import Results, Span
+from gateway.entrance import Ticket
 from gateway.group_commit import GRACE, REPORT
 from gateway.idempotency import Known, Verdict
-from gateway.ingest import Ingest, Ticket
+from gateway.ingest import Ingest
 from gateway.problems import (
     DURABILITY_UNAVAILABLE,
     IDEMPOTENCY_CONFLICT,

@@ -23,9 +23,10 @@ from forebay.http_problems import send_answer
 from gateway.answer import Answer, RawHeaders
 from gateway.bodies import BodyReader
 from gateway.callers import caller_of
+from gateway.entrance import Ticket
 from gateway.forward.replies import MESSAGE_ID, reply
 from gateway.headers import HeaderReader, Meta, Refused, check_kept
-from gateway.ingest import Ingest, Ticket
+from gateway.ingest import Ingest
 from gateway.metrics import GatewayMetrics
 from gateway.permits import barred_target
 from gateway.problems import (

@@ -16,8 +16,9 @@ from forebay.brokers.api import Broker
 from forebay.http_problems import send_answer
 from gateway.answer import Answer, RawHeaders
 from gateway.bodies import BodyReader
+from gateway.entrance import Ticket
 from gateway.headers import HeaderReader, Meta, Refused, check_kept
-from gateway.ingest import Ingest, Ticket
+from gateway.ingest import Ingest
 from gateway.problems import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
