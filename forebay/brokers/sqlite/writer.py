@@ -9,9 +9,7 @@ load, and the cost of one fsync is shared by more messages just when it matters.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -19,22 +17,16 @@ from typing import Literal, Protocol
 import apsw
 import structlog
 
+from forebay.brokers.sqlite import checkpoints
+from forebay.brokers.sqlite.checkpoints import Checkpoints
 from forebay.brokers.sqlite.files import SideFiles, Turn
-from forebay.brokers.sqlite.schema import BUSY_TIMEOUT, CHECKPOINT_BYTES, connect, one_row
+from forebay.brokers.sqlite.schema import connect, one_row
 from forebay.errors import BrokerClosed, BrokerError, BrokerUnavailable, SettingsError
 
 log = structlog.get_logger()
 
 _MAX_WEIGHT = 8 * 2**20
 """Bytes of bodies in one transaction, about: a burst must not make one huge one."""
-
-_IDLE = 2.0
-"""Seconds without work after which what the log holds is moved into the file."""
-
-_LOG_KEPT = 4 * 2**20
-"""Bytes of the log's file that an idle queue keeps: writing over them is cheaper than making them anew."""
-
-_CHECKPOINT_STEP = CHECKPOINT_BYTES // 4
 
 
 class Job(Protocol):
@@ -105,8 +97,7 @@ class Writer:
         self._name = name
         self._db: apsw.Connection | None = None
         self._turn: Turn | None = None
-        self._wal_bytes = 0
-        self._checkpointed_at = 0
+        self._checkpoints = Checkpoints(files, synchronous=synchronous)
         self._dirty = False
 
     # ---- on the event loop
@@ -166,7 +157,7 @@ class Writer:
     def _run(self) -> None:
         try:
             while True:
-                rung = self._bell.acquire(timeout=_IDLE if self._dirty else -1)
+                rung = self._bell.acquire(timeout=checkpoints.IDLE if self._dirty else -1)
                 if not rung:
                     self._while_idle()
                     continue
@@ -175,9 +166,10 @@ class Writer:
                 if self._stopping:
                     return
                 # A subscription looks more often than that, and rings each time.
-                if self._dirty and self._log_is_long_and_quiet():
+                if self._dirty and self._checkpoints.is_long_and_quiet():
                     self._while_idle()
         finally:
+            self._checkpoints.close()
             self._close_connection()
             if self._turn is not None:
                 self._turn.close()
@@ -216,7 +208,7 @@ class Writer:
                     ring = self._transaction(self._db, jobs, outcomes)
                 jobs = []
                 self._deliver(outcomes)
-                self._checkpoint_when_large()
+                self._checkpoints.after_commit(self._db)
             if ring:
                 self._files.bells.ring(ring)
         except BrokerError as error:
@@ -331,13 +323,7 @@ class Writer:
 
     def _connect(self) -> apsw.Connection:
         db = connect(self._files.database, synchronous=self._synchronous)
-        page_size = db.pragma("page_size")
-
-        def note_log_size(_db: apsw.Connection, _name: str, pages: int) -> int:
-            self._wal_bytes = pages * page_size
-            return 0
-
-        db.set_wal_hook(note_log_size)
+        self._checkpoints.watch(db)
         return db
 
     def _close_connection(self) -> None:
@@ -348,58 +334,16 @@ class Writer:
             except apsw.Error as error:
                 log.warning("closing the queue file failed", error=str(error))
 
-    def _checkpoint_when_large(self) -> None:
-        if self._wal_bytes < self._checkpointed_at:
-            self._checkpointed_at = 0  # the log began anew
-        if self._wal_bytes < max(CHECKPOINT_BYTES, self._checkpointed_at + _CHECKPOINT_STEP):
-            return
-        self._checkpoint()
-        # A reader may have kept us from finishing: not again after every commit.
-        self._checkpointed_at = self._wal_bytes
-
     def _while_idle(self) -> None:
         assert self._turn is not None
         self._dirty = False
         try:
             with self._turn:
-                if self._log_is_long_and_quiet():
-                    self._cut_log()
-                else:
-                    self._checkpoint()
+                if self._db is not None:
+                    self._checkpoints.while_idle(self._db)
         except (apsw.Error, OSError) as error:
             log.warning("moving the log into the queue file failed; tried again later", error=str(error))
             self._close_connection()
-
-    def _log_is_long_and_quiet(self) -> bool:
-        """Whether its space is worth having back, and no process has written to it for a while."""
-        try:
-            log_file = os.stat(f"{self._files.database}-wal")
-        except OSError:
-            return False
-        return log_file.st_size > _LOG_KEPT and time.time() - log_file.st_mtime >= _IDLE
-
-    def _cut_log(self) -> None:
-        """Move the log into the file and give its space back, unless somebody is reading from it."""
-        if self._db is None:
-            return
-        # Whoever reads for long (a backup) is not waited for: the others want the turn.
-        self._db.set_busy_timeout(0)
-        try:
-            self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
-        except apsw.FullError:
-            pass  # as below
-        finally:
-            self._db.set_busy_timeout(BUSY_TIMEOUT)
-
-    def _checkpoint(self) -> None:
-        # Only with the turn: two checkpoints at once, or one beside a writer, would
-        # be correct but slow.
-        if self._db is not None:
-            try:
-                self._db.execute("pragma wal_checkpoint(passive)").fetchall()
-            except apsw.FullError:
-                # No room to grow the file: the log keeps what it has.
-                pass
 
 
 def _deliver_all(outcomes: list[tuple[Job, object]]) -> None:

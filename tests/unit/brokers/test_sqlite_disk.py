@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,10 +183,69 @@ async def test_every_confirmed_publish_was_synced_and_acks_are_not(
         assert failing_disk.syncs == before
 
 
-async def test_the_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forebay.brokers.sqlite.writer.CHECKPOINT_BYTES", 2**20)
-    monkeypatch.setattr("forebay.brokers.sqlite.writer._CHECKPOINT_STEP", 2**18)
+class HeldDisk(apsw.VFS):
+    """A disk on which the fsync of the queue file, which a checkpoint ends with, takes until `go_on`."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+        super().__init__("held-disk", base="unix", makedefault=True)
+
+    def xOpen(self, name: object, flags: list[int]) -> HeldFile:  # the name is SQLite's
+        return HeldFile(self, name, flags)
+
+
+class HeldFile(apsw.VFSFile):
+    def __init__(self, disk: HeldDisk, name: object, flags: list[int]) -> None:
+        self.disk = disk
+        self.is_queue = bool(flags[0] & apsw.SQLITE_OPEN_MAIN_DB)
+        super().__init__("unix", name, flags)  # type: ignore[arg-type]
+
+    def xSync(self, flags: int) -> None:  # the name is SQLite's
+        if self.is_queue and not self.disk.go_on.is_set():
+            self.disk.reached.set()
+            self.disk.go_on.wait(30)
+        super().xSync(flags)
+
+
+@pytest.fixture
+def held_disk() -> Iterator[HeldDisk]:
+    disk = HeldDisk()
+    yield disk
+    disk.go_on.set()
+    disk.unregister()
+
+
+@pytest.fixture
+def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that is moved at a MiB already."""
+    monkeypatch.setattr("forebay.brokers.sqlite.checkpoints.CHECKPOINT_BYTES", 2**20)
+    monkeypatch.setattr("forebay.brokers.sqlite.checkpoints.STEP", 2**18)
+    monkeypatch.setattr("forebay.brokers.sqlite.checkpoints.LITTLE", 2**18)
     monkeypatch.setattr(schema, "CHECKPOINT_BYTES", 2**20)
+
+
+@pytest.mark.usefixtures("short_log")
+async def test_publishes_are_confirmed_while_a_long_log_is_moved_into_the_file(
+    tmp_path: Path, held_disk: HeldDisk
+) -> None:
+    held_disk.go_on.set()
+    async with SQLiteBroker.open(tmp_path / "queue.db", SQLiteSettings(ballast_bytes=0)) as broker:
+        await broker.declare("orders")
+        held_disk.go_on.clear()
+        sent = 0
+        while not held_disk.reached.is_set():
+            assert sent < 400, "the log is never moved"
+            await publish(broker, "orders", [message(b"x" * 10_000) for _ in range(5)])
+            sent += 5
+        await publish(broker, "orders", messages(3))
+        assert not held_disk.go_on.is_set()
+        held_disk.go_on.set()
+        assert len(await drain(broker, "orders", sent + 3, 2.0)) == sent + 3
+
+
+@pytest.mark.usefixtures("short_log")
+async def test_the_log_does_not_grow_without_bound(tmp_path: Path) -> None:
     log = tmp_path / "queue.db-wal"
     async with SQLiteBroker.open(tmp_path / "queue.db", SQLiteSettings(ballast_bytes=0)) as broker:
         await broker.declare("orders")
@@ -199,8 +259,8 @@ async def test_an_idle_queue_gives_the_space_of_its_log_back_also_beside_a_subsc
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The subscription looks all the time, and settles after the publisher has come to rest."""
-    monkeypatch.setattr("forebay.brokers.sqlite.writer._IDLE", 0.2)
-    monkeypatch.setattr("forebay.brokers.sqlite.writer._LOG_KEPT", 2**20)
+    monkeypatch.setattr("forebay.brokers.sqlite.checkpoints.IDLE", 0.2)
+    monkeypatch.setattr("forebay.brokers.sqlite.checkpoints.LOG_KEPT", 2**20)
     monkeypatch.setattr("forebay.brokers.sqlite.broker.FALLBACK_POLL", 0.05)
     path, log = tmp_path / "queue.db", tmp_path / "queue.db-wal"
     async with SQLiteBroker.open(path, SQLiteSettings(ballast_bytes=0)) as broker:
@@ -245,7 +305,7 @@ async def _publisher_at_rest(broker: SQLiteBroker) -> None:
 async def test_an_idle_queue_moves_its_log_into_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forebay.brokers.sqlite.writer._IDLE", 0.05)
+    monkeypatch.setattr("forebay.brokers.sqlite.checkpoints.IDLE", 0.05)
     path = tmp_path / "queue.db"
     async with SQLiteBroker.open(path, SQLiteSettings(ballast_bytes=0)) as broker:
         await broker.declare("orders")
