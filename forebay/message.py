@@ -44,12 +44,19 @@ class Alike(Sequence[Message]):
 
     __slots__ = ("_made", "bodies", "common", "ids")
 
-    def __init__(self, common: Message, ids: Sequence[str], bodies: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        common: Message,
+        ids: Sequence[str],
+        bodies: Sequence[bytes],
+        made: Sequence[Message] | None = None,
+    ) -> None:
+        """`made` are the messages, if they are there already."""
         self.common = common
         """What holds of all of them; its own id and body are nobody's."""
         self.ids = ids
         self.bodies = bodies
-        self._made: list[Message] | None = None
+        self._made = made
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,7 +75,7 @@ class Alike(Sequence[Message]):
     def __iter__(self) -> Iterator[Message]:
         return iter(self._messages())
 
-    def _messages(self) -> list[Message]:
+    def _messages(self) -> Sequence[Message]:
         if self._made is None:
             of_all = self.common
             self._made = [
@@ -80,6 +87,30 @@ class Alike(Sequence[Message]):
             for made in self._made:
                 made.not_before, made.expires_at = of_all.not_before, of_all.expires_at
         return self._made
+
+
+def together(messages: Sequence[Message]) -> Sequence[Message]:
+    """
+    Messages that were just made and are now published together: as columns, if nothing but the time differs.
+
+    Then they were all accepted when the last one was. To be called before anybody has seen them.
+    """
+    last = messages[-1]
+    headers, content_type, key = last.headers, last.content_type, last.key
+    for m in messages:
+        if (
+            m.key != key
+            or m.content_type != content_type
+            or (m.headers is not headers and m.headers != headers)
+            or m.not_before is not None
+            or m.expires_at is not None
+        ):
+            return messages
+    at = last.accepted_at
+    for m in messages:
+        m.accepted_at = at
+    common = usual_message("", b"", at, key, headers, content_type)
+    return Alike(common, [m.id for m in messages], [m.body for m in messages], messages)
 
 
 def ids_of(messages: Sequence[Message]) -> Sequence[str]:

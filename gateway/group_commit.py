@@ -12,7 +12,7 @@ import structlog
 
 from forebay.brokers.api import Publisher, PublishResult
 from forebay.errors import BrokerError, PublishUnconfirmed
-from forebay.message import Message
+from forebay.message import Message, together
 
 log = structlog.get_logger()
 
@@ -184,7 +184,7 @@ class GroupCommit(Generic[E]):
             async with asyncio.timeout_at(deadline + GRACE):
                 outcomes = await lane.publisher.publish(
                     lane.queue,
-                    [entry.message for entry in batch],
+                    together([entry.message for entry in batch]),
                     timeout=max(deadline - started - REPORT * self._timeout, 0.001),
                 )
             if len(outcomes) != len(batch):

@@ -23,6 +23,7 @@ from forebay.brokers.api import (
 from forebay.brokers.naming import check_queue_name, dead_letter_queue
 from forebay.brokers.rabbitmq import wire
 from forebay.brokers.rabbitmq.examine import Facts, findings
+from forebay.brokers.rabbitmq.frames import SameWay
 from forebay.brokers.rabbitmq.ladder import Ladder
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
 from forebay.brokers.rabbitmq.management import Management
@@ -163,7 +164,7 @@ class RabbitMQBroker:
                     await self._prepare(queue, name, delayed)
             except TimeoutError:
                 raise BrokerUnavailable(f"RabbitMQ did not answer within {timeout:g} s") from None
-        outgoing = None
+        outgoing: SameWay | Sequence[Outgoing] | None = None
         if isinstance(messages, Alike) and not delayed:
             outgoing = self._outgoing_alike(name, messages)
         if outgoing is None:
@@ -180,7 +181,7 @@ class RabbitMQBroker:
         if delayed:
             await self._ladder.ready()
 
-    def _outgoing_alike(self, name: str, messages: Alike) -> list[Outgoing] | None:
+    def _outgoing_alike(self, name: str, messages: Alike) -> SameWay | None:
         """All of them, if nothing is to be said of any."""
         if max(map(len, messages.bodies)) > self._settings.max_body_bytes:
             return None
@@ -189,8 +190,7 @@ class RabbitMQBroker:
             wire.check(max(properties, key=len), self._publisher.frame_max)
         except ValueError:
             return None
-        each = zip(messages.ids, properties, messages.bodies, strict=True)
-        return [Outgoing(id_, "", name, made, body) for id_, made, body in each]
+        return SameWay("", name, messages.ids, properties, messages.bodies)
 
     def _outgoing(self, name: str, m: Message, now: float) -> Outgoing:
         limit = self._settings.max_body_bytes

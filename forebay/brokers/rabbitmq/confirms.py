@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from forebay.brokers.api import Durability, PublishResult
@@ -16,7 +16,7 @@ class Batch:
 
     __slots__ = ("done", "durability", "ids", "open", "results")
 
-    def __init__(self, ids: list[str], durability: Durability) -> None:
+    def __init__(self, ids: Sequence[str], durability: Durability) -> None:
         self.ids = ids
         self.durability = durability
         self.results: list[PublishResult | None] = [None] * len(ids)

@@ -8,8 +8,8 @@ same for all messages to a queue, and what is left is a few lengths.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 METHOD, HEADER, BODY = b"\x01", b"\x02", b"\x03"
 END = b"\xce"
@@ -28,18 +28,16 @@ _body = struct.Struct(">4sI").pack
 _SHORT = [bytes((length,)) for length in range(256)]
 
 
-class Sendable(Protocol):
-    @property
-    def exchange(self) -> str: ...
-    @property
-    def routing_key(self) -> str: ...
-    @property
-    def properties(self) -> bytes:
-        """Flags and values as in the header frame."""
-        ...
+@dataclass(slots=True)
+class SameWay:
+    """Messages that go to the same exchange with the same key, as columns."""
 
-    @property
-    def body(self) -> bytes: ...
+    exchange: str
+    routing_key: str
+    ids: Sequence[str]
+    properties: Sequence[bytes]
+    """Flags and values as in the header frame."""
+    bodies: Sequence[bytes]
 
 
 class Frames:
@@ -51,24 +49,24 @@ class Frames:
         self._most = frame_max - OVERHEAD
         self._firsts: dict[tuple[str, str], bytes] = {}
 
-    def publish(self, messages: Iterable[Sendable]) -> list[bytes]:
+    def publish(self, messages: SameWay) -> list[bytes]:
         """All frames of these messages, in pieces."""
         pieces: list[bytes] = []
-        firsts, most, body_start = self._firsts, self._most, END + self._body
-        for m in messages:
-            body, properties = m.body, m.properties
-            size = len(body)
-            way = (m.exchange, m.routing_key)
-            pieces += (
-                firsts.get(way) or self._first(*way),
+        way = (messages.exchange, messages.routing_key)
+        first = self._firsts.get(way) or self._first(*way)
+        most, body_start = self._most, END + self._body
+        before = (-1, -1)
+        for properties, body in zip(messages.properties, messages.bodies, strict=True):
+            sizes = (len(properties), len(body))
+            if sizes != before:
+                before = sizes
                 # Up to the body's size the header frame begins like any other.
-                _header(len(properties) + 12, _WEIGHT, size),
-                properties,
-            )
-            if 0 < size <= most:
-                pieces += (_body(body_start, size), body, END)
+                header = first + _header(sizes[0] + 12, _WEIGHT, sizes[1])
+                begin_body = _body(body_start, sizes[1])
+            if 0 < sizes[1] <= most:
+                pieces += (header, properties, begin_body, body, END)
             else:
-                pieces += self._parts(body)
+                pieces += (header, properties, *self._parts(body))
         return pieces
 
     def _parts(self, body: bytes) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pika
@@ -15,7 +15,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ChannelWrongStateE
 from pika.frame import decode_frame
 
 from forebay.brokers.rabbitmq.answers import Answers, Hearer
-from forebay.brokers.rabbitmq.frames import Frames, Sendable
+from forebay.brokers.rabbitmq.frames import Frames, SameWay
 from forebay.brokers.rabbitmq.inbox import Inbox, Taker, frame_end
 from forebay.brokers.rabbitmq.transport import Services
 from forebay.errors import BrokerClosed, BrokerUnavailable
@@ -176,7 +176,7 @@ class Channel:
         """From now on `hearer` is told what the server has taken; what it refused goes pika's own way."""
         self._connection.answers.add(self.raw.channel_number, hearer)
 
-    def publish(self, messages: Iterable[Sendable]) -> None:
+    def publish(self, messages: SameWay) -> None:
         """
         Send messages, mandatory; what `basic_publish` does, at a small part of the cost.
 

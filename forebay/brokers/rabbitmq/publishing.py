@@ -15,6 +15,7 @@ from pika.exceptions import AMQPError
 
 from forebay.brokers.api import Durability
 from forebay.brokers.rabbitmq.confirms import Batch, Confirms
+from forebay.brokers.rabbitmq.frames import SameWay
 from forebay.brokers.rabbitmq.link import Channel, Connection, Link
 from forebay.brokers.rabbitmq.settings import RabbitMQSettings
 from forebay.brokers.rabbitmq.wire import FRAME_MAX
@@ -49,13 +50,25 @@ class Outgoing:
     """Why it cannot be sent at all."""
 
 
-def _alike(messages: Sequence[Outgoing]) -> bool:
-    """Whether all can be sent, and go the same way."""
+def _same_way(messages: Sequence[Outgoing]) -> SameWay | None:
+    """All of them, if all can be sent and go the same way."""
     exchange, routing_key = messages[0].exchange, messages[0].routing_key
     for m in messages:
         if m.refused is not None or m.exchange != exchange or m.routing_key != routing_key:
-            return False
-    return True
+            return None
+    return SameWay(
+        exchange,
+        routing_key,
+        [m.id for m in messages],
+        [m.properties for m in messages],
+        [m.body for m in messages],
+    )
+
+
+def _each(messages: SameWay) -> list[Outgoing]:
+    exchange, routing_key = messages.exchange, messages.routing_key
+    each = zip(messages.ids, messages.properties, messages.bodies, strict=True)
+    return [Outgoing(id_, exchange, routing_key, properties, body) for id_, properties, body in each]
 
 
 class PublishLink:
@@ -243,7 +256,7 @@ class PublishLink:
         )
 
     async def publish(
-        self, messages: Sequence[Outgoing], timeout: float, durability: Durability = "synced"
+        self, messages: SameWay | Sequence[Outgoing], timeout: float, durability: Durability = "synced"
     ) -> Batch:
         """
         Send all of them and wait for the answers, `timeout` seconds at most.
@@ -255,15 +268,18 @@ class PublishLink:
         """
         deadline = time.monotonic() + timeout
         self.check_up()
-        batch = Batch([m.id for m in messages], durability)
-        sizes = [len(m.body) for m in messages]
-        if _alike(messages) and not self._full(len(messages), sum(sizes)):
-            try:
-                self._send(batch, messages, 0, sizes)
-            except AMQPError as error:
-                raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
+        if not isinstance(messages, SameWay):
+            messages = _same_way(messages) or messages
+        if isinstance(messages, SameWay):
+            batch = Batch(messages.ids, durability)
+            sizes = [*map(len, messages.bodies)]
+            if self._full(len(sizes), sum(sizes)):
+                await self._send_each(batch, _each(messages), sizes, deadline)
+            else:
+                self._send(batch, messages, sizes)
         else:
-            await self._send_each(batch, messages, sizes, deadline)
+            batch = Batch([m.id for m in messages], durability)
+            await self._send_each(batch, messages, [len(m.body) for m in messages], deadline)
         if batch.open:
             left = max(0.0, deadline - time.monotonic())
             timer = asyncio.get_running_loop().call_later(
@@ -275,16 +291,17 @@ class PublishLink:
                 timer.cancel()
         return batch
 
-    def _send(self, batch: Batch, messages: Sequence[Outgoing], start: int, sizes: list[int]) -> None:
+    def _send(self, batch: Batch, messages: SameWay, sizes: list[int]) -> None:
         """
-        Messages that go the same way, the first one at index `start` of the batch.
-
         Raises:
-            AMQPError: nothing was sent.
+            BrokerUnavailable: nothing was sent.
         """
         assert self._channel is not None
-        self._channel.publish(messages)
-        self._confirms.sent(batch, start, sizes, messages[0].exchange, messages[0].routing_key)
+        try:
+            self._channel.publish(messages)
+        except AMQPError as error:
+            raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error
+        self._confirms.sent(batch, 0, sizes, messages.exchange, messages.routing_key)
 
     async def _send_each(
         self, batch: Batch, messages: Sequence[Outgoing], sizes: Sequence[int], deadline: float
@@ -319,7 +336,7 @@ class PublishLink:
                 )
                 continue
             try:
-                channel.publish((m,))
+                channel.publish(SameWay(m.exchange, m.routing_key, [m.id], [m.properties], [m.body]))
             except AMQPError as error:
                 if not sent:
                     raise BrokerUnavailable(f"no connection to RabbitMQ: {error!r}") from error

@@ -110,7 +110,7 @@ def firsts(messages: Alike) -> list[bytes]:
     made = first(replace(messages.common, id=""))
     # An empty id is one byte long, and stands before the time.
     start, end = made[: -_TIME - 1], made[-_TIME:]
-    return [b"%b%b%b" % (start, short(id_), end) for id_ in messages.ids]
+    return [start + short(id_) + end for id_ in messages.ids]
 
 
 def _joined(opening: bytes, table: bytes, id_: str, micros: int) -> bytes:

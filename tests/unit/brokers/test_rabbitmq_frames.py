@@ -8,8 +8,7 @@ import pytest
 from pika import BasicProperties
 from pika.frame import Body, Header, Method, decode_frame
 
-from forebay.brokers.rabbitmq.frames import Frames
-from forebay.brokers.rabbitmq.publishing import Outgoing
+from forebay.brokers.rabbitmq.frames import Frames, SameWay
 
 FRAME_MAX = 4096
 PROPERTIES = BasicProperties(message_id="an id", headers={"a": "b"}, delivery_mode=2)
@@ -17,19 +16,13 @@ PROPERTIES = BasicProperties(message_id="an id", headers={"a": "b"}, delivery_mo
 
 def frames(body: bytes, *, exchange: str = "", queue: str = "orders") -> list[Any]:
     encoder = Frames(channel=300, frame_max=FRAME_MAX)
-    return read(encoder, body, exchange, queue)
+    return read(encoder, body, exchange=exchange, queue=queue)
 
 
-def read(encoder: Frames, body: bytes, exchange: str, queue: str) -> list[Any]:
-    return frames_of(encoder, [outgoing(body, exchange, queue)])
-
-
-def outgoing(body: bytes, exchange: str, queue: str) -> Outgoing:
-    return Outgoing("an id", exchange, queue, b"".join(PROPERTIES.encode()), body)
-
-
-def frames_of(encoder: Frames, messages: list[Outgoing]) -> list[Any]:
-    data = b"".join(encoder.publish(messages))
+def read(encoder: Frames, *bodies: bytes, exchange: str = "", queue: str = "orders") -> list[Any]:
+    properties = [b"".join(PROPERTIES.encode())] * len(bodies)
+    ids = ["an id"] * len(bodies)
+    data = b"".join(encoder.publish(SameWay(exchange, queue, ids, properties, bodies)))
     found = []
     while data:
         used, frame = decode_frame(data)
@@ -56,13 +49,13 @@ def test_a_message_of_any_size_comes_out_as_it_went_in(size: int) -> None:
 def test_messages_to_several_queues_in_turn_go_where_they_should() -> None:
     encoder = Frames(channel=1, frame_max=FRAME_MAX)
     ways = [("", "a"), ("x", "a"), ("", "a"), ("", "b"), ("x", "a")]
-    seen = [read(encoder, b"1", *way)[0].method for way in ways]
+    seen = [read(encoder, b"1", exchange=x, queue=queue)[0].method for x, queue in ways]
     assert [(publish.exchange, publish.routing_key) for publish in seen] == ways
 
 
 def test_messages_of_one_batch_follow_each_other() -> None:
     sizes = [0, 1, 500, FRAME_MAX, 0, 7]
-    found = frames_of(Frames(1, FRAME_MAX), [outgoing(bytes(size), "", "orders") for size in sizes])
+    found = read(Frames(1, FRAME_MAX), *map(bytes, sizes))
     assert [frame.body_size for frame in found if type(frame) is Header] == sizes
     assert sum(len(frame.fragment) for frame in found if type(frame) is Body) == sum(sizes)
 
