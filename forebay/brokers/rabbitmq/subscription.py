@@ -14,13 +14,12 @@ from typing import Any
 
 import structlog
 from pika import BasicProperties
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
 from forebay.brokers.api import (
     Ack,
     DeadLetter,
-    Death,
     Delivery,
     Release,
     Retry,
@@ -28,15 +27,16 @@ from forebay.brokers.api import (
     Share,
     first_delivery,
 )
-from forebay.brokers.naming import dead_letter_queue, is_dead_letter_queue, origin_queue
+from forebay.brokers.naming import is_dead_letter_queue, origin_queue
 from forebay.brokers.rabbitmq import wire
+from forebay.brokers.rabbitmq.copies import Copies
 from forebay.brokers.rabbitmq.ladder import Ladder
 from forebay.brokers.rabbitmq.link import Channel, Link
+from forebay.brokers.rabbitmq.loans import Loans
 from forebay.brokers.rabbitmq.publishing import Outgoing, PublishLink
 from forebay.brokers.rabbitmq.reading import usual
 from forebay.brokers.rabbitmq.topology import NOT_FOUND, PATIENCE, refusal
 from forebay.brokers.tally import Tally
-from forebay.brokers.wire import Decoded
 from forebay.errors import (
     BrokerClosed,
     BrokerError,
@@ -90,6 +90,7 @@ class RabbitMQSubscription:
         self._link = link
         self._publisher = publisher
         self._ladder = ladder
+        self._copies = Copies(queue, server_name, ladder=ladder, publisher=publisher)
         self._queue = self.queue = queue
         self._name = server_name
         self._prefetch = prefetch
@@ -101,11 +102,10 @@ class RabbitMQSubscription:
         self._wanted = prefetch
         """How much it should be, when `_attend` looks next."""
         self._attention = asyncio.Event()
-        self._channel: Channel | None = None
         self._buffer: deque[Delivery] = deque()
         self._held: dict[int, Delivery] = {}
-        self._unsettled: dict[int, float] = {}
-        """Every tag of this channel that the server waits for, in order, and when it came."""
+        self._loans = Loans(queue)
+        """All of them; its channel is the one that is consumed from."""
         self._worn: set[int] = set()
         """Tags of what the server counts as handed back too often to be handed back once more."""
         self._receiving = 0
@@ -163,7 +163,7 @@ class RabbitMQSubscription:
         connection = await self._link.up(PATIENCE)
         channel = await Channel.open(connection, PATIENCE)
         # Registered first: deliveries may come before the answer to basic.consume.
-        self._channel = channel
+        self._loans.begin(channel)
         self._window = 0
 
         def on_cancel(_: Any) -> None:
@@ -181,7 +181,7 @@ class RabbitMQSubscription:
         """Consume, with at most so many unsettled that this consumer was sent."""
 
         def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            if self._channel is channel:
+            if self._loans.channel is channel:
                 try:
                     self._take(method.delivery_tag, properties, body)
                 except Exception:
@@ -189,16 +189,16 @@ class RabbitMQSubscription:
                     log.exception("cannot read a delivery", queue=self._queue)
                     channel.close()
 
-        own_dead_letters = is_dead_letter_queue(self._queue)
+        own_dead_letters, loans = is_dead_letter_queue(self._queue), self._loans
 
         def on_delivery(tag: int, raw: bytes, body: bytes) -> None:
-            if self._channel is not channel:
+            if loans.channel is not channel:
                 return
             message = None if own_dead_letters else usual(raw, body)
             if message is None:
                 on_message(None, Basic.Deliver(delivery_tag=tag), BasicProperties().decode(raw), body)
                 return
-            self._unsettled[tag] = time.monotonic()
+            loans.came(tag)
             self._buffer.append(first_delivery(message, self._queue, tag))
             self._news.set()
 
@@ -244,13 +244,14 @@ class RabbitMQSubscription:
         """Whether something was sent `idle_hold` ago that nobody is about to take."""
         if self._receiving or not self._buffer:
             return False
-        sent: float = self._unsettled[self._buffer[0].receipt]  # type: ignore[index]  # ours are tags
-        return time.monotonic() - sent >= self._idle_hold
+        tag = self._buffer[0].receipt
+        assert isinstance(tag, int)
+        return self._loans.age(tag) >= self._idle_hold
 
     def _hand_back(self) -> None:
         back: list[int] = [d.receipt for d in self._buffer]  # type: ignore[misc]  # ours are tags
         self._buffer.clear()
-        self._let_go([], back)
+        self._loans.let_go([], back)
         log.info("handed back what nobody takes now", queue=self._queue, count=len(back))
 
     def _want(self, count: int) -> None:
@@ -260,10 +261,10 @@ class RabbitMQSubscription:
             self._attention.set()
 
     def _detach(self) -> None:
-        channel, self._channel = self._channel, None
+        channel = self._loans.channel
+        self._loans.begin(None)
         self._buffer.clear()
         self._held.clear()
-        self._unsettled.clear()
         self._worn.clear()
         self._news.set()
         if channel is not None:
@@ -272,7 +273,7 @@ class RabbitMQSubscription:
     # ---- receive
 
     def _take(self, tag: int, properties: Any, body: bytes) -> None:
-        self._unsettled[tag] = time.monotonic()
+        self._loans.came(tag)
         due = wire.due(properties)
         left = 0.0 if due is None else due / 1e6 - time.time()
         if left > NEARLY_DUE:
@@ -285,7 +286,7 @@ class RabbitMQSubscription:
             decoded = wire.adopt(properties, body, origin, error)
             if not is_dead_letter_queue(self._queue):
                 self._foreign.add(first_reason=str(error))
-                self._start_move(tag, self._dead(decoded))
+                self._start_move(tag, self._copies.dead_as(decoded))
                 return
         death = decoded.death
         if death is None and is_dead_letter_queue(self._queue):
@@ -305,13 +306,13 @@ class RabbitMQSubscription:
             history=decoded.history if death is decoded.death else (),
         )
         if left > 0:
-            channel = self._channel
+            channel = self._loans.channel
             asyncio.get_running_loop().call_later(left, self._put, channel, delivery)
         else:
-            self._put(self._channel, delivery)
+            self._put(self._loans.channel, delivery)
 
     def _put(self, channel: Channel | None, delivery: Delivery) -> None:
-        if self._channel is channel:
+        if self._loans.channel is channel:
             self._buffer.append(delivery)
             self._news.set()
 
@@ -350,7 +351,7 @@ class RabbitMQSubscription:
     def share(self) -> Share:
         accepted = [d.message.accepted_at for d in (*self._held.values(), *self._buffer)]
         oldest = (datetime.now(UTC) - min(accepted)).total_seconds() if accepted else None
-        return Share(in_hand=len(self._unsettled), oldest_age=oldest)
+        return Share(in_hand=len(self._loans), oldest_age=oldest)
 
     # ---- settle
 
@@ -376,18 +377,18 @@ class RabbitMQSubscription:
                     done.append(tag)
                 case Retry(delay=delay, history=history):
                     again = replace(d, attempt=d.attempt + 1, history=history)
-                    outgoing = self._again(again, delay)
+                    outgoing = self._copies.again(again, delay)
                 case DeadLetter():
-                    outgoing = self._bury(s)
+                    outgoing = self._copies.dead(s)
                 case Release() if tag in self._worn:
-                    outgoing = self._again(replace(d, deferrals=d.deferrals + 1), 0)
+                    outgoing = self._copies.again(replace(d, deferrals=d.deferrals + 1), 0)
                 case Release():
                     back.append(tag)
             if outgoing is not None:
                 copies.append((d, outgoing))
             elif not isinstance(s, Ack) and tag not in back:
-                self._give_to_server(tag)
-        self._let_go(done, back)
+                self._loans.give_to_server(tag)
+        self._loans.let_go(done, back)
         self._news.set()
         if done and self._window:
             self._want(self._prefetch)
@@ -396,62 +397,9 @@ class RabbitMQSubscription:
             stale += await asyncio.shield(self._spawn(self._copy(copies)))
         return stale
 
-    def _again(self, d: Delivery, delay: float) -> Outgoing | None:
-        due = int((time.time() + delay) * 1e6) + 1 if delay > 0 else None
-        properties = wire.fitting(
-            d.message, self._publisher.frame_max,
-            attempt=d.attempt, deferrals=d.deferrals, death=d.death, history=d.history, due=due,
-        )  # fmt: skip
-        if properties is None:
-            return None
-        name = self._name(self._queue)
-        exchange = self._ladder.exchange(delay) if delay > 0 else ""
-        return Outgoing(d.message.id, exchange, name, properties, d.message.body)
-
-    def _bury(self, s: DeadLetter) -> Outgoing | None:
-        message = s.delivery.message
-        death = Death(
-            failure=s.failure,
-            queue=self._queue,
-            attempts=s.delivery.attempt,
-            died_at=datetime.now(UTC),
-            original_id=None if s.new_id is None else message.id,
-            history=s.history,
-        )
-        if s.new_id is not None:
-            message = replace(message, id=s.new_id)
-        return self._dead(Decoded(message=message, attempt=1, deferrals=0, death=death))
-
-    def _dead(self, decoded: Decoded) -> Outgoing | None:
-        m = decoded.message
-        properties = wire.fitting(m, self._publisher.frame_max, death=decoded.death)
-        if properties is None:
-            return None
-        return Outgoing(m.id, "", self._name(dead_letter_queue(self._queue)), properties, m.body)
-
-    def _give_to_server(self, tag: int) -> None:
-        """
-        Let the server move a message to the dead letters whose copy does not fit into a frame.
-
-        It rests there with `rejected` as its class. Among the dead letters it stays where it is.
-        """
-        if self._channel is None or self._unsettled.pop(tag, None) is None:
-            return
-        final = is_dead_letter_queue(self._queue)
-        log.error(
-            "the headers of a message leave no room for what happened to it",
-            queue=self._queue,
-            then="it stays" if final else "RabbitMQ moves it to the dead letters",
-            fix="raise frame_max in rabbitmq.conf to what it was when this message was published",
-        )
-        try:
-            self._channel.raw.basic_reject(tag, requeue=final)
-        except AMQPError as error:
-            log.warning("the channel was lost while settling", queue=self._queue, error=repr(error))
-
     async def _copy(self, copies: list[tuple[Delivery, Outgoing]]) -> list[Delivery]:
         """Confirmed copies, then the originals are let go; what was not confirmed is handed back."""
-        channel = self._channel
+        channel = self._loans.channel
         error: ForebayError | None = None
         done: list[int] = []
         back: list[int] = []
@@ -470,56 +418,31 @@ class RabbitMQSubscription:
             # Also a SettingsError: a delay queue that exists with other arguments, or that we may not use.
             error = failure
             back = [d.receipt for d, _ in copies if isinstance(d.receipt, int)]
-        if channel is None or self._channel is not channel:
+        if channel is None or self._loans.channel is not channel:
             return [d for d, _ in copies]
-        self._let_go(done, back)
+        self._loans.let_go(done, back)
         if error is not None:
             raise BrokerUnavailable(f"{len(back)} of {len(copies)} not settled; delivered again: {error}")
         return []
-
-    def _let_go(self, done: Sequence[int], back: Sequence[int]) -> None:
-        """Acknowledge, in as few frames as it takes, and hand back."""
-        if self._channel is None or not (done or back):
-            return
-        raw = self._channel.raw
-        try:
-            for tag in back:
-                if self._unsettled.pop(tag, None) is not None:
-                    raw.basic_nack(tag, requeue=True)
-            open_ = set(done) & self._unsettled.keys()
-            # Up to the first that is not settled, one word does for all.
-            upto, count = 0, 0
-            for tag in self._unsettled:
-                if tag not in open_:
-                    break
-                upto, count = tag, count + 1
-            if count > 1:
-                raw.basic_ack(upto, multiple=True)
-            for tag in sorted(open_):
-                del self._unsettled[tag]
-                if count <= 1 or tag > upto:
-                    raw.basic_ack(tag)
-        except AMQPError as error:
-            log.warning("the channel was lost while settling", queue=self._queue, error=repr(error))
 
     # ---- moves of our own: down the ladder, to the dead letters
 
     def _start_move(self, tag: int, out: Outgoing | None) -> None:
         if out is None:
-            self._give_to_server(tag)
+            self._loans.give_to_server(tag)
             return
-        self._spawn(self._move(tag, out, self._channel))
+        self._spawn(self._move(tag, out, self._loans.channel))
 
     async def _move(self, tag: int, out: Outgoing, channel: Channel | None) -> None:
-        while self._channel is channel and not self._closed:
+        while self._loans.channel is channel and not self._closed:
             try:
                 if out.exchange:
                     await self._ladder.ready()
                 batch = await self._publisher.publish([out], COPY_PATIENCE)
                 result = batch.results[0]
                 if result is not None and result.ok:
-                    if self._channel is channel:
-                        self._let_go([tag], [])
+                    if self._loans.channel is channel:
+                        self._loans.let_go([tag], [])
                     return
             except ForebayError as error:
                 self._unmoved.add(error=str(error))
@@ -552,7 +475,7 @@ class RabbitMQSubscription:
             await asyncio.wait(self._moves, timeout=timeout / 2)
             for move in self._moves:
                 move.cancel()
-        channel = self._channel
+        channel = self._loans.channel
         self._detach()
         self._foreign.close()
         self._unmoved.close()
