@@ -16,7 +16,7 @@ from forebay.brokers.kafka import copies
 from forebay.brokers.kafka.connection import findings, read_url
 from forebay.brokers.kafka.examination import BROKER_SETTINGS, Seen, cure, judge
 from forebay.brokers.kafka.publishing import Writer
-from forebay.brokers.kafka.records import RESERVE, Outgoing, first, firsts
+from forebay.brokers.kafka.records import RESERVE, Outgoing, OutgoingAlike, first, firsts
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.subscription import KafkaSubscription
 from forebay.brokers.kafka.topics import Admin, Topic, group_of, topics_to_read
@@ -86,12 +86,13 @@ class KafkaBroker:
         deadline = loop.time() + timeout
         topic = await self._admin.topic(queue, timeout)
         now = int(datetime.now(UTC).timestamp() * 1e6)
-        made: Sequence[Outgoing | PublishError] | None = None
-        if isinstance(messages, Alike):
-            made = self._made_alike(queue, messages, now, topic.max_message_bytes)
-        if made is None:
+        made: Sequence[Outgoing | PublishError]
+        records: Sequence[Outgoing]
+        if (alike := self._made_alike(queue, messages, now, topic.max_message_bytes)) is not None:
+            made = records = alike
+        else:
             made = [self._made(queue, m, now, topic.max_message_bytes) for m in messages]
-        records = [r for r in made if isinstance(r, Outgoing)]
+            records = [r for r in made if isinstance(r, Outgoing)]
         written = await self._publish(queue, topic, records, deadline - loop.time())
         durability = topic.durability
         if len(records) == len(made) and not any(written):
@@ -106,14 +107,18 @@ class KafkaBroker:
                 results.append(PublishResult(message_id=m.id, error=error))
         return results
 
-    def _made_alike(self, queue: str, messages: Alike, now: int, room: int) -> list[Outgoing] | None:
-        """Their records, if nothing is to be said of any."""
+    def _made_alike(
+        self, queue: str, messages: Sequence[Message], now: int, room: int
+    ) -> OutgoingAlike | None:
+        """Their records, if they are alike and nothing is to be said of any."""
+        if not isinstance(messages, Alike):
+            return None
         not_before = messages.common.not_before
         longest = max(map(len, messages.bodies))
         if longest > self.settings.max_body_bytes or (not_before and wire.to_micros(not_before) > now):
             return None
         records = firsts(queue, messages)
-        return records if max(r.size for r in records) + RESERVE <= room else None
+        return records if records.size + RESERVE <= room else None
 
     def _made(self, queue: str, m: Message, now: int, room: int) -> Outgoing | PublishError:
         """The record of a message in a topic whose batches have so much room, or why there is none."""
@@ -134,9 +139,10 @@ class KafkaBroker:
     ) -> list[PublishError | None]:
         if not records:
             return []
-        for r in records:
-            if r.topic != queue:
-                return await self.write(records, timeout)
+        if not isinstance(records, OutgoingAlike):
+            for r in records:
+                if r.topic != queue:
+                    return await self.write(records, timeout)
         return await self._writer.write(records, {queue: topic}, timeout)
 
     async def write(self, records: Sequence[Outgoing], timeout: float) -> list[PublishError | None]:

@@ -23,7 +23,8 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import TopicPartition
 
-from forebay.brokers.kafka.records import Outgoing, partition_of
+from forebay.brokers.kafka.batches import Batch, full
+from forebay.brokers.kafka.records import Outgoing, OutgoingAlike, partition_of
 from forebay.brokers.kafka.sending import Pump
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.topics import Topic
@@ -42,7 +43,7 @@ SPREAD = 100
 """So many messages without a key go to one partition before the next one's turn."""
 
 
-Lot = tuple[list[int], Any]
+Lot = tuple[Sequence[int], Batch]
 """Which records are in a batch, and the batch."""
 
 
@@ -73,31 +74,17 @@ class _Outcomes:
             self.complete.set_result(None)
 
 
-def _filled(
-    producer: AIOKafkaProducer, room: int, records: Sequence[Outgoing], which: Sequence[int]
-) -> list[Lot]:
+def _filled(records: Sequence[Outgoing], which: Sequence[int], room: int) -> list[Lot]:
     """The records of one partition in batches, in order; a topic limits batches, not records."""
-    lots: list[Lot] = []
+    if isinstance(records, OutgoingAlike):
+        contents = [records.contents[i] for i in which]
+    else:
+        contents = [records[i].content for i in which]
     now = int(time.time() * 1000)
-    builder, inside, left = producer.create_batch(), list[int](), room
-    # Past a wrapper that asks the clock, and for serializers, for each record.
-    append = builder._builder.append
-    for i in which:
-        r = records[i]
-        while (inside and r.size > left) or append(len(inside), now, r.key, r.value, r.headers) is None:
-            lots.append(_closed(inside, builder))
-            builder, inside, left = producer.create_batch(), [], room
-            append = builder._builder.append
-        inside.append(i)
-        left -= r.size
-    lots.append(_closed(inside, builder))
-    return lots
-
-
-def _closed(inside: list[int], builder: Any) -> Lot:
-    builder._relative_offset = len(inside)
-    builder.close()
-    return inside, builder
+    ends = full(contents, min(BATCH_BYTES, room))
+    return [
+        (which[start:end], Batch(contents[start:end], now)) for start, end in itertools.pairwise((0, *ends))
+    ]
 
 
 class Writer:
@@ -134,7 +121,7 @@ class Writer:
         queueing = []
         for (topic, partition), which in lanes.items():
             room = topics[topic].max_message_bytes
-            lots = _filled(producer, room, records, which)
+            lots = _filled(records, which, room)
             tp = TopicPartition(topic, partition)
             if len(lots) == 1 and self._is_free(producer, tp):
                 self._put(producer, tp, lots[0], records, outcomes)
@@ -152,10 +139,19 @@ class Writer:
 
     def _lanes(
         self, records: Sequence[Outgoing], topics: Mapping[str, Topic]
-    ) -> dict[tuple[str, int], list[int]]:
+    ) -> Mapping[tuple[str, int], Sequence[int]]:
         """Which records go to which partition."""
         lanes: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
         turn = next(self._turn)
+        if isinstance(records, OutgoingAlike):
+            topic, key = records.topic, records.key
+            count = topics[topic].partitions
+            if key is not None:
+                return {(topic, partition_of(key, count)): range(len(records))}
+            for start in range(0, len(records), SPREAD):
+                chosen = (turn + start // SPREAD) % count
+                lanes[topic, chosen] += range(start, min(start + SPREAD, len(records)))
+            return lanes
         for i, record in enumerate(records):
             count = topics[record.topic].partitions
             chosen = (turn + i // SPREAD) % count if record.key is None else partition_of(record.key, count)
@@ -234,7 +230,7 @@ class Writer:
         queued: Callable[[], None],
     ) -> None:
         """The records of one partition, in order, as there is a place for them."""
-        sent: list[tuple[list[int], Any]] = []
+        sent: list[tuple[Sequence[int], Any]] = []
         try:
             try:
                 async with self._lines.setdefault(tp, asyncio.Lock()):
@@ -254,7 +250,7 @@ class Writer:
         finally:
             outcomes.lane_done()
 
-    async def _enqueue(self, producer: AIOKafkaProducer, builder: Any, tp: TopicPartition) -> Any:
+    async def _enqueue(self, producer: AIOKafkaProducer, builder: Batch, tp: TopicPartition) -> Any:
         """
         Put a batch where the producer sends it from; one at a time for each partition.
 

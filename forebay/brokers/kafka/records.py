@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 from aiokafka.partitioner import murmur2
 
 from forebay.brokers import cloudevents, wire
 from forebay.brokers.api import Death, Failure
+from forebay.brokers.kafka.batches import content, header, header_name, key_part, size_alone, varint
 from forebay.errors import MessageDecodeError
 from forebay.message import Alike, Message, usual_message
-
-Header = tuple[str, bytes]
-Headers = list[Header]
 
 DUE = "forebay-due"
 """When a delayed message is to be delivered, in microseconds."""
 HOP = "forebay-hop"
 """When a record of a retry topic is to be looked at again, in microseconds."""
 
-_EACH_HEADER = 10
-"""Bytes at most around a header: two lengths of up to five."""
-_BATCH = 61 + 21 + 12 + 5
-"""Bytes at most of a batch and of the one record in it, beside what they hold."""
-_VERSION = (wire.V, wire.VERSION.encode())
-_USUAL = (
-    _BATCH
-    + sum(len(name) + _EACH_HEADER for name in (wire.V, wire.ID, wire.CONTENT_TYPE, wire.ACCEPTED_AT))
-    + len(wire.VERSION)
-)
-"""The same of a message's own record, beside its body and what its headers hold."""
-_ID_AT = 1
-"""Where in its headers a record has the message's id."""
+_BEFORE_ID = header(wire.V, wire.VERSION.encode()) + header_name(wire.ID)
+"""The first header, and the name of the second."""
 RESERVE = 16_384
 """Bytes that a message leaves to what retries and the dead letter add."""
 
@@ -50,11 +37,15 @@ class Outgoing:
     topic: str
     key: bytes | None
     value: bytes
-    headers: Headers
-    size: int
-    """Bytes of a batch with this record alone, at most."""
+    content: bytes
+    """Key, value and headers, as they are written."""
     lighter: Callable[[], Iterator[Mapping[str, str]]] | None = None
     """Of a copy: its headers with less and less in them. None: it is published for the first time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of a batch with this record alone, at most."""
+        return size_alone(len(self.content))
 
     def lighten(self, limit: int) -> bool:
         """Whether it is of at most `limit` bytes, by giving up what it can do without."""
@@ -62,14 +53,45 @@ class Outgoing:
         while self.size > limit:
             if (headers := next(candidates, None)) is None:
                 return False
-            self.headers = _encoded(headers)
-            self.size = _size(self.key, self.value, self.headers)
+            self.content = _content(self.key, self.value, headers)
         return True
 
 
-def _size(key: bytes | None, value: bytes, headers: Headers) -> int:
-    inside = sum([len(name) + len(value) + _EACH_HEADER for name, value in headers])
-    return _BATCH + len(key or b"") + len(value) + inside
+class OutgoingAlike(Sequence[Outgoing]):
+    """Records of one topic that have their key in common; they are made when they are asked for."""
+
+    __slots__ = ("bodies", "contents", "key", "topic")
+
+    def __init__(
+        self, topic: str, key: bytes | None, bodies: Sequence[bytes], contents: Sequence[bytes]
+    ) -> None:
+        self.topic = topic
+        self.key = key
+        self.bodies = bodies
+        self.contents = contents
+
+    @property
+    def size(self) -> int:
+        """Of the longest."""
+        return size_alone(max(map(len, self.contents)))
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    @overload
+    def __getitem__(self, index: int) -> Outgoing: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Outgoing]: ...
+
+    def __getitem__(self, index: int | slice) -> Outgoing | Sequence[Outgoing]:
+        if isinstance(index, int):
+            return Outgoing(self.topic, self.key, self.bodies[index], self.contents[index])
+        return OutgoingAlike(self.topic, self.key, self.bodies[index], self.contents[index])
+
+
+def _content(key: bytes | None, value: bytes, headers: Mapping[str, str]) -> bytes:
+    return content(key, value, [header(name, text.encode()) for name, text in headers.items()])
 
 
 def outgoing(
@@ -79,60 +101,54 @@ def outgoing(
     lighter: Callable[[], Iterator[Mapping[str, str]]] | None = None,
 ) -> Outgoing:
     key = None if message.key is None else message.key.encode()
-    encoded = _encoded({**headers, **_binding(message)})
-    return Outgoing(topic, key, message.body, encoded, _size(key, message.body, encoded), lighter)
+    held = _content(key, message.body, {**headers, **_binding(message)})
+    return Outgoing(topic, key, message.body, held, lighter)
 
 
 def first(topic: str, message: Message) -> Outgoing:
-    """A message that is published for the first time, and for now: most are nothing but that."""
-    meta = message.headers
-    if message.not_before is not None or message.expires_at is not None or "ce-specversion" in meta:
-        return outgoing(topic, message, wire.encode(message))
-    id_, stamp = message.id.encode(), b"%d" % wire.to_micros(message.accepted_at)
-    content_type = _content_type_header(message.content_type)
-    headers = [_VERSION, (wire.ID, id_), content_type, (wire.ACCEPTED_AT, stamp)]
-    body = message.body
-    size = _USUAL + len(id_) + len(stamp) + len(content_type[1]) + len(body)
-    key = None
-    if message.key is not None:
-        key = message.key.encode()
-        headers.append((wire.KEY, key))
-        size += 2 * len(key) + len(wire.KEY) + _EACH_HEADER
-    for name, text in meta.items():
-        value = text.encode()
-        headers.append((wire.META + name, value))
-        size += len(wire.META) + len(name) + len(value) + _EACH_HEADER
-    return Outgoing(topic, key, body, headers, size)
+    """A message that is published for the first time, and for now."""
+    key, before, after = _around(message)
+    id_, body = message.id.encode(), message.body
+    pieces = key_part(key), varint(len(body)), body, before, varint(len(id_)), id_, after
+    return Outgoing(topic, key, body, b"".join(pieces))
 
 
-def firsts(topic: str, messages: Alike) -> list[Outgoing]:
+def firsts(topic: str, messages: Alike) -> OutgoingAlike:
     """What `first` makes of each of them: only id and body differ."""
-    made = first(topic, replace(messages.common, id="", body=b""))
-    before, after = made.headers[:_ID_AT], made.headers[_ID_AT + 1 :]
-    return [
-        Outgoing(
-            topic,
-            made.key,
-            body,
-            [*before, (wire.ID, id_.encode()), *after],
-            made.size + len(id_.encode()) + len(body),
-        )
-        for id_, body in zip(messages.ids, messages.bodies, strict=True)
+    key, before, after = _around(messages.common)
+    start, join = key_part(key), b"".join
+    contents = [
+        join((start, varint(len(body)), body, before, varint(len(id_)), id_, after))
+        for id_, body in zip(map(str.encode, messages.ids), messages.bodies, strict=True)
     ]
+    return OutgoingAlike(topic, key, messages.bodies, contents)
+
+
+def _around(message: Message) -> tuple[bytes | None, bytes, bytes]:
+    """The key, and what is around the id and its length: the headers, with their number before them."""
+    meta = message.headers
+    key = None if message.key is None else message.key.encode()
+    if message.not_before is not None or message.expires_at is not None or "ce-specversion" in meta:
+        said = {**wire.encode(message), **_binding(message)}
+        others = [header(name, text.encode()) for name, text in said.items() if name not in (wire.V, wire.ID)]
+    else:
+        # Most are nothing but that.
+        stamp = b"%d" % wire.to_micros(message.accepted_at)
+        others = [_content_type_header(message.content_type), header(wire.ACCEPTED_AT, stamp)]
+        if key is not None:
+            others.append(header(wire.KEY, key))
+        others += [header(wire.META + name, text.encode()) for name, text in meta.items()]
+    return key, varint(2 + len(others)) + _BEFORE_ID, b"".join(others)
 
 
 @lru_cache(maxsize=256)
-def _content_type_header(content_type: str) -> Header:
-    return wire.CONTENT_TYPE, content_type.encode()
+def _content_type_header(content_type: str) -> bytes:
+    return header(wire.CONTENT_TYPE, content_type.encode())
 
 
 def _binding(message: Message) -> dict[str, str]:
     event = cloudevents.attributes(message.headers, cloudevents.KAFKA)
     return {**event, "content-type": message.content_type} if event else event
-
-
-def _encoded(headers: Mapping[str, str]) -> Headers:
-    return [(name, value.encode()) for name, value in headers.items()]
 
 
 @lru_cache(maxsize=4096)

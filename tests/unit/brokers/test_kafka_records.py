@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.brokers import wire
+from forebay.brokers.kafka.batches import Batch
 from forebay.brokers.kafka.publishing import Writer
-from forebay.brokers.kafka.records import first, firsts, next_hop, outgoing, partition_of, read
+from forebay.brokers.kafka.records import Outgoing, first, firsts, next_hop, outgoing, partition_of, read
 from forebay.brokers.kafka.settings import KafkaSettings
 from forebay.brokers.kafka.topics import durability_of, retry_topic
 from forebay.errors import BrokerUnavailable
@@ -29,6 +32,14 @@ def record(value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
         topic="orders", partition=3, offset=7, timestamp=1_700_000_000_000, key=b"\xff", value=value,
         headers=headers,
     )  # fmt: skip
+
+
+def records_of(written: Sequence[Outgoing]) -> list[Any]:
+    """As a consumer sees them."""
+    batch = MemoryRecords(bytes(Batch([w.content for w in written], 0)._build())).next_batch()
+    assert batch is not None
+    assert batch.validate_crc()
+    return list(batch)
 
 
 @given(st.integers(1, 10**12), st.integers(0, 10**9))
@@ -116,7 +127,8 @@ def test_an_event_has_its_attributes_as_the_kafka_binding_names_them() -> None:
         content_type="application/json",
     )
     written = outgoing("orders", event, wire.encode(event))
-    native = {n: v for n, v in written.headers if not n.startswith("forebay-")}
+    (one,) = records_of([written])
+    native = {n: v for n, v in one.headers if not n.startswith("forebay-")}
     assert native == {
         "ce_specversion": b"1.0",
         "ce_id": b"1",
@@ -125,7 +137,7 @@ def test_an_event_has_its_attributes_as_the_kafka_binding_names_them() -> None:
         "ce_subject": "caf\u00e9".encode(),
         "content-type": b"application/json",
     }
-    assert read(record(written.value, written.headers)).decoded.message == event
+    assert read(one).decoded.message == event
 
 
 PLAIN = Message(id="00000000-0000-7000-8000-000000000001", body=b"{}", accepted_at=datetime.now(UTC))
@@ -143,10 +155,15 @@ PLAIN = Message(id="00000000-0000-7000-8000-000000000001", body=b"{}", accepted_
 )
 def test_a_message_that_is_published_first_is_written_as_any_other(message: Message) -> None:
     one, other = first("orders", message), outgoing("orders", message, wire.encode(message))
-    assert (one.key, one.value, dict(one.headers)) == (other.key, other.value, dict(other.headers))
-    assert one.size == other.size
+    assert (one.key, one.value, one.size) == (other.key, other.value, other.size)
+    was, other_was = records_of([one, other])
+    assert (was.key, was.value, dict(was.headers)) == (
+        other_was.key, other_was.value, dict(other_was.headers),
+    )  # fmt: skip
+    assert read(was).decoded == read(other_was).decoded
+    assert read(was).decoded.message == message
     alike = Alike(message, [new_id(), message.id, "short"], [b"1", b"", b"333"])
-    assert firsts("orders", alike) == [first("orders", m) for m in alike]
+    assert list(firsts("orders", alike)) == [first("orders", m) for m in alike]
 
 
 def test_another_clients_event_is_adopted_with_its_attributes() -> None:
