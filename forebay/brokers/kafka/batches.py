@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from aiokafka.record.util import calc_crc32c
 
-_HEAD = 61
-"""Bytes before the first record."""
+EMPTY = 61
+"""Bytes of a batch before its first record."""
 _LENGTH_FROM = 12
 """The length is of what comes from here on."""
 _CRC_FROM = 21
@@ -74,22 +74,21 @@ def content(key: bytes | None, value: bytes, headers: Sequence[bytes]) -> bytes:
 
 def size_alone(content_size: int) -> int:
     """Bytes of a batch with one such record in it, at most."""
-    return _HEAD + _AROUND + content_size
+    return EMPTY + _AROUND + content_size
 
 
-def full(contents: Sequence[bytes], room: int) -> list[int]:
-    """Where each batch ends, if none is to have more bytes than `room`, save one of a single record."""
-    sizes = [_AROUND + len(held) for held in contents]
-    if _HEAD + sum(sizes) <= room:
-        return [len(contents)]
-    ends: list[int] = []
-    left = room - _HEAD
-    for i, size in enumerate(sizes):
-        if size > left and i:
-            ends.append(i)
-            left = room - _HEAD
-        left -= size
-    return [*ends, len(contents)]
+def fitting(contents: Sequence[bytes], room: int) -> tuple[int, int]:
+    """How many of these a batch takes that has so many bytes left, and how many it has left then."""
+    need = _AROUND * len(contents) + sum(map(len, contents))
+    if need <= room:
+        return len(contents), room - need
+    count = 0
+    for held in contents:
+        size = _AROUND + len(held)
+        if size > room:
+            break
+        count, room = count + 1, room - size
+    return count, room
 
 
 class Batch:
@@ -128,7 +127,7 @@ class Batch:
         return self._built
 
     def _made(self) -> bytearray:
-        pieces = [bytes(_HEAD)]
+        pieces = [bytes(EMPTY)]
         for offset, held in enumerate(self._contents):
             number = varint(offset)
             pieces += (varint(len(_AT_ONCE) + len(number) + len(held)), _AT_ONCE, number, held)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections import defaultdict, deque
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -16,14 +16,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     KafkaError,
-    KafkaTimeoutError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
 )
 from aiokafka.structs import TopicPartition
 
-from forebay.brokers.kafka.batches import Batch, full
+from forebay.brokers.kafka.batches import EMPTY, Batch, fitting
 from forebay.brokers.kafka.records import Outgoing, OutgoingAlike, partition_of
 from forebay.brokers.kafka.sending import Pump
 from forebay.brokers.kafka.settings import KafkaSettings
@@ -39,34 +38,30 @@ from forebay.errors import (
 log = structlog.get_logger()
 
 BATCH_BYTES = 262_144
+PREPARING = 5.0
+"""Seconds after which it is asked again for a partition's leader, or for a producer."""
 SPREAD = 100
 """So many messages without a key go to one partition before the next one's turn."""
-
-
-Lot = tuple[Sequence[int], Batch]
-"""Which records are in a batch, and the batch."""
 
 
 class _Outcomes:
     """What became of the records of one `write`; unknown, until it is told."""
 
-    def __init__(self, records: int, lanes: int) -> None:
+    def __init__(self, records: int) -> None:
         self.of: list[PublishError | None] = [
             PublishUnconfirmed("Kafka did not confirm in time; the message may be stored")
         ] * records
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lanes = lanes
+        self.missing = records
 
     def set(self, which: Sequence[int], outcome: PublishError | None) -> None:
         if len(which) == len(self.of):
             self.of = [outcome] * len(which)
-            return
-        for i in which:
-            self.of[i] = outcome
-
-    def lane_done(self) -> None:
-        self._lanes -= 1
-        if not self._lanes:
+        else:
+            for i in which:
+                self.of[i] = outcome
+        self.missing -= len(which)
+        if not self.missing:
             self.expire()
 
     def expire(self) -> None:
@@ -74,17 +69,74 @@ class _Outcomes:
             self.complete.set_result(None)
 
 
-def _filled(records: Sequence[Outgoing], which: Sequence[int], room: int) -> list[Lot]:
-    """The records of one partition in batches, in order; a topic limits batches, not records."""
-    if isinstance(records, OutgoingAlike):
-        contents = [records.contents[i] for i in which]
-    else:
-        contents = [records[i].content for i in which]
-    now = int(time.time() * 1000)
-    ends = full(contents, min(BATCH_BYTES, room))
-    return [
-        (which[start:end], Batch(contents[start:end], now)) for start, end in itertools.pairwise((0, *ends))
-    ]
+class _Part:
+    """What one `write` has for one partition, in order, as far as it is not in a batch."""
+
+    __slots__ = ("contents", "outcomes", "records", "which")
+
+    def __init__(self, records: Sequence[Outgoing], which: Sequence[int], outcomes: _Outcomes) -> None:
+        self.records = records
+        self.which = which
+        self.outcomes = outcomes
+        if isinstance(records, OutgoingAlike):
+            self.contents = [records.contents[i] for i in which]
+        else:
+            self.contents = [records[i].content for i in which]
+
+
+Piece = tuple[_Part, Sequence[int]]
+"""Which of a part's records are in a batch."""
+
+
+class _Line:
+    """
+    Those who wait until their partition's batch has its answer; nobody overtakes them.
+
+    Then they go together: the busier a partition is, the fewer batches its records cost.
+    """
+
+    __slots__ = ("out", "parts", "preparing", "room")
+
+    def __init__(self) -> None:
+        self.parts: deque[_Part] = deque()
+        self.room = 0
+        """Bytes that the topic allows in a batch, as far as we know."""
+        self.out: asyncio.Future[Any] | None = None
+        """The answer to the batch that is on its way."""
+        self.preparing: asyncio.Task[None] | None = None
+
+    def leave(self, part: _Part) -> None:
+        with contextlib.suppress(ValueError):
+            self.parts.remove(part)
+
+    def records(self) -> list[Outgoing]:
+        return [part.records[i] for part in self.parts for i in part.which]
+
+    def refuse(self, why: PublishError) -> None:
+        """What waits was not sent, and is not going to be."""
+        while self.parts:
+            part = self.parts.popleft()
+            part.outcomes.set(part.which, why)
+
+    def take(self) -> tuple[list[bytes], list[Piece]]:
+        """As much as may go in one batch, and whose it is."""
+        contents: list[bytes] = []
+        pieces: list[Piece] = []
+        left = min(BATCH_BYTES, self.room) - EMPTY
+        while self.parts:
+            part = self.parts[0]
+            count, left = fitting(part.contents, left)
+            if not count:
+                if contents:
+                    break
+                count, left = 1, 0
+            contents += part.contents[:count]
+            pieces.append((part, part.which[:count]))
+            if count < len(part.contents):
+                part.contents, part.which = part.contents[count:], part.which[count:]
+                break
+            self.parts.popleft()
+        return contents, pieces
 
 
 class Writer:
@@ -95,9 +147,7 @@ class Writer:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
-        self._lines: dict[TopicPartition, asyncio.Lock] = {}
-        self._queueing: defaultdict[TopicPartition, set[object]] = defaultdict(set)
-        """Who waits for a place in a partition: nobody overtakes them."""
+        self._lines: defaultdict[TopicPartition, _Line] = defaultdict(_Line)
         # Not all processes at the same partition first: those that send little would load only that one.
         self._turn = itertools.count(random.randrange(2**16))
         self._background: set[asyncio.Task[None]] = set()
@@ -113,28 +163,28 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        producer = self._producer or await self._started(timeout)
+        if self._producer is None:
+            await self._started(timeout)
         if not records:
             return []
-        lanes = self._lanes(records, topics)
-        outcomes = _Outcomes(len(records), len(lanes))
-        queueing = []
-        for (topic, partition), which in lanes.items():
-            room = topics[topic].max_message_bytes
-            lots = _filled(records, which, room)
+        outcomes = _Outcomes(len(records))
+        waiting = []
+        for (topic, partition), which in self._lanes(records, topics).items():
             tp = TopicPartition(topic, partition)
-            if len(lots) == 1 and self._is_free(producer, tp):
-                self._put(producer, tp, lots[0], records, outcomes)
-            else:
-                queueing.append(self._queue(producer, tp, lots, records, outcomes))
+            line, part = self._lines[tp], _Part(records, which, outcomes)
+            line.room = topics[topic].max_message_bytes
+            line.parts.append(part)
+            waiting.append((line, part))
+            self._go_on(tp, line)
         timer = loop.call_at(deadline, outcomes.expire)
         try:
             await outcomes.complete
         finally:
-            # What is in a batch already goes on; only the waiting for a place, or for an answer, ends.
+            # What is in a batch already goes on; only the waiting for one, or for an answer, ends.
             timer.cancel()
-            for task in queueing:
-                task.cancel()
+            if outcomes.missing:
+                for line, part in waiting:
+                    line.leave(part)
         return list(outcomes.of)
 
     def _lanes(
@@ -161,112 +211,82 @@ class Writer:
     async def close(self) -> None:
         """Within a few seconds, whatever the broker does."""
         producer, self._producer = self._producer, None
+        for line in self._lines.values():
+            line.refuse(NotSent("the connection to Kafka was closed"))
+            if line.preparing is not None:
+                line.preparing.cancel()
         if producer is not None:
             await _discard(producer, patience=2.0)
         if self._background:
             await asyncio.wait(self._background, timeout=2)
 
-    def _is_free(self, producer: AIOKafkaProducer, tp: TopicPartition) -> bool:
-        """Whether a batch can be put into its place without waiting."""
-        accumulator, client = producer._message_accumulator, producer.client
-        return (
-            not self._queueing.get(tp)
-            and tp not in accumulator._batches
-            and not accumulator._closed
-            and accumulator._exception is None
-            and tp.topic in client._topics
-            and client.cluster.leader_for_partition(tp) is not None
-        )
+    def _go_on(self, tp: TopicPartition, line: _Line) -> None:
+        """The next batch of a partition, if somebody waits and none is on its way."""
+        if not line.parts or line.out is not None or line.preparing is not None:
+            return
+        if self._producer is not None and self._is_known(self._producer, tp):
+            self._put(self._producer, tp, line)
+        else:
+            line.preparing = self._spawn(self._prepare(tp, line))
 
-    def _put(
-        self,
-        producer: AIOKafkaProducer,
-        tp: TopicPartition,
-        lot: Lot,
-        records: Sequence[Outgoing],
-        outcomes: _Outcomes,
-    ) -> None:
-        """What `send_batch` does in the end, without asking for what `_is_free` knows."""
-        inside, builder = lot
+    @staticmethod
+    def _is_known(producer: AIOKafkaProducer, tp: TopicPartition) -> bool:
+        client = producer.client
+        return tp.topic in client._topics and client.cluster.leader_for_partition(tp) is not None
 
-        def done(future: asyncio.Future[Any]) -> None:
-            error = None if future.cancelled() else future.exception()
-            outcome = None
-            if isinstance(error, KafkaError):
-                outcome = self._failed(producer, error, [records[i] for i in inside])
-            elif error is not None or future.cancelled():
-                outcome = PublishUnconfirmed(f"the message may be stored: {error!r}")
-            outcomes.set(inside, outcome)
-            outcomes.lane_done()
-
-        producer._message_accumulator._append_batch(builder, tp).future.add_done_callback(done)
-
-    def _queue(
-        self,
-        producer: AIOKafkaProducer,
-        tp: TopicPartition,
-        lots: Sequence[Lot],
-        records: Sequence[Outgoing],
-        outcomes: _Outcomes,
-    ) -> asyncio.Task[None]:
-        line = self._queueing[tp]
-        place = object()
-        line.add(place)
-        queued = partial(line.discard, place)
-        task = asyncio.get_running_loop().create_task(
-            self._send(producer, tp, lots, records, outcomes, queued)
-        )
-        # It may be cancelled before it begins.
-        task.add_done_callback(lambda _: queued())
-        return task
-
-    async def _send(
-        self,
-        producer: AIOKafkaProducer,
-        tp: TopicPartition,
-        lots: Sequence[Lot],
-        records: Sequence[Outgoing],
-        outcomes: _Outcomes,
-        queued: Callable[[], None],
-    ) -> None:
-        """The records of one partition, in order, as there is a place for them."""
-        sent: list[tuple[Sequence[int], Any]] = []
+    async def _prepare(self, tp: TopicPartition, line: _Line) -> None:
+        """Before the first batch, and where a partition has no leader."""
+        refused: PublishError | None = None
+        ready: AIOKafkaProducer | None = None
         try:
-            try:
-                async with self._lines.setdefault(tp, asyncio.Lock()):
-                    for inside, builder in lots:
-                        sent.append((inside, await self._enqueue(producer, builder, tp)))
-            except KafkaError as error:
-                self._doubt(producer, error)
-            queued()
-            for inside, future in sent:
+            async with asyncio.timeout(PREPARING):
+                producer = await self._started(PREPARING)
                 try:
-                    # Shielded: a caller who goes away takes nothing back from the others.
-                    await asyncio.shield(future)
-                    outcome: PublishError | None = None
+                    if (broken := producer._message_accumulator._exception) is not None:
+                        raise broken
+                    await producer.client._wait_on_metadata(tp.topic)
+                    ready = producer
                 except KafkaError as error:
-                    outcome = self._failed(producer, error, [records[i] for i in inside])
-                outcomes.set(inside, outcome)
+                    refused = self._failed(producer, error, line.records())
+        except BrokerUnavailable as error:
+            refused = NotSent(str(error))
+        except TimeoutError:
+            pass  # its client may have been closed, and tells nobody
         finally:
-            outcomes.lane_done()
+            line.preparing = None
+        if refused is not None:
+            line.refuse(refused)
+        elif line.parts and ready is not None and ready is self._producer:
+            self._put(ready, tp, line)
+        else:
+            self._go_on(tp, line)
 
-    async def _enqueue(self, producer: AIOKafkaProducer, builder: Batch, tp: TopicPartition) -> Any:
+    def _put(self, producer: AIOKafkaProducer, tp: TopicPartition, line: _Line) -> None:
         """
-        Put a batch where the producer sends it from; one at a time for each partition.
+        What `send_batch` does in the end, for one batch at a time.
 
         aiokafka wakes all who wait for a partition together, and shortens their
         patience at each try by the whole time since the first: of many who wait some
         time out long before their time. In a line of our own each has its turn.
         """
-        while True:
-            try:
-                future = await producer.send_batch(builder, tp.topic, partition=tp.partition)
-                break
-            except KafkaTimeoutError:
-                continue  # nothing was taken; our own deadline cancels us
-        # Nobody may be left to ask when it fails.
-        future.add_done_callback(lambda f: f.cancelled() or f.exception())
-        return future
+        contents, pieces = line.take()
+        batch = Batch(contents, int(time.time() * 1000))
+
+        def done(future: asyncio.Future[Any]) -> None:
+            error = None if future.cancelled() else future.exception()
+            for part, which in pieces:
+                outcome = None
+                if isinstance(error, KafkaError):
+                    outcome = self._failed(producer, error, [part.records[i] for i in which])
+                elif error is not None or future.cancelled():
+                    outcome = PublishUnconfirmed(f"the message may be stored: {error!r}")
+                part.outcomes.set(which, outcome)
+            if line.out is future:
+                line.out = None
+                self._go_on(tp, line)
+
+        line.out = producer._message_accumulator._append_batch(batch, tp).future
+        line.out.add_done_callback(done)
 
     def _failed(self, producer: AIOKafkaProducer, error: KafkaError, records: list[Outgoing]) -> PublishError:
         self._doubt(producer, error)
@@ -286,9 +306,17 @@ class Writer:
         if self._producer is producer:
             self._producer = None
             log.warning("kafka producer replaced", error=repr(error))
-            task = asyncio.create_task(_discard(producer, patience=self._settings.request_timeout))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._spawn(_discard(producer, patience=self._settings.request_timeout))
+            for tp, line in self._lines.items():
+                # Perhaps its answers never come.
+                line.out = None
+                self._go_on(tp, line)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     async def _started(self, timeout: float) -> AIOKafkaProducer:
         try:
