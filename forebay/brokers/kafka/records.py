@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, overload
 
 from aiokafka.partitioner import murmur2
+from aiokafka.structs import TopicPartition
 
 from forebay.brokers import cloudevents, wire
 from forebay.brokers.api import Death, Failure
@@ -228,7 +229,7 @@ def _usual(record: Any) -> Incoming | None:
     return made
 
 
-def read(record: Any) -> Incoming:
+def read(record: Any, tp: TopicPartition) -> Incoming:
     """Never fails: what is not ours is wrapped, bytes untouched."""
     if (usual := _usual(record)) is not None:
         return usual
@@ -240,12 +241,12 @@ def read(record: Any) -> Incoming:
             due = wire.to_micros(decoded.message.not_before)
         return Incoming(decoded=decoded, due=due, hop=int(headers.get(HOP, "0")))
     except (MessageDecodeError, ValueError) as error:
-        return _foreign(record, str(error))
+        return _foreign(record, tp, str(error))
 
 
-def _foreign(record: Any, reason: str) -> Incoming:
+def _foreign(record: Any, tp: TopicPartition, reason: str) -> Incoming:
     """The id is made from the record's place, so that reading it twice is one message."""
-    place = f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}"
+    place = f"{tp.topic}/{tp.partition}/{record.offset}/{record.timestamp}"
     message = Message(
         id=str(uuid.uuid5(_NAMESPACE, place)),
         body=record.value or b"",
@@ -258,7 +259,7 @@ def _foreign(record: Any, reason: str) -> Incoming:
     )
     death = Death(
         failure=Failure(reason=reason, error_class="MessageDecodeError"),
-        queue=record.topic.partition(".")[0],
+        queue=tp.topic.partition(".")[0],
         attempts=1,
         died_at=datetime.now(UTC),
     )

@@ -23,6 +23,7 @@ from aiokafka.structs import TopicPartition
 from forebay.brokers.api import Ack, DeadLetter, Delivery, Release, Retry, Settlement, Share
 from forebay.brokers.kafka import copies, lending
 from forebay.brokers.kafka.assignor import make_assignor
+from forebay.brokers.kafka.fetched import Fetched
 from forebay.brokers.kafka.holdings import COMMIT_TIMEOUT, Holdings
 from forebay.brokers.kafka.partition import Epoch, Receipt
 from forebay.brokers.kafka.records import Incoming, Outgoing, read
@@ -266,6 +267,7 @@ class KafkaSubscription:
         try:
             consumer.subscribe(self._topics, listener=self._own)
             await consumer.start()
+            Fetched.keep(consumer)
             while not self._closed and not self._leave_now(consumer):
                 await self._look(consumer)
                 if self._own.failure is not None:
@@ -370,7 +372,7 @@ class KafkaSubscription:
         if epoch is None:
             return  # read before we knew from where; the seek that follows reads it again
         for record in batch:
-            epoch.received(record.offset, read(record))
+            epoch.received(record.offset, read(record, tp))
         self._changed.set()
 
     def _room(self) -> int:

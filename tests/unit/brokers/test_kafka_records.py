@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,13 +25,13 @@ from forebay.errors import BrokerUnavailable
 from forebay.ids import new_id
 from forebay.message import Alike, Message
 
+ORDERS = TopicPartition("orders", 3)
 DELAYS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 
 
 def record(value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
     return SimpleNamespace(
-        topic="orders", partition=3, offset=7, timestamp=1_700_000_000_000, key=b"\xff", value=value,
-        headers=headers,
+        offset=7, timestamp=1_700_000_000_000, key=b"\xff", value=value, headers=headers
     )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_the_hops_of_a_delay_end_when_it_is_due_and_never_before(left: int, now:
 
 
 def test_a_foreign_record_keeps_its_bytes_and_gets_the_same_id_each_time() -> None:
-    one, again = (read(record(b"\x00\xfe", [("Trace", b"t"), ("bin", b"\xff")])) for _ in range(2))
+    one, again = (read(record(b"\x00\xfe", [("Trace", b"t"), ("bin", b"\xff")]), ORDERS) for _ in range(2))
     assert one.foreign
     message = one.decoded.message
     assert (message.body, message.headers, message.key) == (b"\x00\xfe", {"trace": "t"}, None)
@@ -64,7 +65,7 @@ def test_a_foreign_record_keeps_its_bytes_and_gets_the_same_id_each_time() -> No
 
 
 def test_a_record_without_a_value_is_foreign_and_empty() -> None:
-    assert read(record(None, [])).decoded.message.body == b""
+    assert read(record(None, []), ORDERS).decoded.message.body == b""
 
 
 def test_the_partition_of_a_key_is_the_one_of_every_other_client() -> None:
@@ -137,7 +138,7 @@ def test_an_event_has_its_attributes_as_the_kafka_binding_names_them() -> None:
         "ce_subject": "caf\u00e9".encode(),
         "content-type": b"application/json",
     }
-    assert read(one).decoded.message == event
+    assert read(one, ORDERS).decoded.message == event
 
 
 PLAIN = Message(id="00000000-0000-7000-8000-000000000001", body=b"{}", accepted_at=datetime.now(UTC))
@@ -160,13 +161,13 @@ def test_a_message_that_is_published_first_is_written_as_any_other(message: Mess
     assert (was.key, was.value, dict(was.headers)) == (
         other_was.key, other_was.value, dict(other_was.headers),
     )  # fmt: skip
-    assert read(was).decoded == read(other_was).decoded
-    assert read(was).decoded.message == message
+    assert read(was, ORDERS).decoded == read(other_was, ORDERS).decoded
+    assert read(was, ORDERS).decoded.message == message
     alike = Alike(message, [new_id(), message.id, "short"], [b"1", b"", b"333"])
     assert list(firsts("orders", alike)) == [first("orders", m) for m in alike]
 
 
 def test_another_clients_event_is_adopted_with_its_attributes() -> None:
     sent = [("ce_" + n[3:], b"caf\xc3\xa9" if n == "ce-subject" else v.encode()) for n, v in EVENT.items()]
-    adopted = read(record(b"{}", [*sent, ("other", b"x")]))
+    adopted = read(record(b"{}", [*sent, ("other", b"x")]), ORDERS)
     assert adopted.decoded.message.headers == {**EVENT, "other": "x"}
