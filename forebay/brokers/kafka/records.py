@@ -25,6 +25,8 @@ HOP = "forebay-hop"
 
 _BEFORE_ID = header(wire.V, wire.VERSION.encode()) + header_name(wire.ID)
 """The first header, and the name of the second."""
+_ACCEPTED_AT = header_name(wire.ACCEPTED_AT)
+_KEY = header_name(wire.KEY)
 RESERVE = 16_384
 """Bytes that a message leaves to what retries and the dead letter add."""
 
@@ -108,16 +110,17 @@ def outgoing(
 
 def first(topic: str, message: Message) -> Outgoing:
     """A message that is published for the first time, and for now."""
-    key, before, after = _around(message)
+    key, count, others = _around(message)
     id_, body = message.id.encode(), message.body
-    pieces = key_part(key), varint(len(body)), body, before, varint(len(id_)), id_, after
+    pieces = key_part(key), varint(len(body)), body, varint(count), _BEFORE_ID, varint(len(id_)), id_, *others
     return Outgoing(topic, key, body, b"".join(pieces))
 
 
 def firsts(topic: str, messages: Alike) -> OutgoingAlike:
     """What `first` makes of each of them: only id and body differ."""
-    key, before, after = _around(messages.common)
-    start, join = key_part(key), b"".join
+    key, count, others = _around(messages.common)
+    join = b"".join
+    start, before, after = key_part(key), varint(count) + _BEFORE_ID, join(others)
     contents = [
         join((start, varint(len(body)), body, before, varint(len(id_)), id_, after))
         for id_, body in zip(map(str.encode, messages.ids), messages.bodies, strict=True)
@@ -125,21 +128,28 @@ def firsts(topic: str, messages: Alike) -> OutgoingAlike:
     return OutgoingAlike(topic, key, messages.bodies, contents)
 
 
-def _around(message: Message) -> tuple[bytes | None, bytes, bytes]:
-    """The key, and what is around the id and its length: the headers, with their number before them."""
+def _around(message: Message) -> tuple[bytes | None, int, list[bytes]]:
+    """The key, the number of headers, and those of them that come after the id."""
     meta = message.headers
     key = None if message.key is None else message.key.encode()
     if message.not_before is not None or message.expires_at is not None or "ce-specversion" in meta:
         said = {**wire.encode(message), **_binding(message)}
         others = [header(name, text.encode()) for name, text in said.items() if name not in (wire.V, wire.ID)]
-    else:
-        # Most are nothing but that.
-        stamp = b"%d" % wire.to_micros(message.accepted_at)
-        others = [_content_type_header(message.content_type), header(wire.ACCEPTED_AT, stamp)]
-        if key is not None:
-            others.append(header(wire.KEY, key))
-        others += [header(wire.META + name, text.encode()) for name, text in meta.items()]
-    return key, varint(2 + len(others)) + _BEFORE_ID, b"".join(others)
+        return key, 2 + len(others), others
+    # Most are nothing but that.
+    stamp = b"%d" % wire.to_micros(message.accepted_at)
+    pieces = [_content_type_header(message.content_type), _ACCEPTED_AT, varint(len(stamp)), stamp]
+    if key is not None:
+        pieces += (_KEY, varint(len(key)), key)
+    for name, text in meta.items():
+        value = text.encode()
+        pieces += (_meta_name(name), varint(len(value)), value)
+    return key, 4 + (key is not None) + len(meta), pieces
+
+
+@lru_cache(maxsize=256)
+def _meta_name(name: str) -> bytes:
+    return header_name(wire.META + name)
 
 
 @lru_cache(maxsize=256)
