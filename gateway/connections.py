@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Protocol
 
@@ -28,6 +28,10 @@ class Connection(Protocol):
         """Close it."""
 
 
+def _nobody() -> None:
+    pass
+
+
 class Connections:
     """
     The open connections of one process, of which at most `most` are kept.
@@ -38,6 +42,8 @@ class Connections:
     """
 
     def __init__(self, most: int) -> None:
+        self.on_end: Callable[[], None] = _nobody
+        """Called when one is there no more."""
         self._most = most
         self._sending: dict[Connection, None] = {}
         """New, in the middle of a request, or with one at work, in the order in which they began."""
@@ -61,6 +67,7 @@ class Connections:
     def discard(self, connection: Connection) -> None:
         self._sending.pop(connection, None)
         self._resting.pop(connection, None)
+        self.on_end()
 
     def began(self, connection: Connection) -> None:
         """It has sent the first byte of a request."""

@@ -21,6 +21,7 @@ from gateway.connections import Connections, most_connections
 from gateway.keys_file import read
 from gateway.protocol import Protocol
 from gateway.settings import GatewaySettings
+from gateway.sharing import Listener, Share
 from gateway.tls import certificate
 
 log = structlog.get_logger()
@@ -32,6 +33,9 @@ Seconds that an idle connection is kept: longer than proxies keep theirs (nginx:
 Were it shorter, a proxy would now and then send a request into a connection that
 we are closing, and could not know whether to send it again.
 """
+
+ARRIVAL = 0.1
+"""Seconds that the end waits for connections that were accepted just before it."""
 
 
 def bind(settings: GatewaySettings) -> socket.socket:
@@ -68,6 +72,37 @@ def _ignore() -> None:
     pass
 
 
+class _Worker(Server):
+    """A server that shares its socket with those of other processes."""
+
+    def __init__(self, config: uvicorn.Config, share: Share, connections: Connections) -> None:
+        super().__init__(config)
+        self._share = share
+        self._connections = connections
+        self._listeners: list[Listener] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([])
+        config = self.config
+
+        def protocol() -> Protocol:
+            return Protocol(config=config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        for sock in sockets or []:
+            listener = Listener(
+                sock, self._share, protocol, connected=self._connections.__len__, tls=config.ssl
+            )
+            self._connections.on_end = listener.tell
+            self._listeners.append(listener)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self._listeners:
+            listener.close()
+            # Only what has reached its protocol is told of the end.
+            await listener.arrived(ARRIVAL)
+        await super().shutdown(sockets)
+
+
 async def serve(
     app: Gateway,
     settings: GatewaySettings,
@@ -75,9 +110,12 @@ async def serve(
     sock: socket.socket,
     stop: asyncio.Event,
     started: Callable[[], None] = _ignore,
+    share: Share | None = None,
 ) -> None:
     """
     Serve on `sock` in the current loop until `stop` is set, then drain and return.
+
+    `share` is this process's, if others serve on the same socket.
 
     Draining: /readyz says 503 while requests are served for `drain_delay` more; no
     new connections; what is in flight is finished within `shutdown_timeout`; the
@@ -85,25 +123,25 @@ async def serve(
     before it has started ends the start.
     """
     served = certificate(settings)
-    server = Server(
-        uvicorn.Config(
-            app,
-            ssl_context_factory=None if served is None else lambda *_: served.context,
-            http=Protocol,
-            ws="none",
-            # Run here instead, so that what it raises reaches the caller as it is.
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
-        )
+    config = uvicorn.Config(
+        app,
+        ssl_context_factory=None if served is None else lambda *_: served.context,
+        http=Protocol,
+        ws="none",
+        # Run here instead, so that what it raises reaches the caller as it is.
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
     )
     # Uvicorn's own is a plain set, without an end.
-    server.server_state.connections = cast(Any, Connections(most_connections(settings.max_connections)))
+    connections = Connections(most_connections(settings.max_connections))
+    server = Server(config) if share is None else _Worker(config, share, connections)
+    server.server_state.connections = cast(Any, connections)
     try:
         async with AsyncExitStack() as stack:
             try:

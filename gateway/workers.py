@@ -22,6 +22,7 @@ import uvloop
 from forebay import collector
 from forebay.errors import ForebayError, SettingsError
 from gateway.settings import GatewaySettings
+from gateway.sharing import ABSENT, Share
 
 log = structlog.get_logger()
 
@@ -69,6 +70,8 @@ class _Supervisor:
         self._settings = settings
         self._sock = sock
         self._directory = directory
+        self._held = _spawn.RawArray("i", [ABSENT] * settings.workers)
+        """How many connections each worker has."""
         self._workers: list[_Worker] = []
         self._stopping = False
         self._code = 0
@@ -85,7 +88,7 @@ class _Supervisor:
 
         before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self._workers = [self._start() for _ in range(self._settings.workers)]
+            self._workers = [self._start(place) for place in range(self._settings.workers)]
             while not self._stopping:
                 wait([wake_read, *(w.process.sentinel for w in self._workers)])
                 self._replace_dead()
@@ -98,10 +101,12 @@ class _Supervisor:
             os.close(wake_write)
             self._sock.close()
 
-    def _start(self) -> _Worker:
+    def _start(self, place: int) -> _Worker:
         ours, theirs = _spawn.Pipe()
         process = _spawn.Process(
-            target=work, args=(self._factory, self._settings, self._sock, theirs), daemon=False
+            target=work,
+            args=(self._factory, self._settings, self._sock, Share(self._held, place), theirs),
+            daemon=False,
         )
         process.start()
         theirs.close()
@@ -120,10 +125,11 @@ class _Supervisor:
                 return
             log.warning("a worker died; starting another", pid=worker.process.pid, code=code)
             worker.leash.close()
+            Share(self._held, place).leave()
             reap(self._directory, worker.process.pid or 0)
             time.sleep(max(0.0, worker.started_at + RESTART_PAUSE - time.monotonic()))
             if not self._stopping:
-                self._workers[place] = self._start()
+                self._workers[place] = self._start(place)
 
     def _drain(self) -> int:
         # The workers have it as their own. Held open here, it would let clients connect
@@ -145,7 +151,9 @@ class _Supervisor:
         return self._code
 
 
-def work(factory: str, settings: GatewaySettings, sock: socket.socket, leash: Connection) -> None:
+def work(
+    factory: str, settings: GatewaySettings, sock: socket.socket, share: Share, leash: Connection
+) -> None:
     """The body of one worker process."""
     # Ctrl-C goes to the whole group; the supervisor hears it and tells us in its way.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -153,7 +161,7 @@ def work(factory: str, settings: GatewaySettings, sock: socket.socket, leash: Co
     try:
         make: Callable[[], object] = getattr(importlib.import_module(module), name)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(make, settings, sock, leash))
+            runner.run(_serve(make, settings, sock, share, leash))
     except SettingsError as error:
         print(error, file=sys.stderr)
         sys.exit(USAGE)
@@ -163,7 +171,11 @@ def work(factory: str, settings: GatewaySettings, sock: socket.socket, leash: Co
 
 
 async def _serve(
-    make: Callable[[], object], settings: GatewaySettings, sock: socket.socket, leash: Connection
+    make: Callable[[], object],
+    settings: GatewaySettings,
+    sock: socket.socket,
+    share: Share,
+    leash: Connection,
 ) -> None:
     from gateway.app import Gateway
     from gateway.server import serve
@@ -176,5 +188,5 @@ async def _serve(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(leash.fileno(), stop.set)
     collector.spare()
-    await serve(app, settings, sock=sock, stop=stop)
+    await serve(app, settings, sock=sock, stop=stop, share=share)
     loop.remove_reader(leash.fileno())

@@ -23,6 +23,7 @@ from gateway.queues import QueueRegistry
 from gateway.schemas import Schema
 from gateway.server import bind, serve
 from gateway.settings import GatewaySettings
+from gateway.sharing import Share
 from gateway.sources.settings import SourceSettings
 
 FAST_LANE = True
@@ -201,6 +202,7 @@ async def running(
     sources: Mapping[str, SourceSettings] | None = None,
     schemas: Mapping[str, Schema] | None = None,
     targets: Mapping[str, Target] | None = None,
+    share: Share | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     broker = broker or ScriptedBroker()
@@ -228,7 +230,7 @@ async def running(
     sock = bind(own)
     port = sock.getsockname()[1]
     stop, started = asyncio.Event(), asyncio.Event()
-    served = asyncio.create_task(serve(app, own, sock=sock, stop=stop, started=started.set))
+    served = asyncio.create_task(serve(app, own, sock=sock, stop=stop, started=started.set, share=share))
     waiting = asyncio.create_task(started.wait())
     await asyncio.wait({served, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

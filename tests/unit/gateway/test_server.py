@@ -196,6 +196,23 @@ class Workers:
                     found.add(int(pid))
         return found
 
+    def held(self) -> list[int]:
+        """How many connections each worker has."""
+        port = int(self.url.rpartition(":")[2])
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ours = {
+            f"socket:[{inode}]"
+            for _, local, _, state, *_, inode in (line[:10] for line in lines)
+            if state == "01" and int(local.rpartition(":")[2], 16) == port
+        }
+        found = []
+        for pid in self.children():
+            found.append(0)
+            for file in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    found[-1] += os.readlink(file) in ours
+        return found
+
     def end(self) -> tuple[int, str]:
         _, errors = self.process.communicate(timeout=30)
         return self.process.returncode, errors
@@ -257,6 +274,31 @@ def test_workers_share_the_port_are_replaced_when_they_die_and_drain_on_sigterm(
     workers.process.send_signal(signal.SIGTERM)
     code, errors = workers.end()
     assert code == 0, errors
+
+
+def test_workers_share_a_burst_of_connections(start: Callable[[str], Workers]) -> None:
+    workers = start("make")
+    address = "127.0.0.1", int(workers.url.rpartition(":")[2])
+    assert httpx2.get(f"{workers.url}/livez", timeout=PATIENCE).status_code == 200
+    begun: set[int] = set()
+    while len(begun) < 2:  # each of them has answered
+        begun |= {place for place, held in enumerate(workers.held()) if held}
+        with socket.create_connection(address) as client:
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(1000)
+            begun |= {place for place, held in enumerate(workers.held()) if held}
+    for _ in range(5):
+        with contextlib.ExitStack() as stack:
+            for _ in range(64):
+                stack.enter_context(socket.create_connection(address))
+            deadline = time.monotonic() + PATIENCE
+            while sum(workers.held()) < 64:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+            assert min(workers.held()) >= 16
+        while sum(workers.held()):
+            time.sleep(0.01)
 
 
 def test_draining_workers_refuse_connections_that_nobody_will_serve(

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from forebay.errors import SettingsError
 from gateway.server import bind
 from gateway.settings import GatewaySettings
+from gateway.sharing import ABSENT, Share
 from gateway.tls import Certificate
 from tests.servers.certificates import Certificates
 from tests.unit.gateway.support import request, running
@@ -22,9 +23,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
 
 
-async def test_with_a_certificate_it_speaks_https_and_only_that(certificates: Certificates) -> None:
+@pytest.mark.parametrize("held", [None, [ABSENT]], ids=["alone", "worker"])
+async def test_with_a_certificate_it_speaks_https_and_only_that(
+    certificates: Certificates, held: list[int] | None
+) -> None:
     cert, key = certificates.server
-    async with running(tls_cert=cert, tls_key=key) as gateway:
+    share = None if held is None else Share(held, 0)
+    async with running(tls_cert=cert, tls_key=key, share=share) as gateway:
         trusting = ssl.create_default_context(cafile=certificates.ca)
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", gateway.port, ssl=trusting, server_hostname="broker.test"
@@ -39,6 +44,7 @@ async def test_with_a_certificate_it_speaks_https_and_only_that(certificates: Ce
         await plain.send(request(b"{}"))
         assert await plain.closed()
         assert len(gateway.broker.messages) == 1
+        assert held is None or held == [0]
 
 
 def test_files_that_cannot_be_used_stop_the_start_and_are_named(
