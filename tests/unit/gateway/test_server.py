@@ -196,7 +196,7 @@ class Workers:
                     found.add(int(pid))
         return found
 
-    def held(self) -> list[int]:
+    def held(self) -> dict[int, int]:
         """How many connections each worker has."""
         port = int(self.url.rpartition(":")[2])
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -205,12 +205,11 @@ class Workers:
             for _, local, _, state, *_, inode in (line[:10] for line in lines)
             if state == "01" and int(local.rpartition(":")[2], 16) == port
         }
-        found = []
-        for pid in self.children():
-            found.append(0)
+        found = dict.fromkeys(self.children(), 0)
+        for pid in found:
             for file in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    found[-1] += os.readlink(file) in ours
+                    found[pid] += os.readlink(file) in ours
         return found
 
     def end(self) -> tuple[int, str]:
@@ -276,29 +275,32 @@ def test_workers_share_the_port_are_replaced_when_they_die_and_drain_on_sigterm(
     assert code == 0, errors
 
 
-def test_workers_share_a_burst_of_connections(start: Callable[[str], Workers]) -> None:
+def test_the_worker_with_fewer_connections_gets_the_next_ones(start: Callable[[str], Workers]) -> None:
+    """One of two is stopped, and nobody waits for it; when it is back it catches up."""
     workers = start("make")
-    address = "127.0.0.1", int(workers.url.rpartition(":")[2])
-    assert httpx2.get(f"{workers.url}/livez", timeout=PATIENCE).status_code == 200
-    begun: set[int] = set()
-    while len(begun) < 2:  # each of them has answered
-        begun |= {place for place, held in enumerate(workers.held()) if held}
-        with socket.create_connection(address) as client:
-            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert client.recv(1000)
-            begun |= {place for place, held in enumerate(workers.held()) if held}
-    for _ in range(5):
-        with contextlib.ExitStack() as stack:
-            for _ in range(64):
-                stack.enter_context(socket.create_connection(address))
-            deadline = time.monotonic() + PATIENCE
-            while sum(workers.held()) < 64:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+    accepted(workers.url)  # one is there
+    port = int(workers.url.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
 
-            assert min(workers.held()) >= 16
-        while sum(workers.held()):
-            time.sleep(0.01)
+        def connect() -> None:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE))
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+        deadline = time.monotonic() + PATIENCE
+        while sum(held > 0 for held in workers.held().values()) < 2:
+            assert time.monotonic() < deadline
+            connect()
+        stopped, other = workers.children()
+        os.kill(stopped, signal.SIGSTOP)
+        while (before := workers.held())[other] < before[stopped] + 40:
+            connect()
+        os.kill(stopped, signal.SIGCONT)
+        for _ in range(40):
+            connect()
+        after = workers.held()
+
+    assert after[stopped] >= before[stopped] + 30, (before, after)
 
 
 def test_draining_workers_refuse_connections_that_nobody_will_serve(
