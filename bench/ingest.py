@@ -109,13 +109,19 @@ def warm_up(servers: Iterable[Server]) -> None:
 
 
 def uvicorn(
-    name: str, app: str, site: Site, *, queue: str = "bench", env: Mapping[str, str] | None = None
+    name: str,
+    app: str,
+    site: Site,
+    *,
+    queue: str = "bench",
+    env: Mapping[str, str] | None = None,
+    workers: int = 1,
 ) -> Server:
     port = free_port()
     process = Process(
         [
             UVICORN, app, "--port", str(port), "--loop", "uvloop", "--http", "httptools",
-            "--no-access-log", "--log-level", "warning",
+            "--no-access-log", "--log-level", "warning", "--workers", f"{workers}",
         ],
         env={**site.env, **(env or {})}, cwd=Path(__file__).parent.parent,
         log=site.folder / f"{name.replace(' ', '-')}.log",

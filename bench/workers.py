@@ -4,6 +4,9 @@ What workers cost each other: CPU time per accepted message with one, two and fo
 One gateway for each number of workers and each broker, loaded in turns with 64 connections for each
 worker, as each of several replicas would be. Then one worker and two, each held to 0.3 of a core: how
 much more two of them take. Where no such quota can be set the reason stands in the row.
+
+Beside them stands what the machine itself takes for that: the same of a bare ASGI application that stores
+nothing, on uvicorn's own workers. They share nothing but the cores, with each other and with the generator.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.ingest import CONNECTIONS, Server, warm_up
+from bench.ingest import CONNECTIONS, Server, uvicorn, warm_up
 from bench.quota import NoQuota, held
 from bench.report import Series, Target, interleave, ratio, record, versions
 from tests.servers.kafka import Kafka
@@ -25,6 +28,7 @@ from tests.system.harness import Site, descendants, until
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 SECONDS = int(os.environ.get("SECONDS_PER_RUN", "4"))
 WORKERS = (1, 2, 4)
+BARE = "bare ASGI"
 BOUND = 1.1
 """CPU per message, in multiples of that with one worker."""
 SHARE = 0.3
@@ -78,6 +82,14 @@ def main() -> int:
                 until(lambda s=server, n=count: workers_of(s, n), what="the workers to be there")  # type: ignore[misc]
                 servers[broker, count] = server
 
+        site = Site(folder, database_url="sqlite:///unused.db", queues="bench")
+        stack.callback(site.close)
+        for count in WORKERS:
+            server = uvicorn(f"{BARE}, {count} workers", "bench.baseline:bare", site, workers=count)
+            stack.callback(server.process.stop)  # killed, it would leave its workers behind
+            until(lambda s=server, n=count: workers_of(s, n), what="the workers to be there")  # type: ignore[misc]
+            servers[BARE, count] = server
+
         def load(broker: str, count: int) -> None:
             servers[broker, count].load(keyed=False, seconds=SECONDS, connections=count * CONNECTIONS)
 
@@ -110,11 +122,20 @@ def main() -> int:
             **({"per_second_held": round(q.median)} if (q := quota.get((broker, count))) else {}),
         }
         if count > 1:
-            against = ratio(series, cpu[broker, 1])
-            targets.append(Target(f"{broker}: CPU with {count} workers / with one", against, BOUND, True))
-    for broker in urls if quota else ():
-        carried = ratio(quota[broker, 2], quota[broker, 1])
-        targets.append(Target(f"{broker}: rate of two workers, held / of one", carried, CARRY, False))
+            against, name = ratio(series, cpu[broker, 1]), f"{broker}: CPU with {count} workers / with one"
+            if broker == BARE:
+                figures[name] = round(against, 3)
+            else:
+                targets.append(Target(name, against, BOUND, True))
+    for broker in (*urls, BARE) if quota else ():
+        carried, name = (
+            ratio(quota[broker, 2], quota[broker, 1]),
+            f"{broker}: rate of two workers, held / of one",
+        )
+        if broker == BARE:
+            figures[name] = round(carried, 3)
+        else:
+            targets.append(Target(name, carried, CARRY, False))
     return record("workers", figures, targets, versions("uvicorn", "uvloop", "apsw", "pika", "aiokafka"))
 
 
