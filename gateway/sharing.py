@@ -62,7 +62,7 @@ class Listener:
     Accepts one connection in a turn of the event loop, unless another worker has fewer.
 
     Uvloop's own would do, were it not for bursts: whoever wakes first takes nearly all of one, and the
-    others stay idle. To uvicorn it is an asyncio.Server.
+    others stay idle.
     """
 
     def __init__(
