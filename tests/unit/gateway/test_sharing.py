@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -133,3 +134,28 @@ async def test_what_was_accepted_at_the_end_still_arrives() -> None:
         await worker.listener.arrived(timeout=10)
 
         assert len(worker.connections) == 1
+
+
+class OutOfFiles(socket.socket):
+    """Cannot accept the first time."""
+
+    failed = False
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if not self.failed:
+            self.failed = True
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_who_runs_out_of_files_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sharing.OUT_OF_FILES", 0.01)
+    held = [ABSENT]
+    with bind(GatewaySettings(port=0)) as bound, OutOfFiles(fileno=bound.dup().detach()) as sock:
+        sock.setblocking(False)
+        worker = Worker(sock, Share(held, 0))
+        with socket.create_connection(bound.getsockname()):
+            await until(lambda: held == [1])
+
+            assert sock.failed
+        worker.listener.close()
