@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
 import time
@@ -106,8 +105,10 @@ class _Line:
         self.preparing: asyncio.Task[None] | None = None
 
     def leave(self, part: _Part) -> None:
-        with contextlib.suppress(ValueError):
+        """What of it still waits was not sent, and is not going to be."""
+        if part in self.parts:
             self.parts.remove(part)
+            part.outcomes.set(part.which, NotSent("Kafka did not answer for those before it in time"))
 
     def records(self) -> list[Outgoing]:
         return [part.records[i] for part in self.parts for i in part.which]
@@ -274,12 +275,12 @@ class Writer:
 
         def done(future: asyncio.Future[Any]) -> None:
             error = None if future.cancelled() else future.exception()
+            outcome: PublishError | None = None
+            if isinstance(error, KafkaError):
+                outcome = self._failed(producer, error, [p.records[i] for p, which in pieces for i in which])
+            elif error is not None or future.cancelled():
+                outcome = PublishUnconfirmed(f"the message may be stored: {error!r}")
             for part, which in pieces:
-                outcome = None
-                if isinstance(error, KafkaError):
-                    outcome = self._failed(producer, error, [part.records[i] for i in which])
-                elif error is not None or future.cancelled():
-                    outcome = PublishUnconfirmed(f"the message may be stored: {error!r}")
                 part.outcomes.set(which, outcome)
             if line.out is future:
                 line.out = None
@@ -291,6 +292,9 @@ class Writer:
     def _failed(self, producer: AIOKafkaProducer, error: KafkaError, records: list[Outgoing]) -> PublishError:
         self._doubt(producer, error)
         if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+            if len(records) > 1:
+                # No word about any of them: the topic takes smaller batches than it did when it was asked.
+                return NotSent(f"Kafka takes smaller batches for {records[0].topic} now")
             return MessageTooLarge(max(len(r.value) for r in records), self._settings.max_body_bytes)
         if isinstance(error, TopicAuthorizationFailedError | ClusterAuthorizationFailedError):
             return NotSent(f"Kafka does not allow us to write to {records[0].topic}: {error!r}")

@@ -6,14 +6,14 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from aiokafka.errors import OutOfOrderSequenceNumber
+from aiokafka.errors import MessageSizeTooLargeError, OutOfOrderSequenceNumber
 from aiokafka.record.memory_records import MemoryRecords
 
 from forebay.brokers.kafka.batches import content
 from forebay.brokers.kafka.publishing import BATCH_BYTES, Writer
 from forebay.brokers.kafka.records import Outgoing
 from forebay.brokers.kafka.settings import KafkaSettings
-from forebay.errors import NotSent, PublishUnconfirmed
+from forebay.errors import MessageTooLarge, NotSent, PublishUnconfirmed
 
 TOPICS: Any = {"orders": SimpleNamespace(partitions=1, max_message_bytes=2**20)}
 
@@ -109,12 +109,30 @@ async def test_who_has_no_time_left_is_not_sent_any_more() -> None:
     writer = OurWriter()
     first, second = writer.send(b"1"), writer.send(b"2", timeout=0.01)
     (outcome,) = await second
-    assert isinstance(outcome, PublishUnconfirmed)
+    assert isinstance(outcome, NotSent)
     (producer,) = writer.producers
     producer.answers[0].set_result(None)
     await turns()
     assert await first == [None]
     assert producer.batches == [[b"1"]]
+
+
+async def test_of_what_is_partly_in_a_batch_at_its_deadline_only_that_is_unknown() -> None:
+    writer = OurWriter()
+    outcomes = await writer.send(*[bytes([i]) * 100_000 for i in range(5)], timeout=0.01)
+    assert [type(outcome) for outcome in outcomes] == [PublishUnconfirmed] * 2 + [NotSent] * 3
+    assert [len(batch) for batch in writer.producers[0].batches] == [2]
+
+
+async def test_a_batch_that_is_too_large_says_nothing_of_the_messages_in_it() -> None:
+    writer = OurWriter()
+    writes = [writer.send(b"1"), writer.send(b"2"), writer.send(b"3")]
+    await turns()
+    writer.producers[0].answers[0].set_exception(MessageSizeTooLargeError())
+    await turns()
+    writer.producers[1].answers[0].set_exception(MessageSizeTooLargeError())
+    outcomes = [outcome for (outcome,) in await asyncio.gather(*writes)]
+    assert [type(outcome) for outcome in outcomes] == [MessageTooLarge, NotSent, NotSent]
 
 
 async def test_what_waits_behind_a_batch_that_failed_goes_to_the_next_producer() -> None:
