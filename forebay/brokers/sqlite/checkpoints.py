@@ -4,6 +4,9 @@ Moving what the log holds into the queue file, so that the log does not grow wit
 Copying the 64 MiB of a long log takes a tenth of a second, in which nothing could be published. So
 most of it is done by a thread of its own, beside the writer; what was written in the meantime is little,
 and the writer moves it in its turn. Only then is the log all moved, and written from its start again.
+
+SQLite syncs the file only with the last page of the log, which a thread beside a busy writer never moves.
+So the thread syncs it by itself, or the writer would have to for all of it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Literal
 
 import apsw
@@ -37,6 +41,27 @@ LITTLE = 4 * 2**20
 
 PASSES = 3
 """Beside the writer, for one log: under a load that adds more than LITTLE in each, the writer ends it."""
+
+
+_descriptors: dict[Path, int] = {}
+
+
+def sync(database: Path) -> None:
+    """
+    Have the disk hold what was written to the file.
+
+    By a descriptor of our own that is never closed: that would drop SQLite's locks of the whole process. And
+    not by SQLite's: an error is told once to each, and must reach it.
+    """
+    descriptor = _descriptors.get(database)
+    if descriptor is None or not _is_of(descriptor, database):
+        descriptor = _descriptors[database] = os.open(database, os.O_RDONLY | os.O_CLOEXEC)
+    os.fsync(descriptor)
+
+
+def _is_of(descriptor: int, database: Path) -> bool:
+    """Whether the file has not been replaced."""
+    return os.path.samestat(os.fstat(descriptor), os.stat(database))
 
 
 class Checkpoints:
@@ -117,6 +142,7 @@ class Checkpoints:
             with contextlib.closing(connect(self._files.database, synchronous=self._synchronous)) as db:
                 busy, _, pages = one_row(db, "pragma wal_checkpoint(passive)")
                 if not busy:
+                    sync(self._files.database)
                     self._moved = pages * self._page
         except apsw.FullError:
             pass  # no room to grow the file: the log keeps what it has

@@ -16,6 +16,7 @@ import pytest
 from forebay.brokers.api import Ack, Release
 from forebay.brokers.sqlite import schema
 from forebay.brokers.sqlite.broker import SQLiteBroker
+from forebay.brokers.sqlite.checkpoints import sync
 from forebay.brokers.sqlite.files import Ballast
 from forebay.brokers.sqlite.settings import SQLiteSettings
 from forebay.errors import BrokerUnavailable, PublishUnconfirmed, QueueFull
@@ -183,39 +184,6 @@ async def test_every_confirmed_publish_was_synced_and_acks_are_not(
         assert failing_disk.syncs == before
 
 
-class HeldDisk(apsw.VFS):
-    """A disk on which the fsync of the queue file, which a checkpoint ends with, takes until `go_on`."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.go_on = threading.Event()
-        super().__init__("held-disk", base="unix", makedefault=True)
-
-    def xOpen(self, name: object, flags: list[int]) -> HeldFile:  # the name is SQLite's
-        return HeldFile(self, name, flags)
-
-
-class HeldFile(apsw.VFSFile):
-    def __init__(self, disk: HeldDisk, name: object, flags: list[int]) -> None:
-        self.disk = disk
-        self.is_queue = bool(flags[0] & apsw.SQLITE_OPEN_MAIN_DB)
-        super().__init__("unix", name, flags)  # type: ignore[arg-type]
-
-    def xSync(self, flags: int) -> None:  # the name is SQLite's
-        if self.is_queue and not self.disk.go_on.is_set():
-            self.disk.reached.set()
-            self.disk.go_on.wait(30)
-        super().xSync(flags)
-
-
-@pytest.fixture
-def held_disk() -> Iterator[HeldDisk]:
-    disk = HeldDisk()
-    yield disk
-    disk.go_on.set()
-    disk.unregister()
-
-
 @pytest.fixture
 def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is moved at a MiB already."""
@@ -227,21 +195,30 @@ def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_log")
 async def test_publishes_are_confirmed_while_a_long_log_is_moved_into_the_file(
-    tmp_path: Path, held_disk: HeldDisk
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_disk.go_on.set()
-    async with SQLiteBroker.open(tmp_path / "queue.db", SQLiteSettings(ballast_bytes=0)) as broker:
-        await broker.declare("orders")
-        held_disk.go_on.clear()
-        sent = 0
-        while not held_disk.reached.is_set():
-            assert sent < 400, "the log is never moved"
-            await publish(broker, "orders", [message(b"x" * 10_000) for _ in range(5)])
-            sent += 5
-        await publish(broker, "orders", messages(3))
-        assert not held_disk.go_on.is_set()
-        held_disk.go_on.set()
-        assert len(await drain(broker, "orders", sent + 3, 2.0)) == sent + 3
+    reached, go_on = threading.Event(), threading.Event()
+
+    def held(database: Path) -> None:
+        reached.set()
+        go_on.wait(30)
+        sync(database)
+
+    monkeypatch.setattr("forebay.brokers.sqlite.checkpoints.sync", held)
+    try:
+        async with SQLiteBroker.open(tmp_path / "queue.db", SQLiteSettings(ballast_bytes=0)) as broker:
+            await broker.declare("orders")
+            sent = 0
+            while not reached.is_set():
+                assert sent < 400, "the log is never moved"
+                await publish(broker, "orders", [message(b"x" * 10_000) for _ in range(5)])
+                sent += 5
+            await publish(broker, "orders", messages(3))
+            assert not go_on.is_set()
+            go_on.set()
+            assert len(await drain(broker, "orders", sent + 3, 2.0)) == sent + 3
+    finally:
+        go_on.set()
 
 
 @pytest.mark.usefixtures("short_log")
