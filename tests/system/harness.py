@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -275,8 +276,11 @@ class Site:
     def post(self, queue: str, body: bytes, *, port: int | None = None, **headers: str) -> Answer:
         """Send one message; `Idempotency_Key="a"` becomes the header of that name."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
+        # Who asks the gateway to wait must be ready to wait as long, and for the answer besides.
+        asked = re.search(r"wait=(\d+)", named.get("Prefer", ""))
         url = f"http://127.0.0.1:{port or self.port}/v1/queues/{queue}/messages"
-        return http("POST", url, body, {"Content-Type": "application/json", **named})
+        timeout = 15.0 + (int(asked[1]) if asked else 0)
+        return http("POST", url, body, {"Content-Type": "application/json", **named}, timeout=timeout)
 
     def queue(self, name: str) -> dict[str, Any]:
         """What the gateway says about a queue."""

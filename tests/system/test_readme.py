@@ -37,7 +37,7 @@ def test_the_readmes_commands_work(checkout: Path, tmp_path: Path) -> None:
             command = command.replace("127.0.0.1:8080", f"127.0.0.1:{port}")
             if command == "make run":
                 serving = Process(["make", "run"], env=env, cwd=checkout, log=tmp_path / "make-run.log")
-                serving.until(site.ready, within=10, what="/readyz of `make run`")
+                serving.until(site.ready, within=30, what="/readyz of `make run`")
                 continue
             done = subprocess.run(
                 ["bash", "-ec", command], cwd=checkout, env=env, stdin=subprocess.DEVNULL,

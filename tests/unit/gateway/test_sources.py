@@ -16,14 +16,17 @@ from typing import Any
 import httpx2
 import pytest
 import stripe
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from standardwebhooks import Webhook
 
 from forebay.errors import SettingsError
 from forebay.settings import load
+from gateway.metrics import GatewayMetrics
 from gateway.problems import SIGNATURE_INVALID
 from gateway.sources.recipe import Delivery, Unverified
 from gateway.sources.settings import SourceSettings
+from gateway.sources.source import Source
 from tests.unit.gateway.support import Running, ScriptedBroker, running
 
 OLD = "whsec_" + base64.b64encode(b"an old secret of 24 byte").decode()
@@ -162,7 +165,21 @@ async def test_while_a_secret_is_replaced_both_are_good_and_no_other_is(scheme: 
 
 
 @pytest.mark.parametrize("scheme", TIMED)
-@pytest.mark.parametrize("off", [-301, 301])
+@pytest.mark.parametrize("off", [-301, -300, 300, 301])
+def test_five_minutes_are_tolerated_and_not_a_second_more(scheme: str, off: int) -> None:
+    now = int(time.time())
+    shop = Source("shop", source(scheme), metrics=GatewayMetrics(CollectorRegistry()), clock=lambda: now)
+    delivery = Delivery(headers=SCHEMES[scheme](BODY, at=now + off), body=BODY)
+    if abs(off) <= 300:
+        assert shop.verify(delivery)
+    else:
+        with pytest.raises(Unverified) as refused:
+            shop.verify(delivery)
+        assert refused.value.check == "expired"
+
+
+@pytest.mark.parametrize("scheme", TIMED)
+@pytest.mark.parametrize("off", [-3600, 3600])
 async def test_a_delivery_of_another_time_is_refused(scheme: str, off: float) -> None:
     async with running(sources={"shop": source(scheme)}) as gateway:
         answer = await deliver(gateway, SCHEMES[scheme](BODY, at=time.time() + off))
