@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from tests.system.harness import Site
 from tests.system.hostile import resident
 from tests.system.load import Load
 from tests.system.slow_clients import SlowClients
+
+CLIENTS = 80
+"""Good ones: fewer than may be in work at once, so that a disk that stands still makes no 503 of them."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Outcome:
     """Of these, per second, while the slow ones were there."""
     not_at_once: int
     """Good requests that were answered otherwise first, or not at all, and were sent again."""
+    statuses: dict[int, int]
+    """How they were answered first; 0: not at all."""
     slowest: float
     """Seconds for the slowest answer to a good request."""
     slow: dict[str, Any]
@@ -32,7 +38,9 @@ def run(site: Site, *, count: int, rate: float, seconds: float) -> Outcome:
     """`count` slow clients and `rate` good requests a second for so long."""
     site.queues = "orders"
     gateway = site.gateway()
-    load = Load([site.port], "orders", site.folder / "sent.txt", rate=rate, catch_up=seconds)
+    load = Load(
+        [site.port], "orders", site.folder / "sent.txt", rate=rate, catch_up=seconds, connections=CLIENTS
+    )
     before = resident(gateway.pid)
     with SlowClients(site.port, count) as slow:
         load.start()
@@ -51,6 +59,7 @@ def run(site: Site, *, count: int, rate: float, seconds: float) -> Outcome:
         good=load.accepted,
         rate=accepted / lasted,
         not_at_once=load.retries,
+        statuses=dict(Counter(status for _, status in load.others)),
         slowest=load.slowest,
         slow=slow.report,
         memory=memory,

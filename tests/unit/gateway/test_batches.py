@@ -553,6 +553,7 @@ async def test_nothing_of_an_ordering_key_is_sent_after_what_failed() -> None:
 
 async def test_a_bomb_of_line_ends_is_stopped() -> None:
     async with running() as gateway:
+        gateway.client.timeout = 60  # so many lines take seconds to read
         answer = await post(gateway, gzip.compress(b"1\n" + b"\n" * 2**25), Content_Encoding="gzip")
 
         assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
