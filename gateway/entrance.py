@@ -128,6 +128,43 @@ class Entrance:
                 return self.refused(refused, caller)
         return Ticket(queue, meta, caller)
 
+    def enter_whole(self, queue: str, meta: Meta, caller: Caller, size: int) -> Ticket | Answer:
+        """
+        `enter`, `grow` and `place` at once, for a message whose body is here, uncompressed.
+
+        Where nothing stands against it, nothing can between the three; what does is found, and said, by them.
+        """
+        admission = self._admission
+        if (
+            size <= self.max_body_bytes
+            and admission.count < admission.max_count
+            and admission.size + size <= admission.max_size
+            and meta.durability is None
+            and (caller is ANYONE or permits.take_whole(caller, queue, size))
+        ):
+            admission.count += 1
+            admission.size += size
+            ticket = Ticket(queue, meta, caller)
+            ticket.reserved = size
+            ticket.placed = True
+            return ticket
+        entered = self.enter(queue, meta, caller, size=size)
+        if isinstance(entered, Answer):
+            return entered
+        return (self.grow(entered, size) if size else None) or self.place(entered) or entered
+
+    def place(self, ticket: Ticket) -> Answer | None:
+        """Count a message that is whole as in work; an answer if there are too many."""
+        if not self._admission.enter():
+            return self.refuse(ticket, self._overloaded())
+        ticket.placed = True
+        caller = ticket.caller
+        if caller is not ANYONE:
+            full = permits.place(caller, trouble=bool(self._failing))
+            if full is not None:
+                return self.refuse(ticket, full)
+        return None
+
     def grow(self, ticket: Ticket, received: int) -> Answer | None:
         """Account for a body of which `received` bytes are here; an answer if that is too many."""
         if received > self.max_body_bytes:

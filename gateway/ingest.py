@@ -28,7 +28,6 @@ from forebay.errors import (
 )
 from forebay.ids import id_from_key, new_id
 from forebay.message import Alike, Message, bodies_of, usual_message
-from gateway import permits
 from gateway.answer import AcceptedAnswers, Answer
 from gateway.callers import ANYONE, Caller
 from gateway.entrance import RANK, Entrance, Respond, RespondRaw, Ticket
@@ -84,6 +83,8 @@ class Ingest(Entrance):
             expired=self._expired,
             choose=self._choose if isinstance(broker, Outlets) else None,
         )
+        self._usual = self.publisher_for(None, ANYONE)
+        """For whoever asks for nothing and shares the journal with nobody."""
 
     # ---- what a shell calls
 
@@ -105,16 +106,9 @@ class Ingest(Entrance):
         """
         ticket.respond = respond
         ticket.respond_raw = respond_raw
-        if not self._admission.enter():
-            respond(self.refuse(ticket, self._overloaded()))
+        if not ticket.placed and (full := self.place(ticket)) is not None:
+            respond(full)
             return
-        caller = ticket.caller
-        ticket.placed = True
-        if caller is not ANYONE:
-            full = permits.place(caller, trouble=bool(self._failing))
-            if full is not None:
-                respond(self.refuse(ticket, full))
-                return
         schema = self.schemas.get(ticket.queue)
         if schema is not None and (refusal := schema.refusal(body)) is not None:
             respond(self.refuse(ticket, refusal))
@@ -132,7 +126,7 @@ class Ingest(Entrance):
             key = meta.idempotency_key
         ticket.key = key
         message = ticket.message = usual_message(
-            new_id() if key is None else id_from_key(caller.tenant, ticket.queue, key),
+            new_id() if key is None else id_from_key(ticket.caller.tenant, ticket.queue, key),
             body,
             now,
             meta.ordering_key,
@@ -179,7 +173,10 @@ class Ingest(Entrance):
         return 0 if journal is None else journal.size
 
     def _choose(self, ticket: Ticket) -> Publisher:
-        return self.publisher_for(ticket.meta.durability, ticket.caller)
+        asked, caller = ticket.meta.durability, ticket.caller
+        if asked is None and caller.journal_share == 1.0:
+            return self._usual
+        return self.publisher_for(asked, caller)
 
     async def close(self) -> None:
         """Wait until everything handed in has its outcome; the requests' deadlines bound this."""
@@ -248,9 +245,15 @@ class Ingest(Entrance):
         # The first has waited longest; its deadline tells since when.
         waited = self._now() - seconds - (tickets[0].deadline - self._timeout)
         self._metrics.commit_seconds.observe(max(0.0, waited))
+        first = outcomes[0]
+        level = first.durability if isinstance(first, PublishResult) else None
+        # Nearly always one result stands for all.
+        if level is not None and level != "journaled" and outcomes.count(first) == len(tickets):
+            self._all_stored(queue, tickets, level, seconds)
+            return
         accepted: list[Message] = []
         answered = 0
-        level: Durability | None = None
+        level = None
         recent: dict[str, datetime] = {}
         trouble: BrokerError | None = None
         for ticket, outcome in zip(tickets, outcomes, strict=True):
@@ -282,6 +285,42 @@ class Ingest(Entrance):
         if answered:
             self.count(queue, "accepted", answered)
         self.published(queue, accepted, len(tickets), trouble, seconds)
+
+    def _all_stored(self, queue: str, tickets: list[Ticket], durability: Durability, seconds: float) -> None:
+        """The same for a publish of which everything is stored, the same way."""
+        messages = [ticket.message for ticket in tickets]
+        recent = self.recent.room(queue, durability, len(tickets))
+        size = places = 0
+        keyed: list[str] = []
+        for ticket, message in zip(tickets, messages, strict=True):
+            recent[message.id] = message.accepted_at
+            if ticket.inside:
+                ticket.inside = False
+                size += ticket.reserved
+                places += ticket.placed
+                budget = ticket.caller.budget
+                if budget is not None:
+                    budget.release(ticket.reserved, ticket.placed)
+            if ticket.key is not None:
+                keyed.append(message.id)
+        self._admission.release(size, places)
+        if keyed:
+            self.confirm_all(keyed, durability)
+        usual = self._answers.of(queue, durability, False, None) if RANK[durability] >= self._least else None
+        answered = 0
+        for ticket, message in zip(tickets, messages, strict=True):
+            if ticket.answered:
+                continue
+            respond_raw = ticket.respond_raw
+            if usual is not None and respond_raw is not None and ticket.meta.durability is None:
+                ticket.answered = True
+                answered += 1
+                respond_raw(usual.raw(message.id))
+            else:
+                answered += self._answer_accepted(ticket, durability, duplicate=False)
+        if answered:
+            self.count(queue, "accepted", answered)
+        self.published(queue, messages, len(tickets), None, seconds)
 
     def confirm(self, message_id: str, durability: Durability) -> None:
         """A claimed message is stored: remember it, and answer its twins."""

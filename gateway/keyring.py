@@ -61,6 +61,8 @@ class Keyring:
         self._settings = settings
         self._path = settings.keys_file
         self._callers: dict[bytes, Caller] = {}
+        self.era = object()
+        """Another one whenever the keys have changed: until then a header that was good is good."""
         self._remembered: dict[bytes, Caller] = {}
         self._quotas: dict[str, Quota] = {}
         self._budgets: dict[str, Admission] = {}
@@ -163,6 +165,7 @@ class Keyring:
             for key in content.keys
         }
         self._remembered = {}
+        self.era = object()
         self._quotas = quotas
         # Tenants that are gone may come back while their requests are still in work.
         self._budgets = {t: b for t, b in self._budgets.items() if b.count} | {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from gateway.answer import RawHeaders
+from gateway.callers import Caller
 from gateway.headers import PLAIN_KEY, Meta
 
 MAX_REMEMBERED = 4096
@@ -32,7 +33,18 @@ class KnownHead:
     `meta` and `queue` are what the parser and the header reader made of it.
     """
 
-    __slots__ = ("_after", "_after_both", "_first", "_key_first", "_keyed", "headers", "meta", "queue")
+    __slots__ = (
+        "_after",
+        "_after_both",
+        "_first",
+        "_key_first",
+        "_keyed",
+        "caller",
+        "era",
+        "headers",
+        "meta",
+        "queue",
+    )
 
     def __init__(
         self, pieces: list[bytes], keyed: bool, key_first: bool, queue: str, headers: RawHeaders, meta: Meta
@@ -45,6 +57,9 @@ class KnownHead:
         self.queue = queue
         self.headers = headers
         self.meta = meta
+        self.caller: Caller | None = None
+        self.era: object = None
+        """Whose API key is in it, and of which era of the keyring; None: that has to be looked up."""
 
     def match(self, data: bytes) -> tuple[bytes, str | None] | None:
         """

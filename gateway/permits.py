@@ -58,6 +58,23 @@ def enter(caller: Caller, messages: int, size: int, *, trouble: bool) -> Answer 
     return None
 
 
+def take_whole(caller: Caller, queue: str, size: int) -> bool:
+    """
+    Charge the caller for one message that is here whole, and count it, if nothing stands against it.
+
+    If anything does, nothing is charged, and the other functions here tell what it is.
+    """
+    if size > caller.max_body_bytes or not caller.may_use(queue):
+        return False
+    budget, quota = caller.budget, caller.quota
+    if (budget is not None and not budget.fits(size)) or (quota is not None and not quota.take_whole(size)):
+        return False
+    if budget is not None:
+        budget.count += 1
+        budget.size += size
+    return True
+
+
 def grow(caller: Caller, size: int, *, trouble: bool) -> Answer | None:
     """
     Charge for `size` more bytes that have arrived; an answer if that is too many.

@@ -56,13 +56,15 @@ class _JoinedWrites:
             self._loop.call_soon(self._flush)
         self._pending.append(data)
 
-    def write_whole(self, data: bytes) -> None:
-        """Write what nothing will follow in this turn."""
+    def write_whole(self, data: bytes) -> bool:
+        """Write what nothing will follow in this turn; whether it was alone, and the connection is open."""
         if self._pending:
             self._pending.append(data)
             self._flush()
         elif not self._transport.is_closing():
             self._transport.write(data)
+            return True
+        return False
 
     def close(self) -> None:
         self._flush()
@@ -272,6 +274,7 @@ class Protocol(HttpToolsProtocol):
         self._unlike = 0
         self._ends.at = math.inf
         request = PlainRequest(head.queue, head.headers, lane, self)
+        request.head = head
         request.meta = head.meta
         request.body, request.key = brought
         request.more_body = False
@@ -319,9 +322,16 @@ class Protocol(HttpToolsProtocol):
             self._known_lane = lane
 
     def send_plain(self, data: bytes, *, keep_alive: bool) -> None:
-        self._writes.write_whole(data)
+        whole = self._writes.write_whole(data)
         if not keep_alive:
             self.transport.close()
+        elif whole and not (self._in_head or self._in_body or self.pipeline or self.flow.read_paused):
+            # Nothing but this answer: what `on_response_complete` does then.
+            self.server_state.total_requests += 1
+            self._ends.after(self.timeout_keep_alive)
+            if isinstance(connections := self.connections, Connections):
+                connections.answered(self)
+            return
         self.on_response_complete()
 
     def on_message_complete(self) -> None:

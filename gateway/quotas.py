@@ -32,18 +32,17 @@ class Bucket:
     anything is taken again.
     """
 
-    __slots__ = ("_at", "capacity", "level", "rate")
+    __slots__ = ("capacity", "level", "rate")
 
-    def __init__(self, rate: float, capacity: float, now: float) -> None:
+    def __init__(self, rate: float, capacity: float) -> None:
         self.rate = rate
         self.capacity = capacity
         self.level = capacity
-        self._at = now
 
-    def fill(self, now: float) -> None:
-        level = self.level + (now - self._at) * self.rate
+    def fill(self, seconds: float) -> None:
+        """What comes in so many seconds."""
+        level = self.level + seconds * self.rate
         self.level = level if level < self.capacity else self.capacity
-        self._at = now
 
     def limit(self, rate: float, capacity: float) -> None:
         """Go on with other limits, from the level reached."""
@@ -63,7 +62,7 @@ class Quota:
     may start while the bytes are not in debt, and a long body is paid off afterwards.
     """
 
-    __slots__ = ("_bytes", "_clock", "_messages", "_policy", "_told_at", "_told_levels")
+    __slots__ = ("_at", "_bytes", "_clock", "_messages", "_policy", "_told_at", "_told_levels")
 
     def __init__(
         self,
@@ -74,6 +73,8 @@ class Quota:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._at = clock()
+        """As of when the buckets are right."""
         self._messages: Bucket | None = None
         self._bytes: Bucket | None = None
         self._policy: tuple[bytes, bytes] | None = None
@@ -83,10 +84,10 @@ class Quota:
 
     def limit(self, *, rate: float | None, burst: int | None, bytes_per_second: int | None) -> None:
         """Go on with other limits; what was used up stays used up."""
-        now = self._fill()
+        self._fill()
         most = float(burst) if burst is not None else max(1.0, rate or 0.0)
-        self._messages = _bucket(self._messages, rate, most, now)
-        self._bytes = _bucket(self._bytes, bytes_per_second, float(bytes_per_second or 0), now)
+        self._messages = _bucket(self._messages, rate, most)
+        self._bytes = _bucket(self._bytes, bytes_per_second, float(bytes_per_second or 0))
         policies = []
         if self._messages is not None:
             policies.append(_policy(MESSAGES, self._messages))
@@ -105,6 +106,14 @@ class Quota:
             if bucket.level < messages:
                 return False
             bucket.level -= messages
+        return True
+
+    def take_whole(self, size: int) -> bool:
+        """Take one message and charge its bytes, or neither."""
+        if not self.take(1):
+            return False
+        if self._bytes is not None:
+            self._bytes.level -= size
         return True
 
     def take_some(self, messages: int) -> int:
@@ -147,10 +156,12 @@ class Quota:
 
     def _fill(self) -> float:
         now = self._clock()
+        passed = now - self._at
+        self._at = now
         if self._messages is not None:
-            self._messages.fill(now)
+            self._messages.fill(passed)
         if self._bytes is not None:
-            self._bytes.fill(now)
+            self._bytes.fill(passed)
         return now
 
     # ---- what the caller is told
@@ -173,7 +184,7 @@ class Quota:
         The state of the quota on every 429, and else where it is news: to a key that sends thousands of
         messages per second, they would cost more on each answer than counting the messages.
         """
-        return self.headers() if status == 429 or self._is_news() else []
+        return self.headers() if status == 429 or self.has_news else []
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """
@@ -195,22 +206,23 @@ class Quota:
         )
         return [] if self._policy is None else [self._policy, (b"ratelimit", b", ".join(states))]
 
-    def _is_news(self) -> bool:
-        """Whether what was told last is old, or far from what is so now."""
+    @property
+    def has_news(self) -> bool:
+        """Whether what was told last is old, or far from what was so when something was taken last."""
         messages, size = self._messages, self._bytes
         told_messages, told_size = self._told_levels
         return (
-            self._clock() - self._told_at > FRESH
+            self._at - self._told_at > FRESH
             or (messages is not None and abs(told_messages - messages.level) > messages.capacity * NEAR)
             or (size is not None and abs(told_size - size.level) > size.capacity * NEAR)
         )
 
 
-def _bucket(before: Bucket | None, rate: float | None, capacity: float, now: float) -> Bucket | None:
+def _bucket(before: Bucket | None, rate: float | None, capacity: float) -> Bucket | None:
     if rate is None:
         return None
     if before is None:
-        return Bucket(rate, capacity, now)
+        return Bucket(rate, capacity)
     before.limit(rate, capacity)
     return before
 
