@@ -72,6 +72,8 @@ class Ingest(Entrance):
         self._timeout = settings.request_timeout
         self._debug = log.is_enabled_for(logging.DEBUG)
         self._shares = JournalShares(settings.journal_max_bytes)
+        self._stamped_at = -1.0
+        self._stamped = datetime.now(UTC)
         self._memory: IdempotencyMemory[Ticket] = IdempotencyMemory(settings.idempotency_memory)
         self._answers = AcceptedAnswers()
         self._health = health
@@ -114,7 +116,7 @@ class Ingest(Entrance):
             respond(self.refuse(ticket, refusal))
             return
         meta = ticket.meta
-        now = datetime.now(UTC)
+        now = self._stamp()
         times = None
         if meta.delay is not None or meta.deliver_at is not None or meta.ttl is not None:
             try:
@@ -139,6 +141,14 @@ class Ingest(Entrance):
             self._commit.add(ticket.queue, ticket)
         else:
             self._accept_keyed(ticket, message)
+
+    def _stamp(self) -> datetime:
+        """What time it is; the same for all that comes in one turn of the loop."""
+        at = self._now()
+        if at != self._stamped_at:
+            self._stamped_at = at
+            self._stamped = datetime.now(UTC)
+        return self._stamped
 
     def unknown(self, ticket: Ticket) -> Answer:
         """The answer for a request whose outcome can no longer be waited for."""

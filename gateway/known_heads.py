@@ -39,6 +39,8 @@ class KnownHead:
         "_first",
         "_key_first",
         "_keyed",
+        "_length",
+        "_length_text",
         "caller",
         "era",
         "headers",
@@ -54,6 +56,9 @@ class KnownHead:
         self._after_both = pieces[2] if keyed else b""
         self._key_first = key_first
         self._keyed = keyed
+        self._length_text = b""
+        self._length = 0
+        """The Content-Length that was read last: often it is the next one's, too."""
         self.queue = queue
         self.headers = headers
         self.meta = meta
@@ -84,10 +89,14 @@ class KnownHead:
                 key, length = length, key
             if PLAIN_KEY.fullmatch(key) is None:
                 return None
-        if end < 0 or not data.startswith(after, end) or len(length) > 9 or not length.isdigit():
+        if end < 0 or not data.startswith(after, end):
             return None
+        if length != self._length_text:
+            if len(length) > 9 or not length.isdigit():
+                return None
+            self._length_text, self._length = length, int(length)
         body = data[end + len(after) :]
-        if len(body) != int(length) or not body:
+        if len(body) != self._length or not body:
             return None
         return body, None if key is None else key.decode("ascii")
 

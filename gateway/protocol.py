@@ -328,7 +328,7 @@ class Protocol(HttpToolsProtocol):
         elif whole and not (self._in_head or self._in_body or self.pipeline or self.flow.read_paused):
             # Nothing but this answer: what `on_response_complete` does then.
             self.server_state.total_requests += 1
-            self._ends.after(self.timeout_keep_alive)
+            self._ends.set(self.loop.time() + self.timeout_keep_alive)
             if isinstance(connections := self.connections, Connections):
                 connections.answered(self)
             return

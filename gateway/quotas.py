@@ -28,8 +28,8 @@ class Bucket:
     """
     Fills with `rate` tokens per second up to `capacity`, and starts full.
 
-    `level` is right as of the last `fill`. Below zero it is a debt, which has to be earned before
-    anything is taken again.
+    `level` is right as of when its owner has filled it last. Below zero it is a debt, which has to be
+    earned before anything is taken again.
     """
 
     __slots__ = ("capacity", "level", "rate")
@@ -38,11 +38,6 @@ class Bucket:
         self.rate = rate
         self.capacity = capacity
         self.level = capacity
-
-    def fill(self, seconds: float) -> None:
-        """What comes in so many seconds."""
-        level = self.level + seconds * self.rate
-        self.level = level if level < self.capacity else self.capacity
 
     def limit(self, rate: float, capacity: float) -> None:
         """Go on with other limits, from the level reached."""
@@ -62,7 +57,7 @@ class Quota:
     may start while the bytes are not in debt, and a long body is paid off afterwards.
     """
 
-    __slots__ = ("_at", "_bytes", "_clock", "_messages", "_policy", "_told_at", "_told_levels")
+    __slots__ = ("_at", "_buckets", "_bytes", "_clock", "_messages", "_policy", "_told_at", "_told_levels")
 
     def __init__(
         self,
@@ -75,6 +70,8 @@ class Quota:
         self._clock = clock
         self._at = clock()
         """As of when the buckets are right."""
+        self._buckets: tuple[Bucket, ...] = ()
+        """Those that there are."""
         self._messages: Bucket | None = None
         self._bytes: Bucket | None = None
         self._policy: tuple[bytes, bytes] | None = None
@@ -88,6 +85,7 @@ class Quota:
         most = float(burst) if burst is not None else max(1.0, rate or 0.0)
         self._messages = _bucket(self._messages, rate, most)
         self._bytes = _bucket(self._bytes, bytes_per_second, float(bytes_per_second or 0))
+        self._buckets = tuple(bucket for bucket in (self._messages, self._bytes) if bucket is not None)
         policies = []
         if self._messages is not None:
             policies.append(_policy(MESSAGES, self._messages))
@@ -158,10 +156,9 @@ class Quota:
         now = self._clock()
         passed = now - self._at
         self._at = now
-        if self._messages is not None:
-            self._messages.fill(passed)
-        if self._bytes is not None:
-            self._bytes.fill(passed)
+        for bucket in self._buckets:
+            level = bucket.level + passed * bucket.rate
+            bucket.level = level if level < bucket.capacity else bucket.capacity
         return now
 
     # ---- what the caller is told
