@@ -105,6 +105,9 @@ def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: boo
     return new
 
 
+insert_at_once = insert
+
+
 def _insert_new(
     driver: MySQLConnection,
     start: bytes,

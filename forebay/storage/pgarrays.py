@@ -115,7 +115,12 @@ def jsonbs(values: Sequence[bytes | None]) -> BinaryArray:
 
 def timestamps(values: Sequence[datetime]) -> BinaryArray:
     """Timezone-aware datetimes."""
-    return _fixed(_TIMESTAMPTZ, "q", 8, [(value - _EPOCH) // _MICROSECOND for value in values])
+    moments, before, moment = [], _EPOCH, 0
+    for value in values:
+        if value is not before:  # those that were accepted together share theirs
+            before, moment = value, (value - _EPOCH) // _MICROSECOND
+        moments.append(moment)
+    return _fixed(_TIMESTAMPTZ, "q", 8, moments)
 
 
 def numbers(type_name: str, values: Sequence[Any]) -> BinaryArray:
