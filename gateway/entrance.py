@@ -1,8 +1,9 @@
 """
 The way in: whether a request may send its body, and how much of it is held.
 
-A shell takes a request through `admit`, and tells `grow` what has come of the body. What is
-decided on the message itself is the ingest's (gateway/ingest.py).
+A shell takes a request through `admit`, and tells `grow` what has come of the body; one whose body
+is here, and whose headers are known, through `enter_whole`. What is decided on the message itself is
+the ingest's (gateway/ingest.py).
 """
 
 from __future__ import annotations

@@ -205,11 +205,11 @@ class Quota:
 
     @property
     def has_news(self) -> bool:
-        """Whether what was told last is old, or far from what was so when something was taken last."""
+        """Whether what was told last is old, or far from what was so at the last look."""
         messages, size = self._messages, self._bytes
         told_messages, told_size = self._told_levels
         return (
-            self._at - self._told_at > FRESH
+            self._clock() - self._told_at > FRESH
             or (messages is not None and abs(told_messages - messages.level) > messages.capacity * NEAR)
             or (size is not None and abs(told_size - size.level) > size.capacity * NEAR)
         )

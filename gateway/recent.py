@@ -67,7 +67,7 @@ class RecentIds:
     def get(self, message_id: str) -> Accepted | None:
         for generation in (self._new, self._old):
             for (queue, durability), pages in generation.items():
-                for ids in pages:
+                for ids in reversed(pages):  # an id may have come twice
                     at = ids.get(message_id)
                     if at is not None:
                         return Accepted(queue, at, durability)

@@ -1,8 +1,9 @@
-"""The batch insert for PostgreSQL: one statement, one array parameter per column, one round trip."""
+"""The batch insert for PostgreSQL: one round trip, one array parameter per column."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,8 +15,8 @@ from forebay.storage import pgarrays
 from forebay.storage.classify import classify
 from forebay.storage.rows import headers_jsons, holds_json, name_bytes, says_json, text_bytes
 
-# One row comes back, and the ids of what was new only if something was not. The copy of a body need
-# not travel: the server makes it.
+# One row comes back of each statement, and the ids of what was new only if something was not. The copy of
+# a body need not travel: the server makes it.
 _INSERT = """
 WITH new AS (
   INSERT INTO messages
@@ -76,18 +77,16 @@ def _driver(connection: sa.Connection) -> Connection[Any]:
     return driver
 
 
-def columns(
-    batch: Sequence[Delivery], *, payload: bool, ids: pgarrays.BinaryArray | None = None
-) -> list[pgarrays.BinaryArray]:
+def columns(batch: Sequence[Delivery], *, payload: bool) -> list[pgarrays.BinaryArray]:
     """
-    The parameters of the insert for `batch`, which is not empty; `ids`, if they are made already.
+    The parameters of the insert for `batch`, which is not empty.
 
     Raises:
         ValueError: an id is no UUID.
     """
     messages = [d.message for d in batch]
     return [
-        ids or _ids(batch),
+        pgarrays.uuids([m.id for m in messages]),
         pgarrays.byteas([m.body for m in messages]),
         pgarrays.texts([name_bytes(d.queue) for d in batch]),
         pgarrays.texts([None if m.key is None else text_bytes(m.key) for m in messages]),
@@ -115,35 +114,27 @@ def insert_at_once(connection: sa.Connection, batch: Sequence[Delivery], *, payl
     As `insert`, on a connection without a transaction: while the server works on the first rows, the others
     are made ready.
 
-    What is sent up to the end of a pipeline is one transaction, without a BEGIN (PostgreSQL, "Pipeline Mode"
-    in its manual's chapter on libpq).
+    BEGIN and COMMIT go in the same pipeline. Without them it would be one transaction as well, but what is
+    refused at its end would be no statement's error: psycopg 3.3 then leaves the pipeline with another one.
     """
     if len(batch) < 2 * FIRST:
         return insert(connection, batch, payload=payload)
-    parts = [batch[:FIRST], batch[FIRST:]]
-    ids = [_ids(part) for part in parts]  # an id that is none is found before anything is sent
     driver = _driver(connection)
-    with driver.pipeline():
-        try:
-            sent = [(p, _sent(connection, p, payload, i)) for p, i in zip(parts, ids, strict=True)]
-        except BaseException:
-            # The end of the pipeline would commit what was sent of it.
-            driver.close()
-            raise
+    try:
+        with driver.pipeline():
+            driver.execute("BEGIN")
+            sent = [(part, _sent(connection, part, payload)) for part in (batch[:FIRST], batch[FIRST:])]
+            driver.execute("COMMIT")
+    except BaseException:
+        if not driver.closed:
+            with suppress(Error):  # what happened first is what is told
+                driver.rollback()
+        raise
     return _outcome(connection, sent)
 
 
-def _ids(batch: Sequence[Delivery]) -> pgarrays.BinaryArray:
-    return pgarrays.uuids([d.message.id for d in batch])
-
-
-def _sent(
-    connection: sa.Connection,
-    rows: Sequence[Delivery],
-    payload: bool,
-    ids: pgarrays.BinaryArray | None = None,
-) -> Cursor[Any]:
-    return cursor(connection).execute(_INSERT, [*columns(rows, payload=payload, ids=ids), len(rows)])
+def _sent(connection: sa.Connection, rows: Sequence[Delivery], payload: bool) -> Cursor[Any]:
+    return cursor(connection).execute(_INSERT, [*columns(rows, payload=payload), len(rows)])
 
 
 def _outcome(

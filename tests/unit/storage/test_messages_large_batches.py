@@ -13,7 +13,7 @@ from forebay.storage.database import Database
 from forebay.storage.messages import MessageStore
 from forebay.storage.postgresql import FIRST
 from forebay.storage.rows import headers_jsons
-from tests.unit.storage.deliveries import add_check, delivery, stored_count
+from tests.unit.storage.deliveries import add_check, add_trigger, delivery, stored_count
 
 COUNT = 4 * FIRST
 PLACES = [0, FIRST - 1, FIRST, COUNT - 1]
@@ -25,12 +25,19 @@ def in_order(count: int) -> list[Delivery]:
     return sorted((delivery(b"%d" % n) for n in range(count)), key=lambda d: d.message.id)
 
 
+def session(database: Database) -> object:
+    """The server's process behind the pooled connection."""
+    with database.read() as connection:
+        return connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+
+
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("bad", ["the database refuses it", "no UUID"])
 def test_one_bad_message_is_rejected_alone(postgres_database: Database, where: int, bad: str) -> None:
     add_check(postgres_database, "polite", "queue <> 'rude'")
     batch = in_order(COUNT)
     id = batch[where].message.id
+    before = session(postgres_database)
     batch[where] = delivery(id=id, queue="rude") if bad != "no UUID" else delivery(id=id[:-1] + "?")
 
     results = MessageStore(postgres_database).write(batch)
@@ -38,6 +45,20 @@ def test_one_bad_message_is_rejected_alone(postgres_database: Database, where: i
     assert [n for n, r in enumerate(results) if r.error] == [where]
     assert isinstance(results[where].error, MessageRejected)
     assert not any(r.duplicate for r in results), "the first try has left something behind"
+    assert stored_count(postgres_database) == COUNT - 1
+    assert session(postgres_database) == before, "a good connection was given up"
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_what_the_commit_refuses_is_rejected_alone(postgres_database: Database, where: int) -> None:
+    add_trigger(postgres_database, "IF NEW.queue = 'rude' THEN RAISE EXCEPTION ''; END IF", at_commit=True)
+    batch = in_order(COUNT)
+    batch[where] = delivery(id=batch[where].message.id, queue="rude")
+
+    results = MessageStore(postgres_database).write(batch)
+
+    assert [n for n, r in enumerate(results) if r.error] == [where]
+    assert isinstance(results[where].error, MessageRejected)
     assert stored_count(postgres_database) == COUNT - 1
 
 
