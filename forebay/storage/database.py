@@ -92,8 +92,8 @@ class Database:
     @contextmanager
     def statement(self) -> Iterator[sa.Connection]:
         """
-        As `begin`, for what is a single statement or pipeline on PostgreSQL, which is spared the BEGIN and
-        the COMMIT around it.
+        As `begin`, for what is a single statement on PostgreSQL, which is spared the BEGIN and the
+        COMMIT around it.
         """
         if self.dialect != "postgresql":
             with self.begin() as connection:

@@ -27,12 +27,6 @@ class Statements(Protocol):
         self, connection: sa.Connection, batch: Sequence[Delivery], *, payload: bool
     ) -> set[str] | None: ...
 
-    def insert_at_once(
-        self, connection: sa.Connection, batch: Sequence[Delivery], *, payload: bool
-    ) -> set[str] | None:
-        """As `insert`, where it is all that there is in its transaction."""
-        ...
-
     def refuses_payload(self, connection: sa.Connection, delivery: Delivery) -> bool: ...
 
     def stored_digests(self, connection: sa.Connection, ids: Sequence[str]) -> dict[str, bytes]: ...
@@ -102,9 +96,9 @@ class _Messages:
     def write_at_once(self, items: Sequence[Delivery]) -> list[WriteResult]:
         rows = sorted(items, key=_message_id)
         try:
-            # On PostgreSQL the insert is a transaction by itself.
+            # On PostgreSQL the insert is a single statement, a transaction by itself.
             with self._database.statement() as connection:
-                new = self._sql.insert_at_once(connection, rows, payload=self._payload)
+                new = self._sql.insert(connection, rows, payload=self._payload)
         except ValueError as error:
             raise MessageRejected("an id in the batch is not a UUID") from error
         if new is None:

@@ -105,9 +105,6 @@ def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: boo
     return new
 
 
-insert_at_once = insert
-
-
 def _insert_new(
     driver: MySQLConnection,
     start: bytes,

@@ -1,9 +1,8 @@
-"""The batch insert for PostgreSQL: one round trip, one array parameter per column."""
+"""The batch insert for PostgreSQL: one statement, one array parameter per column, one round trip."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,8 +14,8 @@ from forebay.storage import pgarrays
 from forebay.storage.classify import classify
 from forebay.storage.rows import headers_jsons, holds_json, name_bytes, says_json, text_bytes
 
-# One row comes back of each statement, and the ids of what was new only if something was not. The copy of
-# a body need not travel: the server makes it.
+# One row comes back, and the ids of what was new only if something was not. The copy of a body need
+# not travel: the server makes it.
 _INSERT = """
 WITH new AS (
   INSERT INTO messages
@@ -42,14 +41,6 @@ FROM unnest(%b::uuid[], %b::bytea[]) AS g (id, body)
 WHERE d.id = g.id AND d.body = g.body AND d.status IN ('dead', 'redriving')
 """
 
-FIRST = 150
-"""
-Rows of the first of two statements that a large batch is sent in.
-
-Batches of 500 against the bare insert (`make bench ONLY=sink_write`): 0.80 in one statement, 0.90 with 100
-rows in the first, 0.91 with 150, 0.89 with 250.
-"""
-
 _DIGESTS = "SELECT id::text, sha256(body) FROM messages WHERE id = ANY (%b::uuid[])"
 
 _CLAIM = """
@@ -66,24 +57,15 @@ SELECT id::text, digest FROM processed_messages WHERE destination = %s AND id = 
 
 def cursor(connection: sa.Connection) -> Cursor[Any]:
     """A cursor of the driver below `connection`, in its transaction, that takes our arrays."""
-    made = _driver(connection).cursor(binary=True)
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, Connection)
+    made = driver.cursor(binary=True)
     made.adapters.register_dumper(pgarrays.BinaryArray, pgarrays.BinaryArrayDumper)
     return made
 
 
-def _driver(connection: sa.Connection) -> Connection[Any]:
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, Connection)
-    return driver
-
-
 def columns(batch: Sequence[Delivery], *, payload: bool) -> list[pgarrays.BinaryArray]:
-    """
-    The parameters of the insert for `batch`, which is not empty.
-
-    Raises:
-        ValueError: an id is no UUID.
-    """
+    """The parameters of the insert for `batch`, which is not empty."""
     messages = [d.message for d in batch]
     return [
         pgarrays.uuids([m.id for m in messages]),
@@ -106,65 +88,15 @@ def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: boo
 
     Returns the ids that were new; None means all of them.
     """
-    return _outcome(connection, [(batch, _sent(connection, batch, payload))])
-
-
-def insert_at_once(connection: sa.Connection, batch: Sequence[Delivery], *, payload: bool) -> set[str] | None:
-    """
-    As `insert`, on a connection without a transaction: while the server works on the first rows, the others
-    are made ready.
-
-    BEGIN and COMMIT go in the same pipeline. Without them it would be one transaction as well, but what is
-    refused at its end would be no statement's error: psycopg 3.3 then leaves the pipeline with another one.
-    """
-    if len(batch) < 2 * FIRST:
-        return insert(connection, batch, payload=payload)
-    driver = _driver(connection)
-    try:
-        with driver.pipeline():
-            driver.execute("BEGIN")
-            sent = [(part, _sent(connection, part, payload)) for part in (batch[:FIRST], batch[FIRST:])]
-            driver.execute("COMMIT")
-    except BaseException:
-        if not driver.closed:
-            with suppress(Error):  # what happened first is what is told
-                driver.rollback()
-        raise
-    return _outcome(connection, sent)
-
-
-def _sent(connection: sa.Connection, rows: Sequence[Delivery], payload: bool) -> Cursor[Any]:
-    return cursor(connection).execute(_INSERT, [*columns(rows, payload=payload), len(rows)])
-
-
-def _outcome(
-    connection: sa.Connection, sent: Sequence[tuple[Sequence[Delivery], Cursor[Any]]]
-) -> set[str] | None:
-    """
-    What the server says of the statements; the ids that were new, or None if all are.
-
-    Marks dead letters as resolved, if there are any.
-    """
-    found: list[Sequence[str] | None] = []
-    any_open = False
-    for _, cur in sent:
-        with cur:
-            ((new, open_here),) = cur.fetchall()
-        found.append(new)
-        any_open = any_open or open_here
-    if any_open:
-        # Where the insert is committed already and this is not reached, the batch is not acknowledged
-        # either: it comes again, as duplicates, and they are resolved then.
-        messages = [d.message for rows, _ in sent for d in rows]
-        ids, bodies = [m.id for m in messages], [m.body for m in messages]
-        with cursor(connection) as cur:
-            cur.execute(_RESOLVE, [pgarrays.uuids(ids), pgarrays.byteas(bodies)])
-    if all(new is None for new in found):
-        return None
-    kept: set[str] = set()
-    for (rows, _), new in zip(sent, found, strict=True):
-        kept.update([d.message.id for d in rows] if new is None else new)
-    return kept
+    arrays = columns(batch, payload=payload)
+    with cursor(connection) as cur:
+        cur.execute(_INSERT, [*arrays, len(batch)])
+        ((new, any_open),) = cur.fetchall()
+        if any_open:
+            # Where the insert is committed already and this is not reached, the batch is not acknowledged
+            # either: it comes again, as duplicates, and they are resolved then.
+            cur.execute(_RESOLVE, arrays[:2])
+    return None if new is None else set(new)
 
 
 def refuses_payload(connection: sa.Connection, delivery: Delivery) -> bool:

@@ -57,9 +57,6 @@ def insert(connection: sa.Connection, batch: Sequence[Delivery], *, payload: boo
     return {d.message.id for d in new} if known else None
 
 
-insert_at_once = insert
-
-
 def _resolve(connection: sa.Connection, batch: Sequence[Delivery], now: str) -> None:
     if connection.exec_driver_sql(_ANY_OPEN).scalar_one():
         arrived = [(now, d.message.id, d.message.body) for d in batch]

@@ -80,32 +80,6 @@ def stored_count(database: Database) -> int:
         return int(connection.execute(sa.select(sa.func.count()).select_from(messages)).scalar_one())
 
 
-def execute(database: Database, *statements: str) -> None:
-    with database.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-
-
-TRIGGER = """
-CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$;
-CREATE {kind} TRIGGER {name} {when} INSERT ON messages {deferred} FOR EACH ROW EXECUTE FUNCTION {name}();
-"""
-
-
-def add_trigger(database: Database, body: str, *, at_commit: bool = False) -> None:
-    """Server-side code that runs for each row, or for each row when the transaction commits."""
-    execute(
-        database,
-        TRIGGER.format(
-            name="storage_test",
-            body=body,
-            kind="CONSTRAINT" if at_commit else "",
-            when="AFTER" if at_commit else "BEFORE",
-            deferred="DEFERRABLE INITIALLY DEFERRED" if at_commit else "",
-        ),
-    )
-
-
 def add_check(database: Database, name: str, condition: str) -> None:
     """A constraint of the user's own on `messages`."""
     with database.begin() as connection:

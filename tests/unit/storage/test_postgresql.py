@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from forebay.errors import MessageRejected, SinkMisconfigured, SinkUnavailable
 from forebay.sinks import WriteResult
-from forebay.storage import postgresql
 from forebay.storage.classify import POSTGRESQL, ConnectionLost, classify
 from forebay.storage.database import Database
 from forebay.storage.dead_letters import DeadLetterStore, _record
@@ -21,20 +20,40 @@ from forebay.storage.schema import migrate
 from forebay.storage.settings import DatabaseSettings
 from tests.servers.postgres import Postgres
 from tests.unit.storage.conftest import FAST
-from tests.unit.storage.deliveries import add_check, add_trigger, dead, delivery, execute, stored_count
+from tests.unit.storage.deliveries import add_check, dead, delivery, stored_count
 
 pytestmark = pytest.mark.external
-
-
-@pytest.fixture(params=[postgresql.FIRST, 1], ids=["one statement", "two statements"], autouse=True)
-def statements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches go to the server as small ones do, and as large ones do."""
-    monkeypatch.setattr(postgresql, "FIRST", request.param)
 
 
 def name_of(database: Database) -> str:
     with database.read() as connection:
         return str(connection.exec_driver_sql("SELECT current_database()").scalar_one())
+
+
+def execute(database: Database, *statements: str) -> None:
+    with database.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+TRIGGER = """
+CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$;
+CREATE {kind} TRIGGER {name} {when} INSERT ON messages {deferred} FOR EACH ROW EXECUTE FUNCTION {name}();
+"""
+
+
+def add_trigger(database: Database, body: str, *, at_commit: bool = False) -> None:
+    """Server-side code that runs for each row, or for each row when the transaction commits."""
+    execute(
+        database,
+        TRIGGER.format(
+            name="storage_test",
+            body=body,
+            kind="CONSTRAINT" if at_commit else "",
+            when="AFTER" if at_commit else "BEFORE",
+            deferred="DEFERRABLE INITIALLY DEFERRED" if at_commit else "",
+        ),
+    )
 
 
 # ---- the number of statements
