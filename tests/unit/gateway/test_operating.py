@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from forebay.ids import new_id
 from gateway import asking
 from gateway.health import Health
 from gateway.queues import QueueRegistry
-from gateway.recent import RecentIds
+from gateway.recent import PAGE, RecentIds
 from tests.unit.gateway.support import ScriptedBroker, running
 from tests.waiting import until
 
@@ -267,13 +268,24 @@ async def test_a_client_that_makes_up_names_cannot_fill_the_broker(monkeypatch: 
 
 
 def test_recent_ids_forget_a_generation_at_a_time() -> None:
-    from datetime import UTC, datetime
-
     recent, now = RecentIds(2), datetime.now(UTC)
     for name in "abcde":
         recent.add(name, "orders", now, "synced")
 
     assert [name for name in "abcde" if recent.get(name)] == ["c", "d", "e"]
+
+
+def test_of_an_id_that_came_twice_the_newest_time_is_told() -> None:
+    recent, now = RecentIds(), datetime.now(UTC)
+    recent.add("twice", "orders", now, "synced")
+    for number in range(2 * PAGE):
+        recent.add(f"{number}", "orders", now, "synced")
+    recent.add("twice", "orders", now + timedelta(hours=1), "synced")
+
+    found = recent.get("twice")
+
+    assert found is not None
+    assert found.at == now + timedelta(hours=1)
 
 
 def database(path: Path) -> Any:

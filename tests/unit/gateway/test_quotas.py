@@ -60,3 +60,27 @@ def test_other_limits_count_from_now_on() -> None:
 def test_nothing_is_told_of_a_quota_without_limits() -> None:
     assert Quota().headers() == []
     assert Quota().take_some(1000) == 1000
+
+
+def test_what_was_told_is_told_again_when_it_is_old_or_far_from_what_is_so() -> None:
+    clock = Clock()
+    quota = Quota(rate=1000, burst=1000, bytes_per_second=1_000_000, clock=clock)
+    assert quota.to_tell(202), "never told before"
+    assert not quota.to_tell(202)
+    assert quota.to_tell(429), "a refusal always says it"
+    clock.now += 0.02
+    assert quota.to_tell(200), "old, although nothing was taken since"
+    assert quota.take_whole(9_000)
+    assert not quota.to_tell(202)
+    assert quota.take_whole(2_000)
+    assert quota.to_tell(202), "more than a hundredth of the bytes is gone"
+
+
+def test_a_whole_message_is_taken_with_its_bytes_or_not_at_all() -> None:
+    clock = Clock()
+    quota = Quota(rate=2, burst=2, bytes_per_second=100, clock=clock)
+    assert quota.take_whole(150)
+    assert not quota.take_whole(1), "the bytes are in debt"
+    clock.now += 0.6
+    assert quota.take_whole(1)
+    assert quota.take_some(9) == 1, "the refused one took nothing"
