@@ -255,49 +255,36 @@ class Ingest(Entrance):
         # The first has waited longest; its deadline tells since when.
         waited = self._now() - seconds - (tickets[0].deadline - self._timeout)
         self._metrics.commit_seconds.observe(max(0.0, waited))
-        first = outcomes[0]
-        level = first.durability if isinstance(first, PublishResult) else None
-        # Nearly always one result stands for all.
-        if level is not None and level != "journaled" and outcomes.count(first) == len(tickets):
-            self._all_stored(queue, tickets, level, seconds)
-            return
-        accepted: list[Message] = []
-        answered = 0
-        level = None
-        recent: dict[str, datetime] = {}
+        stored: dict[Durability, list[Ticket]] = {}
         trouble: BrokerError | None = None
-        for ticket, outcome in zip(tickets, outcomes, strict=True):
-            message = ticket.message
-            self.abandon(ticket)
-            keyed = ticket.key is not None
-            durability = outcome.durability if isinstance(outcome, PublishResult) else None
-            if durability is not None:
-                accepted.append(message)
-                if durability == "journaled":
-                    self.journaled(ticket.caller, len(message.body))
-                if durability is not level:
-                    level = durability
-                    recent = self.recent.room(queue, durability, len(tickets))
-                recent[message.id] = message.accepted_at
-                if not ticket.answered:
-                    answered += self._answer_accepted(ticket, durability, duplicate=False)
-                if keyed:
-                    self.confirm(message.id, durability)
-            else:
+        first = outcomes[0]
+        if isinstance(first, PublishResult) and first.durability and outcomes.count(first) == len(tickets):
+            stored[first.durability] = tickets  # nearly always one result stands for all
+        else:
+            for ticket, outcome in zip(tickets, outcomes, strict=True):
                 error = outcome.error if isinstance(outcome, PublishResult) else outcome
-                assert error is not None, "a result has a durability or an error"
+                if error is None:
+                    assert isinstance(outcome, PublishResult)
+                    assert outcome.durability is not None, "a result has a durability or an error"
+                    stored.setdefault(outcome.durability, []).append(ticket)
+                    continue
                 if not isinstance(error, MessageTooLarge):
                     trouble = error
-                if not ticket.answered:
-                    self._answer(ticket, broker_problem(error, message_id=message.id, queue=queue))
-                if keyed:
-                    self.release(message.id, queue, error)
-        if answered:
-            self.count(queue, "accepted", answered)
+                self._failed(queue, ticket, error)
+        accepted: list[Message] = []
+        for durability, these in stored.items():
+            accepted += self._stored(queue, these, durability)
         self.published(queue, accepted, len(tickets), trouble, seconds)
 
-    def _all_stored(self, queue: str, tickets: list[Ticket], durability: Durability, seconds: float) -> None:
-        """The same for a publish of which everything is stored, the same way."""
+    def _failed(self, queue: str, ticket: Ticket, error: BrokerError) -> None:
+        self.abandon(ticket)
+        if not ticket.answered:
+            self._answer(ticket, broker_problem(error, message_id=ticket.message.id, queue=queue))
+        if ticket.key is not None:
+            self.release(ticket.message.id, queue, error)
+
+    def _stored(self, queue: str, tickets: list[Ticket], durability: Durability) -> list[Message]:
+        """Answer all of these; returns their messages."""
         messages = [ticket.message for ticket in tickets]
         recent = self.recent.room(queue, durability, len(tickets))
         size = places = 0
@@ -313,6 +300,8 @@ class Ingest(Entrance):
                     budget.release(ticket.reserved, ticket.placed)
             if ticket.key is not None:
                 keyed.append(message.id)
+            if durability == "journaled":
+                self.journaled(ticket.caller, len(message.body))
         self._admission.release(size, places)
         if keyed:
             self.confirm_all(keyed, durability)
@@ -330,7 +319,7 @@ class Ingest(Entrance):
                 answered += self._answer_accepted(ticket, durability, duplicate=False)
         if answered:
             self.count(queue, "accepted", answered)
-        self.published(queue, messages, len(tickets), None, seconds)
+        return messages
 
     def confirm(self, message_id: str, durability: Durability) -> None:
         """A claimed message is stored: remember it, and answer its twins."""

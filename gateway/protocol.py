@@ -56,15 +56,13 @@ class _JoinedWrites:
             self._loop.call_soon(self._flush)
         self._pending.append(data)
 
-    def write_whole(self, data: bytes) -> bool:
-        """Write what nothing will follow in this turn; whether it was alone, and the connection is open."""
+    def write_whole(self, data: bytes) -> None:
+        """Write what nothing will follow in this turn."""
         if self._pending:
             self._pending.append(data)
             self._flush()
         elif not self._transport.is_closing():
             self._transport.write(data)
-            return True
-        return False
 
     def close(self) -> None:
         self._flush()
@@ -322,16 +320,9 @@ class Protocol(HttpToolsProtocol):
             self._known_lane = lane
 
     def send_plain(self, data: bytes, *, keep_alive: bool) -> None:
-        whole = self._writes.write_whole(data)
+        self._writes.write_whole(data)
         if not keep_alive:
             self.transport.close()
-        elif whole and not (self._in_head or self._in_body or self.pipeline or self.flow.read_paused):
-            # Nothing but this answer: what `on_response_complete` does then.
-            self.server_state.total_requests += 1
-            self._ends.set(self.loop.time() + self.timeout_keep_alive)
-            if isinstance(connections := self.connections, Connections):
-                connections.answered(self)
-            return
         self.on_response_complete()
 
     def on_message_complete(self) -> None:

@@ -110,8 +110,7 @@ class Quota:
         """Take one message and charge its bytes, or neither."""
         if not self.take(1):
             return False
-        if self._bytes is not None:
-            self._bytes.level -= size
+        self.charge(size)
         return True
 
     def take_some(self, messages: int) -> int:

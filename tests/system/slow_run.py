@@ -9,11 +9,8 @@ from typing import Any
 
 from tests.system.harness import Site
 from tests.system.hostile import resident
-from tests.system.load import Load
+from tests.system.load import CONNECTIONS, Load
 from tests.system.slow_clients import SlowClients
-
-CLIENTS = 80
-"""Good ones: fewer than may be in work at once, so that a disk that stands still makes no 503 of them."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,12 @@ class Outcome:
     memory_before: int
 
 
-def run(site: Site, *, count: int, rate: float, seconds: float) -> Outcome:
-    """`count` slow clients and `rate` good requests a second for so long."""
+def run(site: Site, *, count: int, rate: float, seconds: float, connections: int = CONNECTIONS) -> Outcome:
+    """`count` slow clients, and `rate` good requests a second over so many connections, for so long."""
     site.queues = "orders"
     gateway = site.gateway()
     load = Load(
-        [site.port], "orders", site.folder / "sent.txt", rate=rate, catch_up=seconds, connections=CLIENTS
+        [site.port], "orders", site.folder / "sent.txt", rate=rate, catch_up=seconds, connections=connections
     )
     before = resident(gateway.pid)
     with SlowClients(site.port, count) as slow:
